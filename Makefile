@@ -1,0 +1,41 @@
+# Every command of the project; `make` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	@echo "Installing the locked packages into .venv (about 5 GB; one to five minutes) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: .venv/.installed ## Create .venv from requirements.lock and install starlab into it
+
+demo: setup ## Generate people, train the STAR model on them, evaluate, record, report (about 5 minutes, no GPU)
+	@$(BIN)/starlab demo
+
+check: setup ## Format, lint, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=.typing $(BIN)/lint-imports
+
+test: setup ## All tests but the slowest
+	$(BIN)/python -m pytest
+
+wheel: setup ## Build dist/starlab-*.whl
+	$(BIN)/python -m build --wheel --no-isolation
+
+lock: ## Resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --output-file requirements.lock
+
+format: setup ## Rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: help setup demo check test wheel lock format

@@ -1,0 +1,1 @@
+"""Experiments as data: the spec, its loader and the packaged YAML files."""

@@ -1,0 +1,119 @@
+"""The sections of a spec that neither the data nor the model owns: train, resources, tracking, search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The `train` section. Defaults are the paper's recipe (§4.1) unless said otherwise."""
+
+    epochs: float = 300
+    """Passes over the training part; a fraction is fine for a quick try."""
+    global_batch: int = 16
+    """Clips per step over all workers; does not change with their number. (The paper's 4 on each of 4 GPUs.)"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 2e-4
+    """Peak learning rate; never rescaled behind your back."""
+    momentum: float = 0.9
+    """For sgd."""
+    weight_decay: float = 0.0
+    """Decoupled for adamw; never on biases, norms, tokens and other one-dimensional parameters."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_fraction: float = 0.0
+    """Share of all steps over which the rate rises linearly from 0."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient; null does not clip."""
+    label_smoothing: float = 0.0
+    precision: Literal["fp32", "fp16", "bf16", "auto"] = "auto"
+    """"auto" takes bf16 or fp16 on a GPU; on a CPU with bf16 units it measures once and keeps the faster."""
+    seed: int = 0
+    """Weights, order and augmentation."""
+    evaluate_every_epochs: int = 1
+    """Epochs between two looks at the validation part."""
+    checkpoint_every_steps: int | None = None
+    """Besides the checkpoint at every evaluation; null writes none in between."""
+    log_every_steps: int = 10
+    """Steps between two points of the training curve."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "train.epochs", self.epochs, "be above 0")
+        _require(self.lr > 0, "train.lr", self.lr, "be above 0")
+        _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "be in [0, 1)")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "be 0 or more")
+        _require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "be in [0, 1)")
+        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "be in [0, 1)")
+        _require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "be above 0 or null")
+        for name in ("global_batch", "evaluate_every_epochs", "log_every_steps"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "be 1 or more")
+        every = self.checkpoint_every_steps
+        _require(every is None or every >= 1, "train.checkpoint_every_steps", every, "be 1 or more, or null")
+        _require(self.seed >= 0, "train.seed", self.seed, "be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourcesConfig:
+    """The `resources` section: where a run computes. No part of the run's identity."""
+
+    workers: int = 1
+    """Ray Train workers, one model replica each."""
+    gpus_per_worker: int = 0
+    cpus_per_worker: float | None = None
+    """CPUs reserved by each worker; null leaves half of the cluster's CPUs to decoding, 1 at most per worker."""
+    threads_per_worker: int = 1
+    """Threads of a worker's arithmetic on a CPU."""
+    accelerator: str | None = None
+    """Ray's accelerator type, e.g. V100; null takes any."""
+    max_failures: int = 3
+    """Restarts of the worker group, each from the newest valid checkpoint, before the run fails."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 1, "resources.workers", self.workers, "be 1 or more")
+        _require(self.gpus_per_worker in (0, 1), "resources.gpus_per_worker", self.gpus_per_worker, "be 0 or 1: one replica per GPU")
+        _require(
+            self.cpus_per_worker is None or self.cpus_per_worker > 0,
+            "resources.cpus_per_worker",
+            self.cpus_per_worker,
+            "be above 0, or null",
+        )
+        _require(self.threads_per_worker >= 1, "resources.threads_per_worker", self.threads_per_worker, "be 1 or more")
+        _require(self.max_failures >= 0, "resources.max_failures", self.max_failures, "be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """The `tracking` section. No part of the run's identity."""
+
+    uri: str | None = None
+    """An MLflow server's address; null is sqlite under the runs folder."""
+    experiment: str | None = None
+    """MLflow experiment; null takes the spec's name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """The `search` section of a search."""
+
+    trials: int = 20
+    """Trials in all, those of an earlier, interrupted call included."""
+    seed: int = 0
+    """Seeds the sampler."""
+    concurrent: int | None = None
+    """Trials at once; null takes as many as the cluster's GPUs (or CPUs) hold."""
+    grace_epochs: int = 1
+    """Epochs before ASHA may stop a trial."""
+    reduction: int = 2
+    """ASHA keeps one in so many at each rung."""
+
+    def __post_init__(self) -> None:
+        _require(self.trials >= 1, "search.trials", self.trials, "be 1 or more")
+        _require(self.concurrent is None or self.concurrent >= 1, "search.concurrent", self.concurrent, "be 1 or more, or null")
+        _require(self.grace_epochs >= 1, "search.grace_epochs", self.grace_epochs, "be 1 or more")
+        _require(self.reduction >= 2, "search.reduction", self.reduction, "be 2 or more")
+
+
+def _require(holds: bool, key: str, value: object, must: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} is {value}; it must {must}")

@@ -1,0 +1,1 @@
+"""The STAR-transformer: torch only, no Ray, no MLflow, no experiment files."""

@@ -1,0 +1,237 @@
+"""The CNN both modalities share (§3.1): mixed convolutions, 3-D in the first stages and 2-D in the later ones.
+
+Letters: B clips, T frames (kept by every stage), H W pixels or cells, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torchvision
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+BackboneName = Literal["mc3_18", "mc3_tiny"]
+LocalLayer = Literal["layer2", "layer3"]
+PixelNorm = Literal["kinetics", "clip"]
+BatchNorm = Literal["train", "frozen", "sync"]
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+CHANNELS: dict[BackboneName, dict[str, int]] = {
+    "mc3_18": {"stem": 64, "layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512},
+    "mc3_tiny": {"stem": 8, "layer1": 8, "layer2": 16, "layer3": 32, "layer4": 64},
+}
+KINETICS_FILE = "mc3_18-a90a0ba3.pth"
+KINETICS_URL = f"https://download.pytorch.org/models/{KINETICS_FILE}"
+KINETICS_MEAN = (0.43216, 0.394666, 0.37645)  # RGB in [0, 1], as torchvision's Kinetics-400 weights expect
+KINETICS_STD = (0.22803, 0.22145, 0.216989)
+
+
+class Backbone(nn.Module):
+    """uint8 frames → a local and a global feature map.
+
+    Stem and layer1 work at half the frame's size, layer2 at a quarter, layer3 at an eighth, layer4 at a sixteenth.
+    """
+
+    def __init__(
+        self,
+        name: BackboneName,
+        *,
+        local_layer: LocalLayer = "layer2",
+        grid: int | None = None,
+        pixel_norm: PixelNorm = "kinetics",
+        frozen_stages: int = 0,
+        batch_norm: BatchNorm = "train",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """See `StarConfig` for the options; the weights start random."""
+        super().__init__()
+        trunk: nn.Module = torchvision.models.video.mc3_18(weights=None) if name == "mc3_18" else TinyTrunk()
+        for stage in STAGES:
+            self.add_module(stage, trunk.get_submodule(stage))
+        self.local_layer = local_layer
+        self.grid = grid
+        self.pixel_norm = pixel_norm
+        self.frozen_stages = frozen_stages
+        self.batch_norm = batch_norm
+        self.activation_checkpointing = activation_checkpointing
+        self.register_buffer("mean", torch.tensor(KINETICS_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(KINETICS_STD), persistent=False)
+        if batch_norm == "sync":
+            for stage in STAGES:
+                synced = nn.SyncBatchNorm.convert_sync_batchnorm(self.get_submodule(stage))  # type: ignore[no-untyped-call]
+                self.add_module(stage, synced)
+        for stage in STAGES[:frozen_stages]:
+            self.get_submodule(stage).requires_grad_(False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 RGB (B, T, H, W, 3) → local (B, C', T, H', W') and global map (B, C, T, h, w).
+
+        Raises:
+            ValueError: `grid` is finer than the last stage's map, or synchronised batch-norm cannot run here.
+        """
+        if self.training and self.batch_norm == "sync":
+            check_can_synchronise(frames)
+        x = self.normalise(frames)
+        local = x
+        for stage in STAGES:
+            x = self._run(self.get_submodule(stage), x)
+            if stage == self.local_layer:
+                local = x
+        return local, x if self.grid is None else pool_grid(x, self.grid)
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """uint8 (B, T, H, W, 3) → float (B, 3, T, H, W), a view whose memory order is channels_last_3d."""
+        mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
+        if self.pixel_norm == "kinetics":
+            # one multiply-add: (x / 255 - mean) / std
+            pixels = torch.addcmul(-mean / std, frames.to(mean.dtype), 1 / (255 * std))
+        else:
+            pixels = frames.to(mean.dtype)
+            variance, centre = torch.var_mean(pixels, dim=(1, 2, 3, 4), correction=0, keepdim=True)
+            pixels = (pixels - centre) * (variance + 1.0).rsqrt()  # +1 grey level²: a blank clip stays finite
+        return rearrange(pixels, "b t h w c -> b c t h w")
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(stage, x, use_reentrant=False, context_fn=lambda: once(stage)))
+        return cast(Tensor, stage(x))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As usual, but frozen stages and frozen batch-norms stay in evaluation mode."""
+        super().train(mode)
+        for stage in STAGES[: self.frozen_stages]:
+            self.get_submodule(stage).eval()
+        if self.batch_norm == "frozen":
+            for norm in batch_norms(self):
+                norm.eval()
+        return self
+
+
+class TinyTrunk(nn.Module):
+    """mc3_18's pattern at an eighth of its width, one block per stage: for small frames on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = CHANNELS["mc3_tiny"]
+        self.stem = nn.Sequential(convolution(3, width["stem"], (3, 5, 5), stride=2), nn.ReLU(inplace=True))
+        self.layer1 = TinyBlock(width["stem"], width["layer1"], (3, 3, 3), stride=1)
+        self.layer2 = TinyBlock(width["layer1"], width["layer2"], (1, 3, 3), stride=2)
+        self.layer3 = TinyBlock(width["layer2"], width["layer3"], (1, 3, 3), stride=2)
+        self.layer4 = TinyBlock(width["layer3"], width["layer4"], (1, 3, 3), stride=2)
+
+
+class TinyBlock(nn.Module):
+    """Two convolutions and a residual (1×1×1 where the shape changes); `stride` in space only."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int], *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(channels_in, channels_out, kernel, stride=stride)
+        self.conv2 = convolution(channels_out, channels_out, kernel, stride=1)
+        same = stride == 1 and channels_in == channels_out
+        self.shortcut = nn.Identity() if same else convolution(channels_in, channels_out, (1, 1, 1), stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, T, H, W) → (B, channels_out, T, H / stride, W / stride)."""
+        branch = self.conv2(self.conv1(x).relu_())
+        return cast(Tensor, (branch + self.shortcut(x)).relu_())
+
+
+def convolution(channels_in: int, channels_out: int, kernel: tuple[int, int, int], *, stride: int) -> nn.Sequential:
+    """A convolution with batch-norm that keeps T and divides H and W by `stride`."""
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    conv = nn.Conv3d(channels_in, channels_out, kernel, stride=(1, stride, stride), padding=padding, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm3d(channels_out))
+
+
+def pool_grid(global_map: Tensor, grid: int) -> Tensor:
+    """Average the cells of each frame into grid × grid.
+
+    Raises:
+        ValueError: the map has fewer cells than that on a side.
+    """
+    frames, height, width = global_map.shape[2:]
+    if grid > min(height, width):
+        raise ValueError(
+            f"grid is {grid}, but the global map of such frames has only {height} × {width} cells; "
+            f"use grid ≤ {min(height, width)} or None, or larger frames"
+        )
+    return nn.functional.adaptive_avg_pool3d(global_map, (frames, grid, grid))
+
+
+def batch_norms(module: nn.Module) -> Iterator[nn.BatchNorm3d | nn.SyncBatchNorm]:
+    """Every batch-norm inside the module."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm3d | nn.SyncBatchNorm):
+            yield child
+
+
+def check_can_synchronise(frames: Tensor) -> None:
+    """Raises ValueError unless the batch is on CUDA and a process group is there."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not frames.is_cuda or not distributed:
+        raise ValueError(
+            f"batch_norm is 'sync', which trains only on CUDA under torch.distributed; the frames are on "
+            f"{frames.device} and torch.distributed is {'' if distributed else 'not '}initialised. "
+            "Use batch_norm 'train' or 'frozen' here"
+        )
+
+
+def once(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of a checkpointed stage's first pass and of its repetition, which must not count a batch twice."""
+    return nullcontext(), statistics_untouched(stage)
+
+
+@contextmanager
+def statistics_untouched(stage: nn.Module) -> Iterator[None]:
+    """Normalise by the batch without counting it in the running statistics."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(stage) if norm.training]
+    for norm, _, _ in before:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def load_kinetics400(backbone: Backbone, weights_path: str | None) -> None:
+    """Fill an mc3_18 backbone with torchvision's Kinetics-400 weights from a file; nothing is downloaded.
+
+    Args:
+        backbone: an mc3_18.
+        weights_path: the file, named as torchvision names it; None looks in the torch hub cache.
+
+    Raises:
+        FileNotFoundError: no file there; says what to download and where to put it.
+        ValueError: the file's SHA-256 does not start with the digits in its name.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / KINETICS_FILE if weights_path is None else Path(weights_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights 'kinetics400' need the file {path}, which is not there; download {KINETICS_URL} to that place "
+            "(or anywhere, and set weights_path), or set weights to 'none'"
+        )
+    expected = re.fullmatch(r"mc3_18-([0-9a-f]{8,64})\.pth", path.name)
+    if expected is None:
+        raise ValueError(
+            f"weights_path is {path}; the name must be mc3_18-<first digits of its SHA-256>.pth, "
+            f"as torchvision's {KINETICS_FILE}, so that the content can be checked"
+        )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(expected[1]):
+        raise ValueError(
+            f"{path} has SHA-256 {digest[:16]}…, but its name says {expected[1]}: the file is damaged or another one; "
+            f"download {KINETICS_URL} again"
+        )
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})

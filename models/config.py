@@ -1,0 +1,166 @@
+"""Every choice of the model in one place. The defaults are the paper's; docs/model.md tells which reading is which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from starlab.models.attention import GroupProjections
+from starlab.models.backbone import BackboneName, BatchNorm, LocalLayer, PixelNorm
+from starlab.models.heatmaps import HeatmapNorm
+from starlab.models.layers import Norm
+from starlab.models.tokens import ClassTokens, JointPosition, TemporalPosition
+
+Weights = Literal["none", "kinetics400"]
+Modality = Literal["both", "rgb", "pose"]
+
+CHOICES: dict[str, object] = {
+    "modality": Modality,
+    "backbone": BackboneName,
+    "weights": Weights,
+    "pixel_norm": PixelNorm,
+    "local_layer": LocalLayer,
+    "batch_norm": BatchNorm,
+    "heatmap_norm": HeatmapNorm,
+    "joint_position": JointPosition,
+    "class_tokens": ClassTokens,
+    "temporal_position": TemporalPosition,
+    "norm": Norm,
+    "group_projections": GroupProjections,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StarConfig:
+    """A STAR-transformer. Only `num_classes` and `num_joints` are required; the rest is the paper's model."""
+
+    # --- the data --------------------------------------------------------------------------------------------------
+    num_classes: int
+    """Classes, the length of a clip's logits."""
+    num_joints: int
+    """Joints per body: 13 in Penn-Action, 25 in NTU."""
+    max_bodies: int = 1
+    """Bodies per clip, side by side; above 1, absent bodies are masked out of every attention."""
+    frames: int = 16
+    """Frames per clip; even where Z or B is used."""
+    modality: Modality = "both"
+    """"rgb": no JM-tokens; "pose": joint tokens from x, y and confidence alone, no pixel is read."""
+
+    # --- backbone --------------------------------------------------------------------------------------------------
+    backbone: BackboneName = "mc3_18"
+    """"mc3_18" is the paper's; "mc3_tiny" is its pattern at an eighth of the width, for demos on a CPU."""
+    weights: Weights = "none"
+    """"kinetics400" reads a file when the model is built (the paper's choice); "none" starts random."""
+    weights_path: str | None = None
+    """The Kinetics-400 file; None means the torch hub cache."""
+    pixel_norm: PixelNorm = "kinetics"
+    """Kinetics mean and deviation, or each clip to mean 0 and deviation 1."""
+    local_layer: LocalLayer = "layer2"
+    """The "middle layer" whose map gives the JM-tokens."""
+    grid: int | None = None
+    """Average the global map to grid × grid cells per frame; None keeps it (14 × 14 at 224²)."""
+    frozen_stages: int = 0
+    """How many stages of stem, layer1 … layer4 stay as loaded: 0 to 5."""
+    batch_norm: BatchNorm = "train"
+    """Batch statistics, the stored ones ("frozen"), or batch statistics over all workers ("sync", CUDA only)."""
+
+    # --- tokens ----------------------------------------------------------------------------------------------------
+    sigma_cells: float = 0.7
+    """Deviation of a joint's Gaussian, in cells of the local map."""
+    heatmap_norm: HeatmapNorm = "sum"
+    """A heat map's cells sum to 1 (Eq. 1 becomes a weighted mean), or its peak is 1."""
+    joint_position: JointPosition = "index"
+    """The paper's learned vector per joint, or with a Fourier code of x, y added."""
+    class_tokens: ClassTokens = "multi"
+    """CLS_glob, CLS_joint and CLS_total per frame, or CLS_total alone (Table 3)."""
+    token_norm: bool = False
+    """LayerNorm on the projected GG- and JM-tokens."""
+    token_init_std: float = 0.02
+    """Initial deviation of class tokens and learned positions."""
+    temporal_position: TemporalPosition = "none"
+    """The paper adds none, so its transformer is blind to time's direction."""
+    temporal_position_scale: float = 1.0
+    """Factor on the temporal position."""
+
+    # --- transformer -----------------------------------------------------------------------------------------------
+    layers: int = 3
+    """Encoder layers, and as many decoder layers: 1 to 8."""
+    encoder_layers: int | None = None
+    """Encoder layers where they differ from `layers`."""
+    decoder_layers: int | None = None
+    """Decoder layers where they differ from `layers`."""
+    encoder: str = "FZ"
+    """First and second attention of an encoder layer: one or two letters of F, Z, B."""
+    decoder: str = "FB"
+    """The same for a decoder layer."""
+    dim: int = 512
+    """Width of a token."""
+    heads: int = 8
+    """Attention heads; they divide `dim`."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over `dim`."""
+    norm: Norm = "post"
+    """The paper's post-norm, or pre-norm with a final norm."""
+    group_projections: GroupProjections = "shared"
+    """Q, K, V and output projections of Z's and B's two groups."""
+    dropout: float = 0.0
+    """On every branch of a layer and inside the MLP."""
+    drop_path: float = 0.0
+    """Stochastic depth: the last layer's rate; it grows linearly from 0 at the first."""
+
+    # --- memory ----------------------------------------------------------------------------------------------------
+    activation_checkpointing: bool = False
+    """Recompute each stage and layer in the backward pass instead of keeping its activations."""
+
+    @property
+    def encoder_depth(self) -> int:
+        """Number of encoder layers."""
+        return self.layers if self.encoder_layers is None else self.encoder_layers
+
+    @property
+    def decoder_depth(self) -> int:
+        """Number of decoder layers."""
+        return self.layers if self.decoder_layers is None else self.decoder_layers
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value, the limit and the fix."""
+        for field, choices in CHOICES.items():
+            self._require(field, getattr(self, field) in get_args(choices), f"must be one of {get_args(choices)}")
+        for field in ("num_classes", "num_joints", "max_bodies", "frames", "dim", "heads"):
+            self._require(field, getattr(self, field) >= 1, "must be at least 1")
+        for field in ("layers", "encoder_layers", "decoder_layers"):
+            depth = getattr(self, field)
+            self._require(field, depth is None or 1 <= depth <= 8, "must be 1 to 8")
+        for field in ("dropout", "drop_path"):
+            self._require(field, 0 <= getattr(self, field) < 1, "must be at least 0 and below 1")
+        for field in ("mlp_ratio", "sigma_cells"):
+            self._require(field, getattr(self, field) > 0, "must be above 0")
+        for field in ("token_init_std", "temporal_position_scale"):
+            self._require(field, getattr(self, field) >= 0, "must not be negative")
+        self._require("grid", self.grid is None or self.grid >= 1, "must be at least 1, or None")
+        self._require("frozen_stages", 0 <= self.frozen_stages <= 5, "must be 0 to 5: stem, layer1, …, layer4")
+        self._require("dim", self.dim % self.heads == 0, f"must be a multiple of heads = {self.heads}")
+        self._require(
+            "dim",
+            self.temporal_position != "sincos" or self.dim % 2 == 0,
+            "must be even for temporal_position 'sincos'",
+        )
+        self._require(
+            "weights",
+            self.weights == "none" or self.backbone == "mc3_18",
+            f"exist for backbone 'mc3_18' only, not for {self.backbone!r}; use weights 'none'",
+        )
+        for field in ("encoder", "decoder"):
+            letters = getattr(self, field)
+            self._require(
+                field, 1 <= len(letters) <= 2 and set(letters) <= set("FZB"), "must be one or two letters of F, Z, B"
+            )
+        if self.frames % 2 and set("ZB") & set(self.encoder + self.decoder):
+            raise ValueError(
+                f"frames is {self.frames}, but encoder {self.encoder!r} and decoder {self.decoder!r} split the frames "
+                f"into two equal groups (Z, B): use an even number such as {self.frames + 1}, or 'FF' for both"
+            )
+
+    def _require(self, field: str, holds: bool, limit: str) -> None:
+        if not holds:
+            raise ValueError(f"StarConfig.{field} is {getattr(self, field)!r}; it {limit}")

@@ -1,0 +1,127 @@
+"""Parameters and floating-point operations of a model, part by part, without running it.
+
+The model is built and called on PyTorch's meta device, where tensors have shapes but no values; every convolution,
+linear layer, attention and joint pooling that runs is counted (a multiply-add is 2 FLOP). Norms, activations and
+heat maps are left out, as is usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starlab.models.attention import SpatioTemporalAttention
+from starlab.models.star import StarConfig, StarTransformer
+from starlab.models.tokens import JointTokens
+
+PARTS = ("backbone", "tokens", "encoder", "decoder", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class PartCost:
+    """One part of the model."""
+
+    parameters: int
+    """Trainable and frozen, without buffers."""
+    flops: int
+    """FLOP of one clip's forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one clip costs."""
+
+    parts: dict[str, PartCost]
+    """backbone, tokens, encoder, decoder, head; a part the model does not have costs nothing."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return sum(part.parameters for part in self.parts.values())
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOP of one clip's forward pass."""
+        return sum(part.flops for part in self.parts.values())
+
+    @property
+    def training_flops(self) -> int:
+        """FLOP of one clip's training step: the backward pass of a product is two products of the same size.
+
+        Recomputing (activation checkpointing, and the scores in fused attention) is not counted as work done.
+        """
+        return 3 * self.forward_flops
+
+
+def cost(config: StarConfig, *, height: int = 224, width: int = 224) -> Cost:
+    """The cost of one clip of `config.frames` frames of height × width pixels.
+
+    Raises:
+        ValueError: the frames are too small for `config.grid`.
+    """
+    with torch.device("meta"):
+        model = StarTransformer(replace(config, weights="none")).eval()
+        frames = torch.empty(1, config.frames, height, width, 3, dtype=torch.uint8)
+        joints = torch.empty(1, config.frames, config.max_bodies, config.num_joints, 3)
+    flops = dict.fromkeys(PARTS, 0)
+    for part in PARTS:
+        for module in children_of(model, part):
+            if count := counter(module):
+                module.register_forward_hook(adding(flops, part, count))
+    with torch.no_grad():
+        model(frames, joints)
+    parameters = {part: sum(p.numel() for m in roots(model, part) for p in m.parameters()) for part in PARTS}
+    return Cost({part: PartCost(parameters[part], flops[part]) for part in PARTS})
+
+
+def roots(model: StarTransformer, part: str) -> list[nn.Module]:
+    """The model's children that make up a part; the final norm belongs to the head."""
+    names = ("norm", "head") if part == "head" else (part,)
+    return [child for name, child in model.named_children() if name in names]
+
+
+def children_of(model: StarTransformer, part: str) -> list[nn.Module]:
+    """Every module inside a part."""
+    return [module for root in roots(model, part) for module in root.modules()]
+
+
+Counter = Callable[[nn.Module, tuple[Any, ...], Any], int]
+
+
+def counter(module: nn.Module) -> Counter | None:
+    """How to count the products a module does itself, beside those of the modules in it; None: it does none."""
+    if isinstance(module, nn.Conv3d | nn.Linear):
+        products = module.weight[0].numel()  # per element of the output
+        return lambda _, __, output: 2 * products * int(output.numel())
+    if isinstance(module, SpatioTemporalAttention):
+        return attention_flops
+    if isinstance(module, JointTokens):
+        return pooling_flops
+    return None
+
+
+def attention_flops(module: nn.Module, inputs: tuple[Any, ...], _: Tensor) -> int:
+    """Scores and weighted values: 2 · 2 · L² · D for each group of L tokens."""
+    assert isinstance(module, SpatioTemporalAttention)
+    clips, frames, tokens, dim = inputs[0].shape
+    group = frames * tokens // module.groups
+    return int(4 * clips * module.groups * group * group * dim)
+
+
+def pooling_flops(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
+    """Eq. 1: every joint's map times the local map; nothing without pixels."""
+    local = inputs[0]
+    return 0 if local is None else int(2 * local.numel() * output.shape[2])
+
+
+def adding(flops: dict[str, int], part: str, count: Counter) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    """A forward hook that adds a module's count to its part."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        flops[part] += count(module, inputs, output)
+
+    return hook

@@ -1,0 +1,59 @@
+"""Joints → Gaussian heat maps on the grid of a feature map (§3.1), and the joint map they weigh out (Eq. 1).
+
+Letters: B clips, T frames, N joints (of all bodies), C channels, H W cells of the feature map.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+HeatmapNorm = Literal["sum", "peak"]
+
+
+def visible_joints(joints: Tensor) -> Tensor:
+    """(B, T, N) bool: a positive confidence and a place inside the frame. A NaN coordinate counts as not visible."""
+    x, y, confidence = joints.unbind(-1)
+    return (confidence > 0) & (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+
+
+def joint_heatmaps(
+    joints: Tensor, size_cells: tuple[int, int], sigma_cells: float, norm: HeatmapNorm = "sum"
+) -> Tensor:
+    """One Gaussian per joint, sampled at the cell centres; all zero for a joint that is invisible or out of frame.
+
+    Args:
+        joints: x, y as fractions of the frame (0 and 1 are its edges), confidence.
+        size_cells: (H, W) of the map.
+        sigma_cells: standard deviation, in cells.
+        norm: "sum": the cells of a map add up to 1; "peak": 1 where a joint falls on a cell's centre.
+
+    Returns:
+        (B, T, N, H, W), in the joints' dtype, values in [0, 1].
+    """
+    visible = visible_joints(joints)
+    x, y = joints[..., 0], joints[..., 1]
+    height, width = size_cells
+    # where() and not a product: 0 · NaN would be NaN
+    factor_y = torch.where(visible[..., None], _gaussian(y, height, sigma_cells, norm), 0)
+    factor_x = torch.where(visible[..., None], _gaussian(x, width, sigma_cells, norm), 0)
+    return factor_y[..., :, None] * factor_x[..., None, :]
+
+
+def _gaussian(fraction: Tensor, cells: int, sigma_cells: float, norm: HeatmapNorm) -> Tensor:
+    """The factor of a separable Gaussian along one axis: (...) → (..., cells)."""
+    centres = (torch.arange(cells, dtype=fraction.dtype, device=fraction.device) + 0.5) - fraction[..., None] * cells
+    exponent = -0.5 * (centres / sigma_cells).square()
+    # A softmax is the Gaussian divided by its sum; unlike that quotient it never becomes 0 / 0 for a small sigma.
+    return exponent.softmax(-1) if norm == "sum" else exponent.exp()
+
+
+def pool_joints(local_map: Tensor, heatmaps: Tensor) -> Tensor:
+    """Eq. 1: per joint and channel, Σ_ij F_c(i, j) · h_n(i, j). Returns (B, T, N, C).
+
+    One batched matrix product (N × HW) · (HW × C) per frame. Contracting the Gaussian's two factors one after the
+    other would spare the N × H × W maps, but leaves N × H × C in between: more than twice as much for layer2.
+    """
+    return torch.einsum("bcthw,btnhw->btnc", local_map, heatmaps.to(local_map.dtype))

@@ -1,0 +1,84 @@
+"""One STAR layer (Eq. 11-14), the MLP in it, and stochastic depth.
+
+Letters: B clips, T frames, S tokens per frame, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from starlab.models.attention import GroupProjections, Pattern, SpatioTemporalAttention, xavier_linear
+
+Norm = Literal["post", "pre"]
+
+
+class StarLayer(nn.Module):
+    """One or two attentions and an MLP, each with a residual and a LayerNorm. Encoder and decoder share the structure.
+
+    `norm` "post" is the paper's: x ← LN(branch(x) + x); "pre" is x ← x + branch(LN(x)).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        patterns: str,
+        *,
+        mlp_ratio: float = 4.0,
+        norm: Norm = "post",
+        group_projections: GroupProjections = "shared",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        """`patterns`: the attentions in order, such as "FZ"; `dropout` and `drop_path` are probabilities."""
+        super().__init__()
+        self.attentions = nn.ModuleList(
+            SpatioTemporalAttention(dim, heads, cast(Pattern, letter), group_projections) for letter in patterns
+        )
+        self.attention_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in patterns)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio), dropout)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.pre = norm == "pre"
+        self.dropout = dropout
+        self.drop_path = drop_path
+
+    def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """(B, T, S, D) → the same shape; `key_mask`: bool, False where nobody may attend to that token."""
+        x = tokens
+        for attention, norm in zip(self.attentions, self.attention_norms, strict=True):
+            if self.pre:
+                x = x + self._thin(attention(norm(x), key_mask))
+            else:
+                x = norm(x + self._thin(attention(x, key_mask)))  # Eq. 11, then Eq. 12-13
+        if self.pre:
+            return x + self._thin(self.mlp(self.mlp_norm(x)))
+        return cast(Tensor, self.mlp_norm(x + self._thin(self.mlp(x))))  # Eq. 14
+
+    def _thin(self, branch: Tensor) -> Tensor:
+        branch = nn.functional.dropout(branch, self.dropout, self.training)
+        return stochastic_depth(branch, self.drop_path) if self.training and self.drop_path else branch
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear; the output keeps the width."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.up = xavier_linear(dim, hidden)
+        self.down = xavier_linear(hidden, dim)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        hidden = nn.functional.dropout(nn.functional.gelu(self.up(x)), self.dropout, self.training)
+        return cast(Tensor, self.down(hidden))
+
+
+def stochastic_depth(branch: Tensor, probability: float) -> Tensor:
+    """Drop whole clips' branches with this probability and scale the rest up, so that the mean stays."""
+    shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+    kept = torch.rand(shape, device=branch.device) >= probability
+    return branch * (kept / (1 - probability)).to(branch.dtype)

@@ -1,0 +1,93 @@
+"""Attention rollout: how much each frame counts for the class tokens (Fig. 6).
+
+Letters: B clips, T frames, S tokens per frame, L tokens per group, G groups, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from starlab.models.attention import SpatioTemporalAttention
+from starlab.models.star import StarTransformer
+
+QUERIES_AT_ONCE = 256  # rows of the attention matrix in memory at a time
+
+
+@torch.no_grad()
+def frame_importance(model: StarTransformer, frames: Tensor, joints: Tensor) -> Tensor:
+    """Attention rollout of a batch, in evaluation mode; the model is left as it was.
+
+    Every attention becomes Ã = (A + 1) / 2, where A is its weight matrix averaged over the heads (for Z and B it is
+    zero within a group) and 1 stands for the residual. The class tokens' rows of Ã_n ··· Ã_1, averaged as the head
+    averages them, are summed over the tokens of each frame.
+
+    Args:
+        model: an uncompiled StarTransformer with any pairing of attentions.
+        frames: uint8 (B, T, H, W, 3).
+        joints: float32 (B, T, M, N, 3).
+
+    Returns:
+        (B, T) float32, each row non-negative and of sum 1.
+    """
+    calls: list[tuple[SpatioTemporalAttention, Tensor, Tensor | None]] = []
+
+    def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(module, SpatioTemporalAttention)
+        calls.append((module, inputs[0], inputs[1]))
+
+    class_rows: list[tuple[int, ...]] = []
+    attentions = [module for module in model.modules() if isinstance(module, SpatioTemporalAttention)]
+    hooks = [attention.register_forward_pre_hook(record) for attention in attentions]
+    hooks.append(model.tokens.register_forward_hook(lambda *call: class_rows.append(call[2].class_rows)))
+    try:
+        with evaluating(model):
+            model(frames, joints)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    # Only the class tokens' average row is wanted, so it goes through the attentions from the last to the first:
+    # products of a row and a matrix, which is never stored whole.
+    tokens = calls[0][1]
+    row = torch.zeros(tokens.shape[:3], device=tokens.device)
+    row[:, :, list(class_rows[0])] = 1 / (tokens.shape[1] * len(class_rows[0]))
+    for attention, attention_input, key_mask in reversed(calls):
+        row = (row + through_attention(attention, row, attention_input, key_mask)) / 2
+    return row.sum(2)
+
+
+def through_attention(
+    attention: SpatioTemporalAttention, row: Tensor, tokens: Tensor, key_mask: Tensor | None
+) -> Tensor:
+    """The product of a row over all tokens and the attention's weight matrix (mean over heads): (B, T, S)."""
+    q, k, _ = attention.project(tokens)
+    mask = None if key_mask is None else attention.group_mask(key_mask)
+    grouped_row = rearrange(attention.group(row[..., None]), "b g l 1 -> (b g) 1 1 l")
+    keys = torch.zeros(k.shape[0], k.shape[2], device=k.device)
+    chunks = zip(torch.split(q, QUERIES_AT_ONCE, 2), torch.split(grouped_row, QUERIES_AT_ONCE, 3), strict=True)
+    for q_chunk, row_chunk in chunks:
+        scores = (q_chunk @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        keys += (row_chunk @ scores.softmax(-1)).mean((1, 2))
+    grouped_keys = rearrange(keys, "(b g) l -> b g l", g=attention.groups)
+    if attention.groups == 2:
+        grouped_keys = grouped_keys.flip(1)  # the keys of row g are the other group's tokens
+    return rearrange(attention.ungroup(grouped_keys[..., None], tokens.shape[1]), "b t s 1 -> b t s")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block, then the mode the model was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,139 @@
+"""The STAR-transformer (WACV 2023): video frames and skeletons → class logits. Open this page first.
+
+    frames ─► backbone ─► global map ─► GG-tokens ─┐
+                 └──────► local map ──► JM-tokens ─┴─► Z ─► encoder (F-Z) ─► decoder (F-B) ─► mean class token ─► head
+    joints ─────────────► heat maps ────────┘
+
+Letters: B clips, T frames, H W pixels, M bodies, N joints per body, S tokens per frame, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from starlab.models.attention import xavier_linear
+from starlab.models.backbone import CHANNELS, Backbone, load_kinetics400
+from starlab.models.config import StarConfig
+from starlab.models.inputs import check_inputs
+from starlab.models.layers import StarLayer
+from starlab.models.state import load_state
+from starlab.models.tokens import GlobalTokens, JointTokens, Tokenizer
+
+__all__ = ["StarConfig", "StarTransformer", "load_state"]
+
+
+class StarTransformer(nn.Module):
+    """`logits = StarTransformer(config)(frames, joints)`; see docs/model.md for the equations behind each part."""
+
+    def __init__(self, config: StarConfig) -> None:
+        """Random weights, but for the backbone when `config.weights` is "kinetics400" (read from a file).
+
+        Raises:
+            FileNotFoundError, ValueError: the Kinetics-400 file is missing or damaged.
+        """
+        super().__init__()
+        self.config = config
+        self.backbone = None if config.modality == "pose" else build_backbone(config)
+        self.tokens = build_tokenizer(config)
+        depths = (config.encoder_depth, config.decoder_depth)
+        drop_paths = [config.drop_path * index / max(1, sum(depths) - 1) for index in range(sum(depths))]
+        self.encoder = nn.ModuleList(build_layer(config, config.encoder, p) for p in drop_paths[: depths[0]])
+        self.decoder = nn.ModuleList(build_layer(config, config.decoder, p) for p in drop_paths[depths[0] :])
+        self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
+        self.head = nn.Sequential(
+            nn.LayerNorm(config.dim),
+            xavier_linear(config.dim, config.dim),
+            nn.GELU(),
+            xavier_linear(config.dim, config.num_classes),
+        )
+
+    def forward(self, frames: Tensor, joints: Tensor) -> Tensor:
+        """Logits of a batch of clips.
+
+        Args:
+            frames: uint8 (B, T, H, W, 3), RGB.
+            joints: float32 (B, T, M, N, 3): x, y as fractions of the frame (pixel centres), confidence. A joint with
+                confidence 0 or outside [0, 1] is invisible; a body is absent when all its confidences are 0 over the
+                clip, and then its tokens are masked as keys (where `max_bodies` > 1).
+
+        Returns:
+            (B, num_classes), float32, or the autocast dtype under autocast.
+
+        Raises:
+            TypeError, ValueError: a tensor has another dtype, layout or size; NaN joints (checked on CPU only, where
+                looking costs no synchronisation; elsewhere such a joint counts as invisible).
+        """
+        return self.head(self.embed(frames, joints))  # type: ignore[no-any-return]
+
+    def embed(self, frames: Tensor, joints: Tensor) -> Tensor:
+        """The mean of all frames' class tokens, (B, D): the multi-feature representation of Fig. 1."""
+        check_inputs(self.config, frames, joints)
+        local, grid = (None, None) if self.backbone is None else self.backbone(frames)
+        z = self.tokens(local, grid, joints)
+        x = z.tokens
+        for layer in (*self.encoder, *self.decoder):
+            if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, z.key_mask, use_reentrant=False)
+            else:
+                x = layer(x, z.key_mask)
+        class_tokens = torch.stack([x[:, :, row] for row in z.class_rows], dim=2)
+        return self.norm(class_tokens).mean((1, 2))  # type: ignore[no-any-return]
+
+
+def build_backbone(config: StarConfig) -> Backbone:
+    """The backbone of a configuration, with its weights."""
+    backbone = Backbone(
+        config.backbone,
+        local_layer=config.local_layer,
+        grid=config.grid,
+        pixel_norm=config.pixel_norm,
+        frozen_stages=config.frozen_stages,
+        batch_norm=config.batch_norm,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    if config.weights == "kinetics400":
+        load_kinetics400(backbone, config.weights_path)
+    return backbone
+
+
+def build_tokenizer(config: StarConfig) -> Tokenizer:
+    """GG-, JM- and class tokens of a configuration."""
+    channels = CHANNELS[config.backbone]
+    glob = GlobalTokens(channels["layer4"], config.dim, token_norm=config.token_norm)
+    joint = JointTokens(
+        None if config.modality == "pose" else channels[config.local_layer],
+        config.dim,
+        num_joints=config.num_joints,
+        max_bodies=config.max_bodies,
+        sigma_cells=config.sigma_cells,
+        heatmap_norm=config.heatmap_norm,
+        position=config.joint_position,
+        token_norm=config.token_norm,
+        init_std=config.token_init_std,
+    )
+    return Tokenizer(
+        config.dim,
+        global_tokens=None if config.modality == "pose" else glob,
+        joint_tokens=None if config.modality == "rgb" else joint,
+        class_tokens=config.class_tokens,
+        frames=config.frames,
+        temporal_position=config.temporal_position,
+        temporal_position_scale=config.temporal_position_scale,
+        init_std=config.token_init_std,
+    )
+
+
+def build_layer(config: StarConfig, patterns: str, drop_path: float) -> StarLayer:
+    """One encoder or decoder layer of a configuration."""
+    return StarLayer(
+        config.dim,
+        config.heads,
+        patterns,
+        mlp_ratio=config.mlp_ratio,
+        norm=config.norm,
+        group_projections=config.group_projections,
+        dropout=config.dropout,
+        drop_path=drop_path,
+    )

@@ -1,0 +1,167 @@
+"""GG-, JM- and class tokens put together, frame by frame (Eq. 1-4).
+
+Letters: B clips, T frames, M bodies, N joints per body, P cells of the global map, S tokens per frame, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from starlab.models.attention import xavier_linear
+from starlab.models.heatmaps import HeatmapNorm, joint_heatmaps, pool_joints, visible_joints
+
+ClassTokens = Literal["multi", "single"]
+JointPosition = Literal["index", "index_xy"]
+TemporalPosition = Literal["none", "sincos", "learned"]
+
+FOURIER_BANDS = 6  # wavelengths from two frames down to a sixteenth of a frame
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What the encoder starts from."""
+
+    tokens: Tensor
+    key_mask: Tensor | None
+    """bool, False for the joints of an absent body; None where no body can be absent."""
+    class_rows: tuple[int, ...]
+    """Places of the class tokens among the S tokens of every frame."""
+
+
+class GlobalTokens(nn.Module):
+    """GG-tokens: each cell of the global map, projected to D."""
+
+    def __init__(self, channels: int, dim: int, *, token_norm: bool) -> None:
+        super().__init__()
+        self.projection = xavier_linear(channels, dim)
+        self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
+
+    def forward(self, global_map: Tensor) -> Tensor:
+        """Returns (B, T, P, D)."""
+        cells = rearrange(global_map, "b c t h w -> b t (h w) c")
+        return cast(Tensor, self.norm(self.projection(cells)))
+
+
+class JointTokens(nn.Module):
+    """JM-tokens + pos (Eq. 1 and the sum in Eq. 3), one per joint and body."""
+
+    def __init__(
+        self,
+        channels: int | None,
+        dim: int,
+        *,
+        num_joints: int,
+        max_bodies: int,
+        sigma_cells: float,
+        heatmap_norm: HeatmapNorm,
+        position: JointPosition,
+        token_norm: bool,
+        init_std: float,
+    ) -> None:
+        """`channels` of the local map; None makes the token from the joint alone, without a pixel."""
+        super().__init__()
+        self.sigma_cells = sigma_cells
+        self.heatmap_norm: HeatmapNorm = heatmap_norm
+        self.projection = xavier_linear(4 * FOURIER_BANDS + 1 if channels is None else channels, dim)
+        self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
+        self.pos = nn.Parameter(torch.randn(num_joints, dim) * init_std)
+        self.body = nn.Parameter(torch.randn(max_bodies, dim) * init_std) if max_bodies > 1 else None
+        wants_xy = position == "index_xy" and channels is not None
+        self.xy = xavier_linear(4 * FOURIER_BANDS, dim, bias=False) if wants_xy else None
+
+    def forward(self, local_map: Tensor | None, joints: Tensor) -> Tensor:
+        """Returns (B, T, M·N, D); `local_map` is None exactly when the module was built without channels."""
+        joints = rearrange(joints, "b t m n c -> b t (m n) c")
+        if local_map is None:
+            confidence = torch.where(visible_joints(joints), joints[..., 2], 0)
+            features = torch.cat([fourier_code(joints), confidence[..., None]], dim=-1)
+        else:
+            size_cells = (local_map.shape[-2], local_map.shape[-1])
+            maps = joint_heatmaps(joints, size_cells, self.sigma_cells, self.heatmap_norm)
+            features = pool_joints(local_map, maps)
+        tokens = cast(Tensor, self.norm(self.projection(features.to(self.pos.dtype))))
+        position = self.pos if self.body is None else rearrange(self.body[:, None] + self.pos, "m n d -> (m n) d")
+        tokens = tokens + position
+        return tokens if self.xy is None else tokens + self.xy(fourier_code(joints).to(self.pos.dtype))
+
+
+class Tokenizer(nn.Module):
+    """Z = (CLS_glob ⊕ GG) ⊕ (CLS_joint ⊕ (JM + pos)) ⊕ CLS_total for every frame (Eq. 2-4), and the key mask."""
+
+    time: Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        global_tokens: GlobalTokens | None,
+        joint_tokens: JointTokens | None,
+        class_tokens: ClassTokens,
+        frames: int,
+        temporal_position: TemporalPosition,
+        temporal_position_scale: float,
+        init_std: float,
+    ) -> None:
+        """A modality that is None is left out, with its class token."""
+        super().__init__()
+        self.global_tokens = global_tokens
+        self.joint_tokens = joint_tokens
+        multi = class_tokens == "multi"
+        self.cls_glob = nn.Parameter(torch.randn(dim) * init_std) if multi and global_tokens else None
+        self.cls_joint = nn.Parameter(torch.randn(dim) * init_std) if multi and joint_tokens else None
+        self.cls_total = nn.Parameter(torch.randn(dim) * init_std)
+        self.temporal_position_scale = temporal_position_scale
+        if temporal_position == "learned":
+            self.time = nn.Parameter(torch.randn(frames, dim) * init_std)
+        else:
+            table = sincos_position(frames, dim) if temporal_position == "sincos" else None
+            self.register_buffer("time", table, persistent=False)
+
+    def forward(self, local_map: Tensor | None, global_map: Tensor | None, joints: Tensor) -> Tokens:
+        """The maps are None where the modality has no such tokens."""
+        clips, frames = joints.shape[:2]
+        gg = None if self.global_tokens is None else self.global_tokens(global_map)
+        jm = None if self.joint_tokens is None else self.joint_tokens(local_map, joints)
+        parts = [part for part in (self.cls_glob, gg, self.cls_joint, jm, self.cls_total) if part is not None]
+        rows = [1 if part.ndim == 1 else part.shape[2] for part in parts]
+        starts = [sum(rows[:index]) for index in range(len(parts))]
+        class_rows = tuple(start for part, start in zip(parts, starts, strict=True) if part.ndim == 1)
+        # every frame carries its own class tokens: the same learned vectors, repeated
+        per_frame = [part if part.ndim > 1 else repeat(part, "d -> b t 1 d", b=clips, t=frames) for part in parts]
+        tokens = torch.cat(per_frame, dim=2)
+        if self.time is not None:
+            tokens = tokens + self.temporal_position_scale * self.time[:, None]
+        key_mask = None
+        if jm is not None and joints.shape[2] > 1:
+            key_mask = present_keys(joints, tokens.shape[2] - 1 - jm.shape[2], tokens.shape[2])
+        return Tokens(tokens, key_mask, tuple(class_rows))
+
+
+def present_keys(joints: Tensor, first_joint: int, num_tokens: int) -> Tensor:
+    """(B, T, S) bool: False for the joint tokens of a body whose confidences are all 0 over the clip."""
+    num_frames, num_joints = joints.shape[1], joints.shape[3]
+    present_BM = (joints[..., 2] > 0).any(3).any(1)
+    joint_keys = repeat(present_BM, "b m -> b t (m n)", t=num_frames, n=num_joints)
+    after = num_tokens - first_joint - joint_keys.shape[2]
+    return nn.functional.pad(joint_keys, (first_joint, after), value=True)
+
+
+def fourier_code(joints: Tensor) -> Tensor:
+    """sin and cos of x and y at octaves, (B, T, N, 4 · FOURIER_BANDS) in [-1, 1]; 0 for a joint not visible."""
+    octaves = torch.arange(FOURIER_BANDS, device=joints.device, dtype=joints.dtype)
+    phase = rearrange(joints[..., :2, None] * (math.pi * 2.0**octaves), "... xy f -> ... (xy f)")
+    code = torch.cat([phase.sin(), phase.cos()], dim=-1)
+    return torch.where(visible_joints(joints)[..., None], code, 0)
+
+
+def sincos_position(frames: int, dim: int) -> Tensor:
+    """(T, D): the sines, then the cosines, of the frame index at D/2 wavelengths from 2π to 2π · 10,000 frames."""
+    rates = 10_000.0 ** (-torch.arange(dim // 2) / (dim // 2))
+    phase = torch.arange(frames)[:, None] * rates
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)

@@ -1,0 +1,123 @@
+"""Decoded frames and their joints, cropped, flipped and resized together to what the model takes.
+
+Letters: T frames, H W pixels, M bodies, N joints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from starlab.pipelines.clip import DecodedClip
+
+CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """What may change about a training clip. One draw holds for all frames of the clip."""
+
+    mode: Literal["none", "standard"] = "none"
+    """"none": the whole frame, resized (the paper's recipe; the fields below then have no effect). "standard": crop,
+    flip and jitter as set below."""
+    crop_area: tuple[float, float] = (0.56, 1.0)
+    """Area of the crop as a fraction of the frame's, drawn uniformly between these."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the crop in units of the frame's own, drawn log-uniformly between these. Relative, because
+    evaluation squeezes the whole frame to a square: 1 is the aspect that it sees."""
+    flip: bool = False
+    """Mirror half of the clips. Leave it off where left or right tells classes apart."""
+    color_jitter: float = 0.0
+    """Strength s in [0, 1): brightness and contrast are each multiplied by a draw from [1 − s, 1 + s]."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("none", "standard"):
+            raise ValueError(f"mode must be none or standard, got {self.mode!r}")
+        low, high = self.crop_area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_area must be two ascending fractions in (0, 1], got {self.crop_area}")
+        low, high = self.crop_aspect
+        if not (0 < low <= high and low <= 1 <= high):
+            raise ValueError(f"crop_aspect must be two ascending ratios around 1, got {self.crop_aspect}")
+        if not 0 <= self.color_jitter < 1:
+            raise ValueError(f"color_jitter must be in [0, 1), got {self.color_jitter}")
+
+
+def fit(
+    clip: DecodedClip,
+    size_px: int,
+    config: AugmentConfig,
+    mirror: tuple[int, ...],
+    rng: np.random.Generator | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Bring a clip to a square of `size_px`, its joints moved exactly with the pixels.
+
+    Args:
+        clip: T frames of one size and their joints.
+        size_px: Side of the frames returned.
+        config: What may be drawn.
+        mirror: The skeleton's left/right partners (`Skeleton.mirror`), for the flip.
+        rng: Where the draws come from; None (evaluation) resizes the whole frame whatever `config` says.
+
+    Returns:
+        Frames, uint8 (T, size_px, size_px, 3), RGB; and joints, float32 (T, M, N, 3), x and y as fractions of these
+        frames. A joint that fell outside has confidence 0.
+    """
+    height, width = clip.frames[0].shape[:2]
+    augment = rng if config.mode == "standard" else None
+    left, top, crop_width, crop_height = 0, 0, width, height
+    if augment is not None:
+        left, top, crop_width, crop_height = _draw_crop(width, height, config, augment)
+    flip = augment is not None and config.flip and bool(augment.random() < 0.5)
+
+    # Averaging over areas when both sides shrink; elsewhere it would degrade to nearest neighbours.
+    shrinks = crop_width >= size_px and crop_height >= size_px
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    frames = np.empty((len(clip.frames), size_px, size_px, 3), np.uint8)
+    for target, frame in zip(frames, clip.frames, strict=True):
+        crop = frame[top : top + crop_height, left : left + crop_width]
+        cv2.resize(crop, (size_px, size_px), dst=target, interpolation=interpolation)
+    if flip:
+        frames = np.ascontiguousarray(frames[:, :, ::-1])
+    if augment is not None and config.color_jitter > 0:
+        frames = _jitter_colors(frames, config.color_jitter, augment)
+
+    joints = clip.joints.astype(np.float32, copy=True)
+    joints[..., 0] = (joints[..., 0] * width - left) / crop_width
+    joints[..., 1] = (joints[..., 1] * height - top) / crop_height
+    if flip:
+        # Fractions count from the frame's edge, so 1 − x is the mirror of pixel centres (W − 1 − column).
+        joints = joints[:, :, list(mirror)]
+        joints[..., 0] = 1 - joints[..., 0]
+    inside = ((joints[..., :2] >= 0) & (joints[..., :2] < 1)).all(axis=-1)
+    joints[..., 2] *= inside
+    return frames, joints
+
+
+def _draw_crop(width: int, height: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, width, height in whole pixels; the whole frame where ten draws of area and aspect do not fit."""
+    for _ in range(CROP_ATTEMPTS):
+        area = rng.uniform(*config.crop_area)
+        aspect = math.exp(rng.uniform(math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])))
+        across, down = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if across <= 1 and down <= 1:
+            crop_width, crop_height = max(1, round(across * width)), max(1, round(down * height))
+            left = int(rng.integers(width - crop_width + 1))
+            top = int(rng.integers(height - crop_height + 1))
+            return left, top, crop_width, crop_height
+    return 0, 0, width, height
+
+
+def _jitter_colors(frames: NDArray[np.uint8], strength: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One brightness and one contrast factor for the whole clip; contrast turns around the clip's mean level."""
+    brightness, contrast = rng.uniform(1 - strength, 1 + strength, size=2)
+    mean = float(frames.mean())
+    levels = (np.arange(256) - mean) * contrast + mean
+    table = np.clip(np.rint(levels * brightness), 0, 255).astype(np.uint8)
+    jittered: NDArray[np.uint8] = table[frames]
+    return jittered

@@ -1,0 +1,83 @@
+"""What a clip is: the names, shapes, dtypes and units every reader, the stream and the model agree on.
+
+Letters: T frames, H W pixels, M bodies, N joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starlab.pipelines.skeletons import Skeleton
+
+Split = Literal["train", "test"]
+
+
+class DataError(ValueError):
+    """The data set as a whole cannot be used; the message names the path, what is wrong and the fix."""
+
+
+class UnreadableClipError(Exception):
+    """One clip cannot be read (corrupt JPEG, label, video). The stream replaces, counts and lists it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipRow:
+    """One clip of a data set, before a frame of it is read."""
+
+    clip_id: str
+    """The authors' name of the clip, unique within the data set."""
+    label: int
+    """Index into the source's `classes`."""
+    split: Split
+    """The official split; the validation part is drawn from "train" (`splits.py`)."""
+    subject: str | None
+    """Who acts, where the data set says so; None where it names nobody (Penn Action)."""
+    num_frames: int
+    """Frames on disk that have a label, at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkippedClip:
+    """A clip that the index left out, and why."""
+
+    clip_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """Some frames of one clip, as they are on disk."""
+
+    frames: Sequence[NDArray[np.uint8]]
+    """T arrays (H, W, 3), RGB; all of one size. H and W may be a reduced decode, never below the size asked for."""
+    joints: NDArray[np.float32]
+    """(T, M, N, 3): x, y as fractions of the frame's width and height (pixel centres; outside [0, 1] when off-frame),
+    and the confidence in [0, 1]; 0 marks a joint that was not seen."""
+
+
+class ClipSource(Protocol):
+    """A data set on disk: an index of its clips and a way to read chosen frames of one. Picklable and small."""
+
+    classes: tuple[str, ...]
+    skeleton: Skeleton
+    max_bodies: int
+    clips: tuple[ClipRow, ...]
+    """Sorted by clip_id."""
+    skipped: tuple[SkippedClip, ...]
+    fingerprint: str
+    """Hex digest of what is on disk: equal data give equal digests, wherever they lie."""
+
+    def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
+        """Decode the frames (0-based, any order, repeats allowed) with their joints.
+
+        `min_side_px`: the decoder may shrink frames while it decodes, but never below this on the short side.
+
+        Raises:
+            UnreadableClipError: a frame or label of this clip is missing or corrupt.
+        """
+        ...

@@ -1,0 +1,74 @@
+"""The three parts of a data set: train, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlab.pipelines.clip import ClipRow, DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Positions in the sequence of rows that was split, ascending; together they hold every row once."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -> Parts:
+    """Draw a validation part from the official training clips; the official test clips stay as they are.
+
+    The draw moves whole groups (all clips of a subject, or one clip where nobody is named), so no subject is on both
+    sides. Groups are visited in the order of a hash of (seed, name), which does not depend on the order of the rows,
+    the platform or any library's random generator; a group moves when that brings the classes, taken together, closer
+    to `validation_fraction` and leaves every class at least one training clip. A class is given one validation clip
+    where it can spare one, however small the fraction.
+
+    Raises:
+        ValueError: `validation_fraction` is outside [0, 1).
+        DataError: no group is small enough to be moved.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+    test = tuple(index for index, row in enumerate(rows) if row.split == "test")
+    train = [index for index, row in enumerate(rows) if row.split == "train"]
+    if validation_fraction == 0 or not train:
+        return Parts(train=tuple(train), validation=(), test=test)
+
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for index in train:
+        row = rows[index]
+        groups[f"clip {row.clip_id}" if row.subject is None else f"subject {row.subject}"].append(index)
+
+    left = Counter(rows[index].label for index in train)
+    missing = {label: max(1.0, validation_fraction * count) for label, count in left.items()}
+    validation: list[int] = []
+    for name in sorted(groups, key=lambda name: (_hash(seed, name), name)):
+        moved = Counter(rows[index].label for index in groups[name])
+        closer = sum(abs(missing[label] - count) - abs(missing[label]) for label, count in moved.items()) < 0
+        if closer and all(left[label] > count for label, count in moved.items()):
+            validation += groups[name]
+            for label, count in moved.items():
+                missing[label] -= count
+                left[label] -= count
+    if not validation:
+        smallest = min(len(indices) for indices in groups.values())
+        raise DataError(
+            f"no validation part can be drawn: {len(train)} training clips in {len(groups)} groups (subjects, or clips "
+            f"without a subject), the smallest of {smallest} clips, do not give validation_fraction "
+            f"{validation_fraction} and leave every class a training clip. Raise validation_fraction, or set it to 0"
+        )
+    held_out = set(validation)
+    return Parts(
+        train=tuple(index for index in train if index not in held_out),
+        validation=tuple(sorted(validation)),
+        test=test,
+    )
+
+
+def _hash(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()

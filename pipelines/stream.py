@@ -1,0 +1,290 @@
+"""Ray Data behind an iterator: positions → read → pick frames → decode → augment → uint8 batches, in order.
+
+Each rank streams its own slice of every step, in *windows* of at most `WINDOW_STEPS` steps, each a small Ray Data
+pipeline; the next window starts before the current one drains. So the first batch never waits for the plan of a long run,
+and a stream can start at any step.
+
+Letters: B clips  T frames  H W pixels  M bodies  N joints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray.data
+from numpy.typing import NDArray
+from ray.data import ExecutionOptions, ExecutionResources
+
+from starlab.pipelines.augment import fit
+from starlab.pipelines.clip import ClipSource, UnreadableClipError
+from starlab.pipelines.sampling import pick_frames
+from starlab.pipelines.schedule import Schedule, rank_slice
+from starlab.pipelines.sources import DataConfig
+
+WINDOW_STEPS = 1000
+_BLOCK_BYTES = 16 * 2**20
+_MAX_ATTEMPTS = 20
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What one rank's stream may use; the sum over ranks and their two overlapping windows must fit the cluster."""
+
+    cpus: float
+    """Logical CPUs of all its decode tasks together."""
+    cpus_per_task: float
+    object_store_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Clips ready for the model."""
+
+    frames: NDArray[np.uint8]
+    """(B, T, H, W, 3), RGB."""
+    joints: NDArray[np.float32]
+    """(B, T, M, N, 3): x, y in [0, 1] of the frame, confidence."""
+    labels: NDArray[np.int64]
+    """(B,)"""
+    clips: NDArray[np.int64]
+    """(B,) index of each clip in the source."""
+    positions: NDArray[np.int64]
+    """(B,) position in the training stream; in an evaluation, in its list of clips."""
+    unreadable: tuple[tuple[str, str], ...]
+    """(clip id, reason) of each clip met in this batch that could not be read: replaced in training, left out in evaluation."""
+
+
+class Plan(Protocol):
+    """Turns a row number of one rank's stream into a position, and a position into a clip."""
+
+    def position(self, row: int) -> int:
+        """The position of the rank's `row`-th clip."""
+        ...
+
+    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+        """Source index and random generator at `position`; None when there is no further replacement."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """A rank's part of the endless training stream, from step `first_step` on."""
+
+    schedule: Schedule
+    train: tuple[int, ...]
+    """Source indices of the training part."""
+    global_batch: int
+    rank: int
+    world: int
+    first_step: int
+
+    def position(self, row: int) -> int:
+        """Step s covers positions [s·G, (s+1)·G); the rank takes its slice of each."""
+        low, high = rank_slice(self.global_batch, self.rank, self.world)
+        step, offset = divmod(row, high - low)
+        return (self.first_step + step) * self.global_batch + low + offset
+
+    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+        """The scheduled clip, or its replacement."""
+        if attempt > _MAX_ATTEMPTS:
+            return None
+        draw = self.schedule.at(position, attempt)
+        return self.train[draw.clip], draw.rng()
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPlan:
+    """A rank's part of a list of clips, each exactly once over all ranks, nothing random."""
+
+    clips: tuple[int, ...]
+    rank: int
+    world: int
+
+    def position(self, row: int) -> int:
+        """Every `world`-th clip."""
+        return self.rank + row * self.world
+
+    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+        """The listed clip; one that cannot be read has no replacement."""
+        return None if attempt else (self.clips[position], None)
+
+    def num_rows(self) -> int:
+        """Clips of this rank; ranks differ by one at most."""
+        return len(range(self.rank, len(self.clips), self.world))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadClips:
+    """The work of a Ray Data task: row numbers → columns of a batch. Pure: same rows, same bytes."""
+
+    source: ClipSource
+    config: DataConfig
+    plan: Plan
+    first_row: int
+
+    def __call__(self, rows: Columns) -> Columns:
+        """Columns frames, joints, label, clip, position, problems (JSON-free: 'id\\treason' lines) for `rows["id"]`."""
+        loaded = [self._load(self.plan.position(self.first_row + int(row))) for row in rows["id"]]
+        return {name: np.stack([clip[name] for clip in loaded]) for name in loaded[0]}
+
+    def _load(self, position: int) -> dict[str, Any]:
+        config, problems = self.config, []
+        for attempt in itertools.count():
+            choice = self.plan.clip(position, attempt)
+            if choice is None:
+                return self._blank(position, problems)
+            index, rng = choice
+            row = self.source.clips[index]
+            try:
+                picked = pick_frames(row.num_frames, config.frames, rng if config.augment == "standard" else None)
+                decoded = self.source.read(row, picked.tolist(), config.size)
+            except UnreadableClipError as error:
+                problems.append(f"{row.clip_id}\t{error}")
+                continue
+            frames, joints = fit(decoded, config.size, config.augmentation(), self.source.skeleton.mirror, rng)
+            return _columns(frames, joints, row.label, index, position, problems)
+        raise AssertionError("unreachable: the plan ends every loop")
+
+    def _blank(self, position: int, problems: list[str]) -> dict[str, Any]:
+        config, source = self.config, self.source
+        frames = np.zeros((config.frames, config.size, config.size, 3), np.uint8)
+        joints = np.zeros((config.frames, source.max_bodies, len(source.skeleton.joints), 3), np.float32)
+        return _columns(frames, joints, -1, -1, position, problems)
+
+
+def _columns(
+    frames: NDArray[np.uint8], joints: NDArray[np.float32], label: int, clip: int, position: int, problems: list[str]
+) -> dict[str, Any]:
+    return {
+        "frames": frames,
+        "joints": joints,
+        "label": np.int64(label),
+        "clip": np.int64(clip),
+        "position": np.int64(position),
+        "problems": np.str_("\n".join(problems)),
+    }
+
+
+def train_batches(
+    source: ClipSource,
+    config: DataConfig,
+    plan: TrainPlan,
+    num_steps: int,
+    limits: StreamLimits,
+    window_steps: int = WINDOW_STEPS,
+) -> Iterator[Batch]:
+    """This rank's slice of each of `num_steps` steps from `plan.first_step` on, in order, one batch a step."""
+    low, high = rank_slice(plan.global_batch, plan.rank, plan.world)
+    return _stream(source, config, plan, num_steps * (high - low), high - low, limits, window_steps)
+
+
+def eval_batches(source: ClipSource, config: DataConfig, plan: EvalPlan, batch: int, limits: StreamLimits) -> Iterator[Batch]:
+    """This rank's clips of `plan`, in order, in batches of `batch` (the last may be smaller)."""
+    return _stream(source, config, plan, plan.num_rows(), batch, limits, WINDOW_STEPS)
+
+
+def _stream(
+    source: ClipSource, config: DataConfig, plan: Plan, num_rows: int, batch: int, limits: StreamLimits, window_steps: int
+) -> Iterator[Batch]:
+    """Start the first window at once, so that it fills while the caller builds its model; the rest follow as they are needed."""
+    window_rows = window_steps * batch
+    windows = [
+        _Window(source, config, plan, first, min(window_rows, num_rows - first), batch, limits)
+        for first in range(0, num_rows, window_rows)
+    ]
+    if windows:
+        windows[0].start()
+    return _drain(windows)
+
+
+def _drain(windows: list[_Window]) -> Iterator[Batch]:
+    try:
+        for window, following in itertools.zip_longest(windows, windows[1:]):
+            for step in range(window.num_batches):
+                if following is not None and step == window.num_batches * 6 // 10:
+                    following.start()
+                yield window.next()
+    finally:
+        for window in windows:
+            window.stop()
+
+
+class _Window:
+    """One Ray Data pipeline, drained by a thread of its own into a short queue."""
+
+    def __init__(
+        self, source: ClipSource, config: DataConfig, plan: Plan, first_row: int, num_rows: int, batch: int, limits: StreamLimits
+    ) -> None:
+        self.num_batches = -(-num_rows // batch)
+        self._load = LoadClips(source, config, plan, first_row)
+        self._num_rows, self._batch, self._limits = num_rows, batch, limits
+        self._clip_bytes = config.frames * config.size**2 * 3
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._drain, name="starlab-stream", daemon=True)
+
+    def start(self) -> None:
+        """Plan and run the pipeline in the background."""
+        self._thread.start()
+
+    def next(self) -> Batch:
+        """The next batch; waits for it. A failure of the pipeline is raised here."""
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def stop(self) -> None:
+        """End the thread; batches not yet taken are dropped."""
+        self._stopped.set()
+
+    def _drain(self) -> None:
+        try:
+            for columns in self._dataset().iter_batches(batch_size=self._batch, batch_format="numpy", prefetch_batches=1):
+                if not self._offer(_batch(columns)):
+                    return
+        except BaseException as error:  # handed to the consumer, who raises it
+            self._offer(error)
+
+    def _offer(self, item: Batch | BaseException) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _dataset(self) -> ray.data.Dataset:
+        steps_per_block = max(1, min(8, _BLOCK_BYTES // (self._clip_bytes * self._batch)))
+        blocks = max(1, -(-self._num_rows // (steps_per_block * self._batch)))
+        clips = ray.data.range(self._num_rows, override_num_blocks=blocks).map_batches(
+            self._load, batch_size=None, batch_format="numpy", num_cpus=self._limits.cpus_per_task
+        )
+        # The data set's own context: the process-wide one is shared with the other window's thread.
+        clips.context.enable_progress_bars = False
+        clips.context.execution_options = ExecutionOptions(
+            preserve_order=True,
+            resource_limits=ExecutionResources(cpu=self._limits.cpus, object_store_memory=self._limits.object_store_bytes),
+        )
+        return clips
+
+
+def _batch(columns: Columns) -> Batch:
+    unreadable = [tuple(line.split("\t", 1)) for text in columns["problems"] for line in str(text).splitlines()]
+    read = columns["clip"] >= 0
+    return Batch(
+        frames=columns["frames"][read],
+        joints=columns["joints"][read],
+        labels=columns["label"][read],
+        clips=columns["clip"][read],
+        positions=columns["position"][read],
+        unreadable=tuple((pair[0], pair[1]) for pair in unreadable),
+    )

@@ -1,0 +1,145 @@
+"""The one place that starts or joins Ray, and the copy of this package that travels to a cluster.
+
+A local cluster belongs to this process and dies with it. A remote one is named by RAY_ADDRESS, which Ray sets in every
+submitted job.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from starlab.platform.errors import UserError
+
+ROOMS = ("platform", "models", "pipelines", "experiments")
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line a train worker prints appears twice
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # a field of DataContext would not reach datasets built inside workers
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow hold the metrics; no CSV, JSON, TensorBoard
+}
+"""Environment that the driver and every worker need; one that is already set is left as it is."""
+_TEMP_DIR_LIMIT = 40
+"""Characters: Ray's sockets lie some 65 characters deeper, and a socket's path ends at 107."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What this process is connected to, counted now: a remote cluster that scales by itself may still grow."""
+
+    local: bool
+    """This process started it, on this machine, so that paths and sizes here hold everywhere."""
+    nodes: int
+    cpus: float
+    """Logical CPUs."""
+    gpus: float
+    accelerators: tuple[str, ...]
+    """Kinds of GPU, as Ray names them: ("V100",)."""
+
+
+def connect(*, num_cpus: int | None = None, object_store_bytes: int = 500_000_000) -> Cluster:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; where Ray runs already, only look.
+
+    Outside a submitted job every node of a remote cluster must have this version of starlab installed.
+
+    Args:
+        num_cpus: logical CPUs of a local cluster; None counts this machine's (a container's limit is respected).
+        object_store_bytes: shared memory of a local cluster, 75 MB or more; what does not fit spills to disk.
+
+    Raises:
+        UserError: RAY_ADDRESS names no cluster that can be joined.
+    """
+    if not ray.is_initialized():
+        missing = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+        os.environ.update(missing)
+        if (address := _remote_address()) is None:
+            _start(num_cpus, object_store_bytes)
+        else:
+            _join(address, missing)
+    resources = ray.cluster_resources()
+    kinds = (name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:"))
+    return Cluster(
+        local=_remote_address() is None,
+        nodes=sum(node["Alive"] for node in ray.nodes()),
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        accelerators=tuple(sorted(kinds)),
+    )
+
+
+def copy_package(destination: Path) -> None:
+    """Write this package below `destination` as an importable `starlab/`, with the metadata that tells its version.
+
+    It takes the files that are running: of the checkout, or of the installed wheel. They travel as files because Ray
+    installs a wheel with all its requirements (a second torch, and not V100's) and names it by its file name alone, so
+    that an edited checkout of the same version would run the old code.
+    """
+    rooms = Path(__file__).resolve().parent.parent
+    for room in ROOMS:
+        target = destination / "starlab" / room
+        target.mkdir(parents=True)
+        for pattern in ("*.py", "*.yaml", "py.typed"):
+            for source in sorted((rooms / room).glob(pattern)):
+                shutil.copyfile(source, target / source.name)
+    metadata = destination / f"starlab-{package_version()}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: starlab\nVersion: {package_version()}\n")
+
+
+def package_version() -> str:
+    """The version of the installed starlab, "0" where it runs without being installed."""
+    try:
+        return importlib.metadata.version("starlab")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+def _remote_address() -> str | None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if address in ("", "local") else address
+
+
+def _start(num_cpus: int | None, object_store_bytes: int) -> None:
+    temp = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    _init(
+        address="local",  # never a cluster that happens to run on this machine
+        num_cpus=num_cpus,
+        object_store_memory=object_store_bytes,
+        include_dashboard=False,
+        _temp_dir="/tmp/ray" if len(f"{temp}/ray") > _TEMP_DIR_LIMIT else None,
+    )
+
+
+def _join(address: str, missing: dict[str, str]) -> None:
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS is {address}, where jobs are submitted: run `starlab submit -- …`, "
+            "or unset RAY_ADDRESS to compute on this machine"
+        )
+    try:
+        _init(address=address, runtime_env={"env_vars": missing} if missing else None)
+    except AuthenticationError as error:
+        raise UserError(
+            f"the cluster at RAY_ADDRESS={address} wants its token: set RAY_AUTH_MODE=token and put the token into "
+            f"~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH (Ray says: {str(error).splitlines()[0]})"
+        ) from None
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster at RAY_ADDRESS={address}: start it, or unset RAY_ADDRESS to compute on this machine "
+            f"(Ray says: {str(error).splitlines()[0]})"
+        ) from None
+
+
+def _init(**options: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Ray's own advice about its next release
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)

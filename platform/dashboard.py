@@ -1,0 +1,126 @@
+"""Find a cluster's dashboard and be let in: which address, which token, which Ray."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+
+from starlab.platform.errors import UserError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dashboard:
+    """A dashboard that answered, runs our Ray and accepted our token."""
+
+    address: str
+    """URL without a slash at the end."""
+    headers: Mapping[str, str]
+    """What every request must carry: the token, or nothing on a cluster without one."""
+
+
+def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Dashboard:
+    """Ask the dashboard who it is, first without the token: only one that demands it gets to see it.
+
+    Args:
+        address: None takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's port 8265.
+        insecure: accept a cluster on another machine that asks for no token.
+
+    Raises:
+        UserError: nothing there, no token or a wrong one, a cluster without a token, another version of Ray.
+    """
+    address = _resolve(address)
+    status, body = _get(address, {})
+    headers: dict[str, str] = {}
+    if status in (401, 403):
+        token, source = _find_token()
+        if token is None:
+            raise UserError(
+                f"the cluster at {address} asks for its token and there is none here: put it into ~/.ray/auth_token, "
+                "or name its file in RAY_AUTH_TOKEN_PATH"
+            )
+        headers = {"Authorization": f"Bearer {token}"}
+        status, body = _get(address, headers)
+        if status in (401, 403):
+            raise UserError(
+                f"the cluster at {address} refuses the token from {source}: ask its owner for the right one"
+            )
+    elif status == 200 and not insecure and not _is_loopback(address):
+        raise UserError(
+            f"the cluster at {address} asks for no token: whoever reaches it can run anything on it. "
+            "Restart it with RAY_AUTH_MODE=token (docs/cluster.md), or say --insecure"
+        )
+    try:
+        version = str(json.loads(body)["ray_version"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{address} answers (HTTP {status}), but not as Ray does: check host and port") from None
+    if version.split(".")[:2] != ray.__version__.split(".")[:2]:
+        raise UserError(
+            f"the cluster at {address} runs Ray {version}, starlab needs {ray.__version__}: "
+            "install requirements.lock on the cluster, as cluster.yaml does"
+        )
+    return Dashboard(address=address, headers=headers)
+
+
+def _resolve(address: str | None) -> str:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if value := os.environ.get(name):
+            # Ray's client obeys these variables whatever it is told; better to stop than to talk to another cluster.
+            if address is not None and address.rstrip("/") != value.rstrip("/"):
+                raise UserError(f"--address is {address}, but {name} is {value} and Ray obeys that: unset one of them")
+            address = value
+            break
+    address = (address or DEFAULT_ADDRESS).rstrip("/")
+    if "://" not in address:
+        address = f"http://{address}"
+    if not address.startswith(("http://", "https://")) or not urlsplit(address).hostname:
+        raise UserError(f"{address} is no dashboard: jobs go to an address such as {DEFAULT_ADDRESS}")
+    return address
+
+
+def _get(address: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    request = urllib.request.Request(f"{address}/api/version", headers=dict(headers))
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise UserError(
+            f"no cluster answers at {address} ({reason}): start one (ray up cluster.yaml), "
+            "open the tunnel to it (ray dashboard cluster.yaml), or give its --address"
+        ) from None
+
+
+def _find_token() -> tuple[str | None, str]:
+    """The token that Ray itself would take, and where it lies."""
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token, "RAY_AUTH_TOKEN"
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text().strip() or None, str(path)
+    except OSError as error:
+        if named:
+            raise UserError(f"RAY_AUTH_TOKEN_PATH is {named}, which cannot be read: {error.strerror}") from None
+        return None, str(path)
+
+
+def _is_loopback(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

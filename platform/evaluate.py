@@ -1,0 +1,114 @@
+"""Every clip of a part exactly once, over any number of workers, and what the predictions come to.
+
+Letters: C classes  n clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import nn
+
+from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.sources import DataConfig
+from starlab.pipelines.stream import EvalPlan, StreamLimits, eval_batches
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Predictions for a list of clips, in the list's order."""
+
+    clips: NDArray[np.int64]
+    """(n,) indices into the source; a clip that could not be read is missing."""
+    labels: NDArray[np.int64]
+    """(n,)"""
+    logits: NDArray[np.float32]
+    """(n, C)"""
+    unreadable: tuple[tuple[str, str], ...]
+    """(clip id, reason) of the clips left out."""
+
+    def metrics(self) -> dict[str, float]:
+        """top1, top5, mean_class (recall averaged over the classes present), all in [0, 1], and loss (cross-entropy, nats)."""
+        if not len(self.labels):
+            return {}
+        order = np.argsort(-self.logits, axis=1, kind="stable")
+        hits = order == self.labels[:, None]
+        shifted = self.logits - self.logits.max(axis=1, keepdims=True)
+        log_likelihood = shifted[np.arange(len(self.labels)), self.labels] - np.log(np.exp(shifted).sum(axis=1))
+        recall = self.per_class()
+        return {
+            "top1": float(hits[:, 0].mean()),
+            "top5": float(hits[:, :5].any(axis=1).mean()),
+            "mean_class": float(np.nanmean(recall)),
+            "loss": float(-log_likelihood.mean()),
+        }
+
+    def per_class(self) -> NDArray[np.float64]:
+        """(C,) recall of each class in [0, 1]; NaN for a class with no clip."""
+        confusion = self.confusion()
+        total = confusion.sum(axis=1)
+        return np.divide(np.diag(confusion), total, out=np.full(len(total), np.nan), where=total > 0)
+
+    def confusion(self) -> NDArray[np.int64]:
+        """(C, C) counts: row = true class, column = predicted class."""
+        classes = self.logits.shape[1]
+        cells = self.labels * classes + self.logits.argmax(axis=1)
+        return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    source: ClipSource,
+    config: DataConfig,
+    clips: tuple[int, ...],
+    *,
+    rank: int,
+    world: int,
+    device: torch.device,
+    limits: StreamLimits,
+    batch: int,
+    autocast: torch.dtype | None,
+) -> Evaluation:
+    """Predict `clips` (source indices) with every rank doing its share; all ranks return the whole.
+
+    `model` must be the same on all ranks and is left in training mode if it was.
+    """
+    was_training = model.training
+    model.eval()
+    positions, labels, indices, logits, unreadable = [], [], [], [], []
+    for loaded in eval_batches(source, config, EvalPlan(clips, rank, world), batch, limits):
+        unreadable.extend(loaded.unreadable)
+        if not len(loaded.labels):
+            continue
+        frames = torch.from_numpy(loaded.frames).to(device)
+        joints = torch.from_numpy(loaded.joints).to(device)
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            scores = model(frames, joints)
+        positions.append(loaded.positions)
+        labels.append(loaded.labels)
+        indices.append(loaded.clips)
+        logits.append(scores.float().cpu().numpy())
+    model.train(was_training)
+    mine = (positions, labels, indices, logits, unreadable)
+    shares: list[Any] = [mine]
+    if world > 1:
+        shares = [None] * world
+        torch.distributed.all_gather_object(shares, mine)
+    return _merge(shares)
+
+
+def _merge(shares: list[Any]) -> Evaluation:
+    parts = [[array for share in shares for array in share[column]] for column in range(4)]
+    unreadable = tuple(sorted(pair for share in shares for pair in share[4]))
+    if not parts[0]:
+        empty = np.zeros(0, np.int64)
+        return Evaluation(empty, empty, np.zeros((0, 1), np.float32), unreadable)
+    order = np.argsort(np.concatenate(parts[0]), kind="stable")
+    labels, indices, logits = (np.concatenate(part)[order] for part in parts[1:])
+    return Evaluation(indices, labels, logits, unreadable)

@@ -1,0 +1,58 @@
+"""By which code, libraries and machine a run was made: the tags that every run carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "pyarrow", "numpy")
+
+
+def provenance() -> dict[str, str]:
+    """Tags: git commit and dirty flag (of the checkout that the code runs from), code hash, library versions, device."""
+    root = Path(__file__).resolve().parent.parent
+    tags = {
+        "starlab.version": importlib.metadata.version("starlab"),
+        "starlab.code": code_hash(root),
+        "starlab.git_commit": _git(root, "rev-parse", "HEAD") or "not a git checkout",
+        "starlab.git_dirty": {None: "unknown", "": "false"}.get(_git(root, "status", "--porcelain"), "true"),
+        "starlab.python": platform.python_version(),
+        "starlab.device": _device(),
+    }
+    return tags | {f"starlab.version.{package}": importlib.metadata.version(package) for package in _PACKAGES}
+
+
+def code_hash(root: Path) -> str:
+    """SHA-256 (12 hex digits) over the names and bytes of the package's .py files."""
+    digest = hashlib.sha256()
+    for room in ("experiments", "models", "pipelines", "platform"):
+        for path in sorted((root / room).glob("*.py")):
+            digest.update(f"{room}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says of this checkout; None outside one. A checkout that merely contains our installed package is not ours."""
+    if not (root / "pyproject.toml").is_file():
+        return None
+    try:
+        answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    return f"{os.cpu_count()} x {model}"

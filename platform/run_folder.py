@@ -1,0 +1,84 @@
+"""What a run leaves on disk; everything else (MLflow, tables, figures) can be made from it again.
+
+    runs/demo-1a2b3c4d/
+      spec.json  run.json        what was asked, and by which code and machine
+      journal.jsonl              every metric
+      checkpoints/               see checkpoint.py
+      result.json                the end: test metrics, confusion matrix  (or stopped.json: why there is none)
+      unreadable.json            clips that could not be read
+      artifacts/                 figures and tables of this run
+      mlflow.json                what of this MLflow has got already
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from starlab.platform.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where figures and tables go."""
+        return self.path / "artifacts"
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replace a file of this run in one step: a reader sees the old or the new, never half."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = self.path / f".{name}.{os.getpid()}"
+        with draft.open("w") as file:
+            file.write(json.dumps(value, indent=1, sort_keys=True))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path / name)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file of this run; empty when there is none."""
+        try:
+            value: dict[str, Any] = json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            return {}
+        return value
+
+    def set_aside(self) -> Path:
+        """Rename the folder so that a fresh run can take its name; nothing is deleted."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        return self.path.rename(self.path.with_name(f"{self.path.name}.until-{stamp}"))
+
+
+def runs_folder(runs: str | Path | None = None) -> Path:
+    """Where runs live: the argument, else STARLAB_RUNS, else ./runs; absolute."""
+    return Path(runs or os.environ.get("STARLAB_RUNS") or "runs").expanduser().resolve()
+
+
+def find_runs(runs: Path, name: str) -> list[RunFolder]:
+    """The run called `name`, or else every run of the experiment `name`, oldest first.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (runs / name / "run.json").is_file():
+        return [RunFolder(runs / name)]
+    folders = [RunFolder(path.parent) for path in runs.glob("*/run.json")]
+    chosen = [folder for folder in folders if folder.read_json("run.json").get("experiment") == name]
+    if not chosen:
+        known = sorted(folder.path.name for folder in folders)
+        listed = ", ".join(known[-8:]) if known else "none yet; start one with: starlab demo"
+        raise UserError(f"no run or experiment '{name}' under {runs}. Runs there: {listed}")
+    return sorted(chosen, key=lambda folder: str(folder.read_json("run.json")["created"]))

@@ -1,0 +1,397 @@
+"""What each Ray Train worker runs: the page between the stream and the model.
+
+    pipelines/stream.py ─► batch ─► models/star.py ─► loss ─► step ─► journal (rank 0)
+      (Ray Data, CPUs)                                          └───► checkpoint (rank 0)
+
+Every random number comes from (seed, step, rank) or (seed, position), so a run that was killed and resumed draws what it
+would have drawn.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from starlab.experiments.spec import Spec
+from starlab.models.star import StarTransformer
+from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.schedule import Schedule, rank_slice
+from starlab.pipelines.splits import Parts
+from starlab.pipelines.stream import Batch, StreamLimits, TrainPlan, train_batches
+from starlab.platform import journal
+from starlab.platform.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, newest_checkpoint
+from starlab.platform.evaluate import Evaluation, evaluate
+from starlab.platform.optimization import (
+    AUTOCAST,
+    choose_precision,
+    learning_rate,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+)
+from starlab.platform.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """What the driver hands to every worker."""
+
+    spec: Spec
+    source: ClipSource
+    parts: Parts
+    folder: RunFolder
+    limits: StreamLimits
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return math.ceil(self.spec.train.epochs * len(self.parts.train) / self.spec.train.global_batch)
+
+    def epoch_end(self, epoch: int) -> int:
+        """The step at which `epoch` (from 1) has passed, at most the run's last."""
+        return min(self.total_steps, math.ceil(epoch * len(self.parts.train) / self.spec.train.global_batch))
+
+
+    @property
+    def selection(self) -> tuple[int, ...]:
+        """The clips that pick the best checkpoint: test clips only where the spec says so."""
+        return self.parts.test if self.spec.data.select == "test" else self.parts.validation
+
+
+class StopRunError(Exception):
+    """Training again would end the same way, so the run stops; raised on every rank at the same step."""
+
+
+def train_loop(config: dict[str, TrainJob]) -> None:
+    """Train from the newest checkpoint (or from nothing) to the end, then look at the test part once."""
+    context = ray.train.get_context()
+    worker = _Worker(config["job"], context.get_world_rank(), context.get_world_size())
+    try:
+        worker.train()
+        worker.test()
+    except StopRunError as error:
+        if worker.rank == 0:
+            worker.folder.write_json("stopped.json", {"reason": str(error), "step": worker.step})
+    finally:
+        worker.close()
+
+
+class _Worker:
+    """One rank: its model replica, its place in the run, and (rank 0) the run's journal and checkpoints."""
+
+    def __init__(self, job: TrainJob, rank: int, world: int) -> None:
+        self.job, self.rank, self.world = job, rank, world
+        self.spec, self.folder = job.spec, job.folder
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.spec.resources.threads_per_worker)
+
+        checkpoint = self._agree_on_checkpoint()
+        self.step = checkpoint.step if checkpoint else 0
+        schedule = Schedule(self.spec.train.seed, len(job.parts.train))
+        low, high = rank_slice(self.spec.train.global_batch, rank, world)
+        self.clips_per_step = high - low
+        plan = TrainPlan(schedule, job.parts.train, self.spec.train.global_batch, rank, world, first_step=self.step)
+        # Started before the model is built, so that the first batch is ready when the model is.
+        self.batches = train_batches(job.source, self.spec.data, plan, job.total_steps - self.step, job.limits)
+
+        torch.manual_seed(self.spec.train.seed)
+        self.core = StarTransformer(self.spec.model).to(self.device)
+        self.optimizer = make_optimizer(self.core, self.spec.train)
+        self.best: dict[str, float] = {}  # step and the selection's metrics of the best checkpoint so far
+        self.unreadable: dict[str, str] = {}  # of this rank, by clip id
+        self.local = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss sum, hits, clips, unreadable
+        self.pending = torch.zeros_like(self.local)  # the same over all ranks, since the last point of the curve
+        self.epoch = torch.zeros_like(self.local)  # the same since the epoch began
+        if checkpoint:
+            self._restore(checkpoint)
+        self.model: nn.Module = self.core
+        if world > 1:
+            # Batch-norm's running statistics are rank 0's, handed round before each evaluation: nothing reads them earlier.
+            self.model = DistributedDataParallel(self.core, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.precision = self._precision()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        if checkpoint and self.precision == "fp16":
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.journal = journal.Journal(self.folder.path / journal.FILE) if rank == 0 else None
+        self.writer = CheckpointWriter(self.folder.checkpoints) if rank == 0 else None
+
+    # ------------------------------------------------------------------ the loop
+
+    def train(self) -> None:
+        """Step through what is left of the stream."""
+        config = self.spec.train
+        evaluate_at = self._evaluation_steps()
+        mark, waited = time.perf_counter(), 0.0
+        for _ in range(self.step, self.job.total_steps):
+            asked = time.perf_counter()
+            batch = next(self.batches)
+            waited += time.perf_counter() - asked
+            self._step(batch)
+            last_of_epoch = self.step in evaluate_at
+            if self.step % config.log_every_steps == 0 or last_of_epoch:
+                seconds = time.perf_counter() - mark
+                self._log_curve(seconds, waited)
+                mark, waited = time.perf_counter(), 0.0
+            if last_of_epoch:
+                self._end_epoch(evaluate_at[self.step])
+                mark = time.perf_counter()
+            elif config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0:
+                self._save()
+
+    def _step(self, batch: Batch) -> None:
+        config = self.spec.train
+        self.unreadable.update(batch.unreadable)
+        if len(batch.labels) < self.clips_per_step:
+            raise DataError(f"no readable replacement was found for a clip of step {self.step}: {batch.unreadable[:3]}")
+        torch.manual_seed(_step_seed(config.seed, self.step, self.rank))  # dropout and drop-path of this step
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step, self.job.total_steps)
+        labels = torch.from_numpy(batch.labels).to(self.device)
+        logits = self._forward(batch, AUTOCAST[self.precision])
+        losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=config.label_smoothing)
+        # DDP averages over ranks; ranks may hold unequal slices. So: the sum here, times world / G, is the global mean.
+        self.scaler.scale(losses.sum() * self.world / config.global_batch).backward()
+        if config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.core.parameters(), config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        self.local += torch.stack([losses.detach().double().sum(), hits.double(), *_counts(batch, self.device)])
+        self.step += 1
+
+    def _forward(self, batch: Batch, autocast: torch.dtype | None) -> Tensor:
+        frames = torch.from_numpy(batch.frames).to(self.device, non_blocking=True)
+        joints = torch.from_numpy(batch.joints).to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
+            logits: Tensor = self.model(frames, joints)
+        return logits
+
+    # ------------------------------------------------------------------ curve, epochs, test
+
+    def _log_curve(self, seconds: float, waited: float) -> None:
+        self._fold()
+        loss, hits, clips, _ = self.pending.tolist()
+        self.epoch += self.pending
+        self.pending.zero_()
+        if not math.isfinite(loss):
+            raise StopRunError(f"the loss became {loss} before step {self.step}; try a lower train.lr or train.clip_norm=1.0")
+        self._write_points(
+            {
+                "train/loss": loss / clips,
+                "train/top1": hits / clips,
+                "train/lr": learning_rate(self.spec.train, self.step - 1, self.job.total_steps),
+                "system/clips_per_second": clips / seconds,
+                "system/data_wait": waited / seconds,
+            }
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        loss, hits, clips, unreadable = self.epoch.tolist()
+        self.epoch.zero_()
+        problems = self._gather_unreadable()
+        drawn, limit = clips + unreadable, self.spec.data.max_unreadable_fraction
+        if unreadable > limit * drawn:
+            listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(problems.items())[:5])
+            raise StopRunError(
+                f"{unreadable:.0f} of {drawn:.0f} clips drawn could not be read, more than data.max_unreadable_fraction={limit}; "
+                f"all are listed in {self.folder.path / 'unreadable.json'}. The first: {listed}"
+            )
+        selected = self._evaluate(self.job.selection).metrics()
+        better = not self.best or (selected["top1"], -selected["loss"]) > (self.best["top1"], -self.best["loss"])
+        if better:
+            self.best = {"step": float(self.step), **selected}
+        self._write_points(
+            {
+                "epoch": float(epoch),
+                "epoch/train_loss": loss / clips,
+                "epoch/train_top1": hits / clips,
+                "data/unreadable_clips": float(len(problems)),
+                **{f"val/{name}": value for name, value in selected.items()},
+            }
+        )
+        self._save()
+        ray.train.report({"epoch": epoch, "step": self.step, "val_top1": selected["top1"], "best_val_top1": self.best["top1"]})
+
+    def test(self) -> None:
+        """Load the best checkpoint and predict every test clip once; rank 0 writes `result.json`."""
+        if self.writer:
+            self.writer.wait()
+        best_step = int(self._from_rank_0(self.best)["step"])
+        best = find_checkpoint(self.folder.checkpoints, best_step)
+        self.core.load_state_dict(_under("model/", best.tensors))
+        evaluation = self._evaluate(self.job.parts.test)
+        self.unreadable.update(evaluation.unreadable)
+        problems = self._gather_unreadable()
+        self._write_points({f"test/{name}": value for name, value in evaluation.metrics().items()})
+        if self.rank == 0:
+            self.folder.write_json("result.json", self._result(evaluation, best_step, problems))
+
+    def _result(self, evaluation: Evaluation, best_step: int, problems: Mapping[str, str]) -> dict[str, Any]:
+        classes = self.job.source.classes
+        return {
+            "steps": self.job.total_steps,
+            "best_step": best_step,
+            "selected_by": self.spec.data.select,
+            "val": {name: value for name, value in self.best.items() if name != "step"},
+            "test": evaluation.metrics(),
+            "test_clips": len(evaluation.clips),
+            "classes": list(classes),
+            "confusion": evaluation.confusion().tolist(),
+            "unreadable": dict(problems),
+            "precision": self.precision,
+        }
+
+    def _evaluate(self, clips: tuple[int, ...]) -> Evaluation:
+        self._share_batch_norm()
+        return evaluate(
+            self.core,
+            self.job.source,
+            self.spec.data,
+            clips,
+            rank=self.rank,
+            world=self.world,
+            device=self.device,
+            limits=self.job.limits,
+            batch=max(1, 2 * self.spec.train.global_batch // self.world),
+            autocast=AUTOCAST[self.precision],
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save(self) -> None:
+        self._fold()
+        if self.writer is None:
+            return
+        assert self.journal is not None
+        self.journal.sync()
+        tensors = {f"model/{name}": value for name, value in self.core.state_dict().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        state = {
+            "pending": self.pending.tolist(),
+            "epoch": self.epoch.tolist(),
+            "best": self.best,
+            "unreadable": self.unreadable,
+            "scaler": self.scaler.state_dict(),
+            "spec": self.spec.to_dict(),
+        }
+        self.writer.save(self.step, tensors, state, keep_steps={int(self.best["step"])} if self.best else set())
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.core.load_state_dict(_under("model/", checkpoint.tensors))
+        load_optimizer_tensors(self.optimizer, _under("optimizer/", checkpoint.tensors))
+        self.pending += torch.tensor(checkpoint.state["pending"], dtype=torch.float64)
+        self.epoch += torch.tensor(checkpoint.state["epoch"], dtype=torch.float64)
+        self.best = checkpoint.state["best"]
+        self.unreadable = dict(checkpoint.state["unreadable"])
+
+    def _agree_on_checkpoint(self) -> Checkpoint | None:
+        """Rank 0 picks the newest whole checkpoint; the others load the same one."""
+        step = -1
+        if self.rank == 0:
+            newest, complaints = newest_checkpoint(self.folder.checkpoints)
+            for complaint in complaints:
+                print(f"damaged checkpoint set aside: {complaint}", flush=True)
+            step = newest.step if newest else -1
+        step = self._from_rank_0(step)
+        return find_checkpoint(self.folder.checkpoints, step) if step >= 0 else None
+
+    # ------------------------------------------------------------------ among ranks
+
+    def _fold(self) -> None:
+        """Add every rank's sums to `pending`, which is the same on all of them."""
+        if self.world > 1:
+            dist.all_reduce(self.local)
+        self.pending += self.local
+        self.local.zero_()
+
+    def _share_batch_norm(self) -> None:
+        if self.world > 1:
+            for buffer in self.core.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def _gather_unreadable(self) -> dict[str, str]:
+        shares: list[Any] = [self.unreadable]
+        if self.world > 1:
+            shares = [None] * self.world
+            dist.all_gather_object(shares, self.unreadable)
+        merged = {clip: reason for share in shares for clip, reason in share.items()}
+        if self.rank == 0 and merged:
+            self.folder.write_json("unreadable.json", merged)
+        return merged
+
+    def _from_rank_0(self, value: Any) -> Any:
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    # ------------------------------------------------------------------ small parts
+
+    def _precision(self) -> str:
+        """The spec's, or for "auto" the choice made once for this run and kept on resume."""
+        wanted = self.spec.train.precision
+        if wanted != "auto":
+            return wanted
+        chosen = self._from_rank_0(self.folder.read_json("choices.json").get("precision"))
+        if chosen is None:
+            chosen = self._from_rank_0(choose_precision(self.device, self._trial_step))
+            if self.rank == 0:
+                self.folder.write_json("choices.json", {"precision": chosen})
+        return str(chosen)
+
+    def _trial_step(self, autocast: torch.dtype | None) -> None:
+        """One forward and backward on blank clips of the run's shapes; moves nothing."""
+        data, model = self.spec.data, self.spec.model
+        clips = self.clips_per_step
+        frames = torch.zeros(clips, data.frames, data.size, data.size, 3, dtype=torch.uint8, device=self.device)
+        joints = torch.ones(clips, data.frames, model.max_bodies, model.num_joints, 3, device=self.device) / 2
+        model = copy.deepcopy(self.core)
+        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
+            model(frames, joints).float().square().mean().backward()
+
+    def _evaluation_steps(self) -> dict[int, int]:
+        """Step → epoch of every look at the selection clips; the last step is always one."""
+        config, job = self.spec.train, self.job
+        epochs = range(config.evaluate_every_epochs, math.ceil(config.epochs) + 1, config.evaluate_every_epochs)
+        steps = {job.epoch_end(epoch): epoch for epoch in epochs}
+        steps.setdefault(job.total_steps, math.ceil(config.epochs))
+        return steps
+
+    def _write_points(self, metrics: Mapping[str, float]) -> None:
+        if self.journal:
+            self.journal.log(self.step, metrics)
+
+    def close(self) -> None:
+        """Nothing stays in flight."""
+        if self.writer:
+            self.writer.wait()
+        if self.journal:
+            self.journal.close()
+
+
+def _counts(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    clips, unreadable = len(batch.labels), len(batch.unreadable)
+    return torch.tensor(clips, device=device).double(), torch.tensor(unreadable, device=device).double()
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 4096 + rank

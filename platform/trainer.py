@@ -1,0 +1,300 @@
+"""From a spec to a trained, evaluated, recorded run: the driver's side of a training.
+
+The driver opens the data, places the workers, watches the journal and keeps MLflow up to date; `train_loop.py` trains.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from starlab.experiments.spec import Spec
+from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.sources import open_source
+from starlab.pipelines.splits import Parts, split_rows
+from starlab.pipelines.stream import StreamLimits
+from starlab.platform.cluster import Cluster, connect
+from starlab.platform.errors import RunFailedError, UserError
+from starlab.platform.progress import Progress
+from starlab.platform.provenance import provenance
+from starlab.platform.report import write_artifacts
+from starlab.platform.run_folder import RunFolder, runs_folder
+from starlab.platform.tracking import Sender, tracking_uri
+from starlab.platform.train_loop import TrainJob, train_loop
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run."""
+
+    run_id: str
+    folder: Path
+    metrics: dict[str, float]
+    """"val/top1", "test/top1", … in [0, 1]; losses in nats."""
+    per_class: dict[str, float]
+    """Recall on the test part, in [0, 1]."""
+    seconds: float
+    """Of this call."""
+    was_complete: bool
+    """The run had been finished before; nothing was trained."""
+    tracking_uri: str
+    mlflow_run_id: str | None
+    """None while MLflow has not been reached."""
+    tracking_problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """What one run may take of the cluster."""
+
+    cpus_per_worker: float
+    limits: StreamLimits
+
+
+def train(
+    spec: Spec,
+    *,
+    runs: str | Path | None = None,
+    fresh: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> RunResult:
+    """Train `spec` to its end, or go on where an earlier call stopped; a finished run is only read.
+
+    Args:
+        spec: the experiment; equal data, model and train sections are the same run.
+        runs: folder of runs; None takes STARLAB_RUNS, else ./runs. All nodes must see it under this path.
+        fresh: set an earlier run of this spec aside and start anew.
+        say: is given lines for the user.
+
+    Raises:
+        DataError: the data set cannot be used.
+        UserError: the cluster cannot hold the run.
+        RunFailedError: training did not finish; what it reached is kept and the same call goes on from there.
+    """
+    root = runs_folder(runs)
+    source, parts = open_data(spec, root, say)
+    cluster = connect()
+    return run_training(spec, source, parts, root, cluster, fresh=fresh, say=say)
+
+
+def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipSource, Parts]:
+    """The data set of a spec and its parts; says what was left out.
+
+    Raises:
+        DataError: the data set cannot be used, or a part that the spec needs is empty.
+    """
+    source = open_source(spec.data, runs, say)
+    parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
+    for name in ("train", "test"):
+        if not getattr(parts, name):
+            raise DataError(f"{spec.data.dataset} has no {name} clip among its {len(source.clips)} readable ones")
+    say(
+        f"data     {spec.data.dataset}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test "
+        f"clips of {len(source.classes)} classes; fingerprint {source.fingerprint[:12]}"
+    )
+    if source.skipped:
+        say(f"skipped  {len(source.skipped)} clips that cannot be used:")
+        for skipped in source.skipped[:5]:
+            say(f"         {skipped.clip_id}: {skipped.reason}")
+        if len(source.skipped) > 5:
+            say(f"         and {len(source.skipped) - 5} more, all in the run's skipped.json")
+    return source, parts
+
+
+def run_training(
+    spec: Spec,
+    source: ClipSource,
+    parts: Parts,
+    runs: Path,
+    cluster: Cluster,
+    *,
+    fresh: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    callbacks: tuple[UserCallback, ...] = (),
+    parent: RunFolder | None = None,
+    share: float = 1.0,
+) -> RunResult:
+    """`train` with the data open and the cluster joined; a trial of a search is one of these.
+
+    Args:
+        callbacks: Ray Train callbacks, e.g. one that carries metrics to Tune.
+        parent: the search this run belongs to.
+        share: the part of the cluster that this run may take.
+    """
+    began = datetime.now(UTC)
+    place = runs if parent is None else parent.path / "trials"
+    folder = RunFolder(place / spec.run_id(source.fingerprint))
+    if fresh and folder.path.exists():
+        say(f"fresh    the earlier run is kept as {folder.set_aside()}")
+    was_complete = bool(folder.read_json("result.json"))
+    resumed = not was_complete and folder.checkpoints.is_dir()
+    allotment = allot(spec, cluster, share)
+    _open_run(folder, spec, source, runs, parent)
+    state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
+    say(f"run      {folder.path.name} {state}; {folder.path}")
+    with Sender(folder) as sender:
+        try:
+            if not was_complete:
+                job = TrainJob(spec, source, parts, folder, allotment.limits)
+                with Progress(job, say):
+                    _fit(job, allotment, callbacks)
+        except BaseException:
+            _close_run(folder, "FAILED")
+            raise
+        write_artifacts(folder)
+        _close_run(folder, "FINISHED")
+    return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
+
+
+def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
+    """Divide `share` of the cluster between the workers and their decode tasks, so that neither can starve the other.
+
+    A worker's stream has two overlapping windows (stream.py), and each believes the cluster its own: the limits of all of
+    them together must fit what the workers leave.
+
+    Raises:
+        UserError: it does not fit; says by how much.
+    """
+    wanted = spec.resources
+    cpus = cluster.cpus * share
+    per_worker = wanted.cpus_per_worker or min(1.0, cpus / 2 / wanted.workers)
+    free = cpus - per_worker * wanted.workers
+    if free < 0.05 * wanted.workers:
+        raise UserError(
+            f"{wanted.workers} workers of {per_worker:g} CPUs leave {free:g} of {cpus:g} CPUs for decoding, which would wait "
+            "for ever; use fewer resources.workers or a smaller resources.cpus_per_worker"
+        )
+    gpus = wanted.workers * wanted.gpus_per_worker
+    if cluster.local and gpus > cluster.gpus:
+        raise UserError(
+            f"the run wants {gpus} GPUs and this machine has {cluster.gpus:g}; use resources.gpus_per_worker=0, "
+            "fewer resources.workers, or submit it to a cluster: starlab submit -- train …"
+        )
+    window_cpus = free / (2 * wanted.workers)
+    store = ray.cluster_resources().get("object_store_memory", 5e8) * share * 0.5 / (2 * wanted.workers)
+    limits = StreamLimits(
+        cpus=float(int(window_cpus)) if window_cpus >= 1 else window_cpus,
+        cpus_per_task=min(1.0, window_cpus),
+        object_store_bytes=int(store),
+    )
+    return Allotment(per_worker, limits)
+
+
+def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...]) -> None:
+    spec, folder = job.spec, job.folder
+    (folder.path / "stopped.json").unlink(missing_ok=True)
+    with _ray_folder(folder) as ray_folder:
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(timeout_s=600),
+            scaling_config=ScalingConfig(
+                num_workers=spec.resources.workers,
+                use_gpu=spec.resources.gpus_per_worker > 0,
+                resources_per_worker={"CPU": allotment.cpus_per_worker, **_gpu(spec)},
+                accelerator_type=spec.resources.accelerator if spec.resources.gpus_per_worker else None,
+            ),
+            run_config=RunConfig(
+                name=ray_folder.name,
+                storage_path=str(ray_folder.parent),
+                failure_config=FailureConfig(max_failures=spec.resources.max_failures, controller_failure_limit=3),
+                logging_config=LoggingConfig(log_level="WARNING"),
+                callbacks=list(callbacks),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise RunFailedError(
+                f"run {folder.path.name} failed; it goes on from its newest checkpoint when started again.\n{_cause(error)}"
+            ) from error
+    stopped = folder.read_json("stopped.json")
+    if stopped:
+        raise RunFailedError(f"run {folder.path.name} stopped at step {stopped['step']}: {stopped['reason']}")
+    if not folder.read_json("result.json"):
+        raise RunFailedError(
+            f"run {folder.path.name} ended without a result: the workers do not see {folder.path}; "
+            "the runs folder (--runs, STARLAB_RUNS) must be on storage that all nodes share"
+        )
+
+
+@contextmanager
+def _ray_folder(folder: RunFolder) -> Iterator[Path]:
+    """A folder for Ray's own records of one attempt. Never the same twice: Ray would take it for a run to resume."""
+    path = folder.path / "ray" / uuid.uuid4().hex[:8]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _gpu(spec: Spec) -> dict[str, float]:
+    return {"GPU": float(spec.resources.gpus_per_worker)} if spec.resources.gpus_per_worker else {}
+
+
+def _cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, first = sorted(failures.items())[0]
+        return f"worker {rank}: {str(first).strip().splitlines()[-1]}"
+    return str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+
+
+def _open_run(folder: RunFolder, spec: Spec, source: ClipSource, runs: Path, parent: RunFolder | None) -> None:
+    earlier = folder.read_json("run.json")
+    if not earlier:
+        folder.write_json("spec.json", spec.to_dict())
+        folder.write_json("skipped.json", {clip.clip_id: clip.reason for clip in source.skipped})
+    tags = {
+        **provenance(),
+        "starlab.spec_hash": spec.run_id(source.fingerprint).rpartition("-")[2],
+        "starlab.data_fingerprint": source.fingerprint,
+        "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else "validation",
+    }
+    fixed = {"key": uuid.uuid4().hex, "created": datetime.now(UTC).isoformat(), "tags": tags}
+    place = {
+        "run_id": folder.path.name,
+        "experiment": spec.name,
+        "mlflow_experiment": spec.tracking.experiment or spec.name,
+        "tracking_uri": tracking_uri(spec.tracking.uri, runs),
+        "runs": str(runs),
+        "parent": str(parent.path) if parent else None,
+        "status": "RUNNING",
+    }
+    folder.write_json("run.json", {**fixed, **earlier, **place})
+
+
+def _close_run(folder: RunFolder, status: str) -> None:
+    folder.write_json("run.json", {**folder.read_json("run.json"), "status": status})
+
+
+def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str | None) -> RunResult:
+    result: dict[str, Any] = folder.read_json("result.json")
+    metrics = {f"{part}/{name}": value for part in ("val", "test") for name, value in result[part].items()}
+    per_class = {
+        name: row[index] / sum(row)
+        for index, (name, row) in enumerate(zip(result["classes"], result["confusion"], strict=True))
+        if sum(row)
+    }
+    return RunResult(
+        run_id=folder.path.name,
+        folder=folder.path,
+        metrics=metrics,
+        per_class=per_class,
+        seconds=seconds,
+        was_complete=was_complete,
+        tracking_uri=folder.read_json("run.json")["tracking_uri"],
+        mlflow_run_id=folder.read_json("mlflow.json").get("run_id"),
+        tracking_problem=problem,
+    )
