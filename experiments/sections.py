@@ -71,7 +71,12 @@ class ResourcesConfig:
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "resources.workers", self.workers, "be 1 or more")
-        _require(self.gpus_per_worker in (0, 1), "resources.gpus_per_worker", self.gpus_per_worker, "be 0 or 1: one replica per GPU")
+        _require(
+            self.gpus_per_worker in (0, 1),
+            "resources.gpus_per_worker",
+            self.gpus_per_worker,
+            "be 0 or 1: one replica per GPU",
+        )
         _require(
             self.cpus_per_worker is None or self.cpus_per_worker > 0,
             "resources.cpus_per_worker",
@@ -109,7 +114,12 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _require(self.trials >= 1, "search.trials", self.trials, "be 1 or more")
-        _require(self.concurrent is None or self.concurrent >= 1, "search.concurrent", self.concurrent, "be 1 or more, or null")
+        _require(
+            self.concurrent is None or self.concurrent >= 1,
+            "search.concurrent",
+            self.concurrent,
+            "be 1 or more, or null",
+        )
         _require(self.grace_epochs >= 1, "search.grace_epochs", self.grace_epochs, "be 1 or more")
         _require(self.reduction >= 2, "search.reduction", self.reduction, "be 2 or more")
 

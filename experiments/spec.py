@@ -71,6 +71,11 @@ class SearchSpec:
     """Dotted key → one of {int: [low, high]}, {float: [low, high]}, {log: [low, high]}, {choice: [values]}."""
     search: SearchConfig
 
+    def to_dict(self) -> dict[str, Any]:
+        """Base, space and search in plain JSON types, in the form of the YAML file."""
+        plain: dict[str, Any] = json.loads(json.dumps({"space": dict(self.space), "search": asdict(self.search)}))
+        return self.base.to_dict() | plain
+
     def spec_of(self, values: Mapping[str, Any]) -> Spec:
         """The experiment at one point of the space.
 
@@ -229,6 +234,13 @@ def _probe(key: str, distribution: object, where: str) -> list[Any]:
         return values
     low, high = values
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if not numbers or not low < high or (kind == "log" and low <= 0) or (kind == "int" and not all(isinstance(v, int) for v in values)):
-        raise SpecError(f"{where}: space.{key} is {distribution!r}; low must be below high (and above 0 for log, whole for int)")
+    if (
+        not numbers
+        or not low < high
+        or (kind == "log" and low <= 0)
+        or (kind == "int" and not all(isinstance(v, int) for v in values))
+    ):
+        raise SpecError(
+            f"{where}: space.{key} is {distribution!r}; low must be below high (and above 0 for log, whole for int)"
+        )
     return [low, high]

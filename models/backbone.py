@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torchvision
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -49,11 +48,12 @@ class Backbone(nn.Module):
         pixel_norm: PixelNorm = "kinetics",
         frozen_stages: int = 0,
         batch_norm: BatchNorm = "train",
+        channels_last: bool = True,
         activation_checkpointing: bool = False,
     ) -> None:
         """See `StarConfig` for the options; the weights start random."""
         super().__init__()
-        trunk: nn.Module = torchvision.models.video.mc3_18(weights=None) if name == "mc3_18" else TinyTrunk()
+        trunk = mc3_18_trunk() if name == "mc3_18" else TinyTrunk()
         for stage in STAGES:
             self.add_module(stage, trunk.get_submodule(stage))
         self.local_layer = local_layer
@@ -61,13 +61,14 @@ class Backbone(nn.Module):
         self.pixel_norm = pixel_norm
         self.frozen_stages = frozen_stages
         self.batch_norm = batch_norm
+        self.channels_last = channels_last
         self.activation_checkpointing = activation_checkpointing
         self.register_buffer("mean", torch.tensor(KINETICS_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(KINETICS_STD), persistent=False)
         if batch_norm == "sync":
             for stage in STAGES:
-                synced = nn.SyncBatchNorm.convert_sync_batchnorm(self.get_submodule(stage))  # type: ignore[no-untyped-call]
-                self.add_module(stage, synced)
+                module = self.get_submodule(stage)
+                self.add_module(stage, nn.SyncBatchNorm.convert_sync_batchnorm(module))
         for stage in STAGES[:frozen_stages]:
             self.get_submodule(stage).requires_grad_(False)
 
@@ -80,6 +81,8 @@ class Backbone(nn.Module):
         if self.training and self.batch_norm == "sync":
             check_can_synchronise(frames)
         x = self.normalise(frames)
+        if not self.channels_last:
+            x = x.contiguous()
         local = x
         for stage in STAGES:
             x = self._run(self.get_submodule(stage), x)
@@ -95,8 +98,9 @@ class Backbone(nn.Module):
             pixels = torch.addcmul(-mean / std, frames.to(mean.dtype), 1 / (255 * std))
         else:
             pixels = frames.to(mean.dtype)
-            variance, centre = torch.var_mean(pixels, dim=(1, 2, 3, 4), correction=0, keepdim=True)
-            pixels = (pixels - centre) * (variance + 1.0).rsqrt()  # +1 grey level²: a blank clip stays finite
+            pixels = pixels - pixels.mean((1, 2, 3, 4), keepdim=True)
+            variance = pixels.square().mean((1, 2, 3, 4), keepdim=True)
+            pixels = pixels * (variance + 1.0).rsqrt()  # + 1 grey level²: a blank clip stays finite
         return rearrange(pixels, "b t h w c -> b c t h w")
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
@@ -115,13 +119,21 @@ class Backbone(nn.Module):
         return self
 
 
+def mc3_18_trunk() -> nn.Module:
+    """torchvision's mc3_18 with random weights; its pooling and classifier are left behind."""
+    # here and not above: importing torchvision takes longer than importing torch, and mc3_tiny needs none of it
+    from torchvision.models.video import mc3_18
+
+    return cast(nn.Module, mc3_18(weights=None))
+
+
 class TinyTrunk(nn.Module):
     """mc3_18's pattern at an eighth of its width, one block per stage: for small frames on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()
         width = CHANNELS["mc3_tiny"]
-        self.stem = nn.Sequential(convolution(3, width["stem"], (3, 5, 5), stride=2), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(convolution(3, width["stem"], (3, 3, 3), stride=2), nn.ReLU(inplace=True))
         self.layer1 = TinyBlock(width["stem"], width["layer1"], (3, 3, 3), stride=1)
         self.layer2 = TinyBlock(width["layer1"], width["layer2"], (1, 3, 3), stride=2)
         self.layer3 = TinyBlock(width["layer2"], width["layer3"], (1, 3, 3), stride=2)

@@ -108,7 +108,9 @@ class StarConfig:
     drop_path: float = 0.0
     """Stochastic depth: the last layer's rate; it grows linearly from 0 at the first."""
 
-    # --- memory ----------------------------------------------------------------------------------------------------
+    # --- speed and memory: the same results ------------------------------------------------------------------------
+    channels_last: bool = True
+    """The backbone's maps in channels_last_3d, which spares a copy of the frames; False where NCTHW is faster."""
     activation_checkpointing: bool = False
     """Recompute each stage and layer in the backward pass instead of keeping its activations."""
 
@@ -152,9 +154,7 @@ class StarConfig:
         )
         for field in ("encoder", "decoder"):
             letters = getattr(self, field)
-            self._require(
-                field, 1 <= len(letters) <= 2 and set(letters) <= set("FZB"), "must be one or two letters of F, Z, B"
-            )
+            self._require(field, 1 <= len(letters) <= 2 and set(letters) <= set("FZB"), "must be one or two letters of F, Z, B")
         if self.frames % 2 and set("ZB") & set(self.encoder + self.decoder):
             raise ValueError(
                 f"frames is {self.frames}, but encoder {self.encoder!r} and decoder {self.decoder!r} split the frames "

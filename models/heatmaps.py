@@ -19,9 +19,7 @@ def visible_joints(joints: Tensor) -> Tensor:
     return (confidence > 0) & (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
 
 
-def joint_heatmaps(
-    joints: Tensor, size_cells: tuple[int, int], sigma_cells: float, norm: HeatmapNorm = "sum"
-) -> Tensor:
+def joint_heatmaps(joints: Tensor, size_cells: tuple[int, int], sigma_cells: float, norm: HeatmapNorm = "sum") -> Tensor:
     """One Gaussian per joint, sampled at the cell centres; all zero for a joint that is invisible or out of frame.
 
     Args:

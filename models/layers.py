@@ -48,13 +48,13 @@ class StarLayer(nn.Module):
     def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """(B, T, S, D) → the same shape; `key_mask`: bool, False where nobody may attend to that token."""
         x = tokens
-        for attention, norm in zip(self.attentions, self.attention_norms, strict=True):
-            if self.pre:
-                x = x + self._thin(attention(norm(x), key_mask))
-            else:
-                x = norm(x + self._thin(attention(x, key_mask)))  # Eq. 11, then Eq. 12-13
+        branches = list(zip(self.attentions, self.attention_norms, strict=True))
         if self.pre:
+            for attention, norm in branches:
+                x = x + self._thin(attention(norm(x), key_mask))
             return x + self._thin(self.mlp(self.mlp_norm(x)))
+        for attention, norm in branches:
+            x = norm(x + self._thin(attention(x, key_mask)))  # Eq. 11, then Eq. 12-13
         return cast(Tensor, self.mlp_norm(x + self._thin(self.mlp(x))))  # Eq. 14
 
     def _thin(self, branch: Tensor) -> Tensor:

@@ -62,9 +62,7 @@ def frame_importance(model: StarTransformer, frames: Tensor, joints: Tensor) -> 
     return row.sum(2)
 
 
-def through_attention(
-    attention: SpatioTemporalAttention, row: Tensor, tokens: Tensor, key_mask: Tensor | None
-) -> Tensor:
+def through_attention(attention: SpatioTemporalAttention, row: Tensor, tokens: Tensor, key_mask: Tensor | None) -> Tensor:
     """The product of a row over all tokens and the attention's weight matrix (mean over heads): (B, T, S)."""
     q, k, _ = attention.project(tokens)
     mask = None if key_mask is None else attention.group_mask(key_mask)

@@ -91,6 +91,7 @@ def build_backbone(config: StarConfig) -> Backbone:
         pixel_norm=config.pixel_norm,
         frozen_stages=config.frozen_stages,
         batch_norm=config.batch_norm,
+        channels_last=config.channels_last,
         activation_checkpointing=config.activation_checkpointing,
     )
     if config.weights == "kinetics400":

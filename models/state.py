@@ -49,9 +49,7 @@ def explain(given: Shapes, expected: Shapes) -> str:
         if keys:
             example = f"{keys[0]} {given.get(keys[0], 'absent')}, expected {expected.get(keys[0], 'absent')}"
             lines.append(f"{len(keys)} entries {what}, first {example}")
-    return "the state dict does not fit this model; build it with the fields below, or load another.\n  " + "\n  ".join(
-        lines
-    )
+    return "the state dict does not fit this model; build it with the fields below, or load another.\n  " + "\n  ".join(lines)
 
 
 def traced_fields(shapes: Shapes) -> dict[str, str]:

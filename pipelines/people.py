@@ -1,11 +1,6 @@
-"""Generated people: how they move, and what a camera would see.
+"""Generated people: how they are built and how they move.
 
 Letters: T frames, J joints (the 13 of Penn Action), S sides (0 left in the picture, 1 right; all face the camera).
-Positions are in pixels from the picture's top left edge, so the middle of the first pixel is at 0.5.
-
-Every action is drawn in its own streams of random numbers (motion, hidden motion, appearance, noise), so that two
-actions that are meant to differ in one respect are equal to the last bit in every other when they are drawn with the
-same numbers: `synthetic.py` says which do, and the tests hold it against them.
 """
 
 from __future__ import annotations
@@ -14,18 +9,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Points = NDArray[np.int32]
-"""(..., 2): where OpenCV draws, in 1/16 pixel from the middle of the first pixel."""
 Color = tuple[float, float, float]
+"""RGB, 0 to 255."""
 
 SIDES = np.array([-1.0, 1.0])
-SUBPIXEL_BITS = 4
-"""OpenCV draws at fixed-point positions with this many fractional bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +37,6 @@ class Person:
     arms_apart: float
     """Radians between the hanging arms and the vertical."""
     skin: Color
-    """RGB, 0 to 255, as all colours here."""
 
 
 def draw_person(rng: np.random.Generator) -> Person:
@@ -216,137 +206,3 @@ def joint_positions(person: Person, pose: Pose, *, seated: bool) -> Floats:
     standing = person.thigh + person.shank
     joints[..., 1] -= standing if seated else ankle[..., 1].max(axis=1, keepdims=True)
     return joints
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """What of a clip is not motion: clothes, place, light, camera."""
-
-    shirt: Color
-    trousers: Color
-    shoes: Color
-    wall: tuple[Color, Color]
-    """At the top and at the bottom of the wall."""
-    floor: Color
-    panel: Color
-    panel_stripe: Color
-    light: float
-    height_px: float
-    """Of the body."""
-    feet_px: tuple[float, float]
-    """Where it stands half-way through the clip, x and y."""
-    drift_px: tuple[float, float]
-    """How far the camera moves it from the first frame to the last."""
-
-
-def draw_look(size_px: int, rng: np.random.Generator) -> Look:
-    """Muted colours: nobody wears what `render` paints a held ball with."""
-
-    def muted(low: float, high: float) -> Color:
-        level = rng.uniform(low, high)
-        red, green, blue = level + rng.uniform(-12, 12, 3)
-        return (float(red), float(green), float(blue))
-
-    wall = muted(120, 200)
-    return Look(
-        shirt=muted(30, 75) if rng.random() < 0.5 else muted(215, 235),
-        trousers=muted(25, 80),
-        shoes=muted(20, 60),
-        wall=(wall, (wall[0] - 15, wall[1] - 15, wall[2] - 15)),
-        floor=muted(90, 130),
-        panel=muted(90, 190),
-        panel_stripe=muted(90, 190),
-        light=float(rng.uniform(0.85, 1.1)),
-        height_px=float(size_px * rng.uniform(0.66, 0.76)),
-        feet_px=(float(size_px * rng.uniform(0.42, 0.58)), float(size_px * rng.uniform(0.90, 0.95))),
-        drift_px=(float(size_px * rng.uniform(-0.03, 0.03)), float(size_px * rng.uniform(-0.01, 0.01))),
-    )
-
-
-def place(joints: Floats, look: Look) -> Floats:
-    """From body heights to pixels: (T, J, 2)."""
-    drift = np.linspace(-0.5, 0.5, len(joints))[:, None, None] * np.asarray(look.drift_px)
-    placed: Floats = joints * look.height_px + np.asarray(look.feet_px) + drift
-    return placed
-
-
-def render(
-    joints_px: Floats,
-    person: Person,
-    look: Look,
-    size_px: int,
-    ball: Color | None,
-    panel: bool,
-    rng: np.random.Generator,
-) -> NDArray[np.uint8]:
-    """Draw the frames: uint8 (T, size_px, size_px, 3), RGB.
-
-    Args:
-        joints_px: (T, J, 2), from `place`.
-        person: Whose body it is.
-        look: The clip's clothes, place and light.
-        size_px: Side of the frames.
-        ball: Colour of a ball in the right hand.
-        panel: Whether an opaque panel hides everything from the hips down.
-        rng: For sensor noise and flicker.
-    """
-    num_frames = len(joints_px)
-    backdrop = _backdrop(look, size_px)
-    noise = np.clip(rng.normal(16, 1.2, (size_px + 16, size_px + 16, 3)), 0, 32).astype(np.uint8)
-    shifts = rng.integers(0, 16, (num_frames, 2))
-    light = look.light * (
-        1 + 0.02 * np.sin(np.arange(num_frames) * rng.uniform(0.05, 0.3) + rng.uniform(0, 2 * math.pi))
-    )
-
-    points = np.rint((joints_px - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32)
-    frames = np.empty((num_frames, size_px, size_px, 3), np.uint8)
-    for frame, joints, gain, (down, right) in zip(frames, points, light, shifts, strict=True):
-        picture = backdrop.copy()
-        _draw_body(picture, joints, person, look)
-        if ball is not None:
-            _draw_disc(picture, joints[6], 0.085 * look.height_px, ball)
-        if panel:
-            _draw_panel(picture, joints, look)
-        cv2.addWeighted(picture, gain, noise[down : down + size_px, right : right + size_px], 1.0, -16.0, dst=frame)
-    return frames
-
-
-def _backdrop(look: Look, size_px: int) -> NDArray[np.uint8]:
-    rows = np.linspace(0, 1, size_px)[:, None]
-    wall = np.asarray(look.wall[0]) * (1 - rows) + np.asarray(look.wall[1]) * rows
-    wall[int(0.8 * size_px) :] = look.floor
-    picture = np.repeat(wall[:, None], size_px, axis=1)
-    return np.ascontiguousarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8))
-
-
-def _draw_body(picture: NDArray[np.uint8], joints: Points, person: Person, look: Look) -> None:
-    thick = max(2, round(0.062 * look.height_px))
-    toes = joints[11:13] + np.array([0, round(0.02 * look.height_px * 2**SUBPIXEL_BITS)], np.int32)
-    chest = (joints[1] + joints[2]) // 2
-    _draw_lines(picture, joints[[[7, 9, 11], [8, 10, 12]]], look.trousers, thick + 1)
-    _draw_lines(picture, np.stack([joints[11:13], toes], axis=1), look.shoes, thick)
-    _draw_lines(picture, joints[[[1, 3], [2, 4]]], look.shirt, thick)
-    _draw_lines(picture, joints[[[3, 5], [4, 6]]], person.skin, max(2, thick - 1))
-    _draw_lines(picture, np.stack([joints[0], chest])[None], person.skin, thick)
-    cv2.fillConvexPoly(picture, joints[[1, 2, 8, 7]], look.shirt, cv2.LINE_AA, SUBPIXEL_BITS)
-    _draw_lines(picture, joints[[[1, 2]]], look.shirt, thick)
-    _draw_lines(picture, joints[[[7, 8]]], look.trousers, thick)
-    _draw_disc(picture, joints[0], person.head * look.height_px, person.skin)
-
-
-def _draw_panel(picture: NDArray[np.uint8], joints: Points, look: Look) -> None:
-    """Across the whole picture, from just above the hips: no leg can show beside it."""
-    hips_px = int(joints[7:9, 1].min()) / 2**SUBPIXEL_BITS
-    top = max(0, int(hips_px - 0.05 * look.height_px))
-    picture[top:] = look.panel
-    picture[top : top + max(1, round(0.04 * look.height_px))] = look.panel_stripe
-
-
-def _draw_lines(picture: NDArray[np.uint8], lines: Points, color: Color, thickness_px: int) -> None:
-    """`lines`: (lines, points, 2)."""
-    cv2.polylines(picture, list(lines), False, color, thickness_px, cv2.LINE_AA, SUBPIXEL_BITS)
-
-
-def _draw_disc(picture: NDArray[np.uint8], centre: Points, radius_px: float, color: Color) -> None:
-    x, y = centre.tolist()
-    cv2.circle(picture, (x, y), round(radius_px * 2**SUBPIXEL_BITS), color, -1, cv2.LINE_AA, SUBPIXEL_BITS)

@@ -84,8 +84,9 @@ class DataConfig:
                 "give it a fraction, or say data.select=test and call the result optimistic"
             )
         if self.store is None and self.dataset != "synthetic_penn_action":
-            raise ValueError(f"data.store is missing: name the folder that holds {self.dataset}, e.g. data.store=data/{self.dataset}")
-
+            raise ValueError(
+                f"data.store is missing: name the folder that holds {self.dataset}, e.g. data.store=data/{self.dataset}"
+            )
 
     def augmentation(self) -> AugmentConfig:
         """The settings of a training clip's augmentation."""

@@ -135,7 +135,8 @@ class LoadClips:
         return {name: np.stack([clip[name] for clip in loaded]) for name in loaded[0]}
 
     def _load(self, position: int) -> dict[str, Any]:
-        config, problems = self.config, []
+        config = self.config
+        problems: list[str] = []
         for attempt in itertools.count():
             choice = self.plan.clip(position, attempt)
             if choice is None:
@@ -191,7 +192,13 @@ def eval_batches(source: ClipSource, config: DataConfig, plan: EvalPlan, batch: 
 
 
 def _stream(
-    source: ClipSource, config: DataConfig, plan: Plan, num_rows: int, batch: int, limits: StreamLimits, window_steps: int
+    source: ClipSource,
+    config: DataConfig,
+    plan: Plan,
+    num_rows: int,
+    batch: int,
+    limits: StreamLimits,
+    window_steps: int,
 ) -> Iterator[Batch]:
     """Start the first window at once, so that it fills while the caller builds its model; the rest follow as they are needed."""
     window_rows = window_steps * batch
@@ -220,7 +227,14 @@ class _Window:
     """One Ray Data pipeline, drained by a thread of its own into a short queue."""
 
     def __init__(
-        self, source: ClipSource, config: DataConfig, plan: Plan, first_row: int, num_rows: int, batch: int, limits: StreamLimits
+        self,
+        source: ClipSource,
+        config: DataConfig,
+        plan: Plan,
+        first_row: int,
+        num_rows: int,
+        batch: int,
+        limits: StreamLimits,
     ) -> None:
         self.num_batches = -(-num_rows // batch)
         self._load = LoadClips(source, config, plan, first_row)

@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,17 +31,18 @@ import scipy.io
 import simplejpeg
 from numpy.typing import NDArray
 
-from starlab.pipelines import people
+from starlab.pipelines import drawing, people
 from starlab.pipelines.clip import DataError, Split
-from starlab.pipelines.people import Action, Color, Floats, Look, Person
+from starlab.pipelines.drawing import Look
+from starlab.pipelines.people import Action, Color, Floats, Person
 
 MARKER = "SYNTHETIC.txt"
 """Its presence says that a folder was generated, and from what; it is written last."""
 GENERATOR_VERSION = 1
-"""Counts up with every change to what is drawn; part of the marker."""
+"""Counts up with every change to what is drawn; part of the marker and of every label, so the fingerprint shows it."""
 JPEG_QUALITY = 90
 CHUNK_CLIPS = 8
-MAT_HEADER = b"MATLAB 5.0 MAT-file, written by starlab".ljust(116)
+MAT_HEADER = f"MATLAB 5.0 MAT-file, generated people, version {GENERATOR_VERSION}".encode().ljust(116)
 """Instead of scipy's, which holds the time of day: equal seeds shall give equal bytes."""
 
 
@@ -143,12 +145,15 @@ class SyntheticClip:
     reversed: bool
     render_seed: np.random.SeedSequence
 
-    def render(self) -> NDArray[np.uint8]:
-        """The frames, uint8 (T, size_px, size_px, 3), RGB."""
-        joints = self.joints_px[::-1] if self.reversed else self.joints_px
+    def render(self, only: Sequence[int] | None = None) -> NDArray[np.uint8]:
+        """The frames of the given numbers (all by default): uint8 (frames, size_px, size_px, 3), RGB."""
+        last = len(self.joints_px) - 1
+        numbers = range(last + 1) if only is None else only
+        joints = self.joints_px
+        if self.reversed:  # light and noise are drawn forwards, like everything else
+            joints, numbers = joints[::-1], [last - number for number in numbers]
         rng = np.random.default_rng(self.render_seed)
-        frames = people.render(joints, self.person, self.look, self.size_px, self.ball, self.panel, rng)
-        return frames[::-1] if self.reversed else frames
+        return drawing.render(joints, self.person, self.look, self.size_px, self.ball, self.panel, rng, numbers)
 
 
 def draw_clip(config: SyntheticConfig, action: str, split: Split, number: int, draw: int) -> SyntheticClip:
@@ -166,17 +171,15 @@ def draw_clip(config: SyntheticConfig, action: str, split: Split, number: int, d
     subjects = config.train_subjects if split == "train" else config.test_subjects
     subject = number % subjects + (config.train_subjects if split == "test" else 0)
     person = people.draw_person(np.random.default_rng([config.seed, 0, subject]))
-    motion_seed, hidden_seed, look_seed, label_seed, render_seed = np.random.SeedSequence([config.seed, 1, draw]).spawn(
-        5
-    )
+    motion_seed, hidden_seed, look_seed, label_seed, render_seed = np.random.SeedSequence([config.seed, 1, draw]).spawn(5)
 
     motion = np.random.default_rng(motion_seed)
     num_frames = int(motion.integers(config.min_frames, config.max_frames + 1))
     pose = people.rest_pose(person, num_frames, motion)
     people.act(pose, kind.actions, motion)
     people.act(pose, kind.hidden, np.random.default_rng(hidden_seed))
-    look = people.draw_look(config.size_px, np.random.default_rng(look_seed))
-    joints = people.place(people.joint_positions(person, pose, seated=bool(kind.hidden)), look)
+    look = drawing.draw_look(config.size_px, np.random.default_rng(look_seed))
+    joints = drawing.place(people.joint_positions(person, pose, seated=bool(kind.hidden)), look)
 
     labels = np.random.default_rng(label_seed)
     labelled = joints + 0.5 + labels.normal(0, 0.003 * config.size_px, joints.shape)
@@ -237,10 +240,7 @@ def write_penn_action(root: Path, config: SyntheticConfig, workers: int) -> None
         partial.chmod(0o755)
         (partial / "labels").mkdir()
         (partial / "frames").mkdir()
-        chunks = [
-            range(first, min(first + CHUNK_CLIPS, config.num_clips))
-            for first in range(0, config.num_clips, CHUNK_CLIPS)
-        ]
+        chunks = [range(first, min(first + CHUNK_CLIPS, config.num_clips)) for first in range(0, config.num_clips, CHUNK_CLIPS)]
         if workers == 1:
             for chunk in chunks:
                 _write_clips(partial, config, chunk)
@@ -264,13 +264,9 @@ def _is_written(root: Path, marker: str) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     if not (root / MARKER).is_file():
-        raise DataError(
-            f"{root} holds files that were not generated (no {MARKER}): name another folder for synthetic data"
-        )
+        raise DataError(f"{root} holds files that were not generated (no {MARKER}): name another folder for synthetic data")
     if (root / MARKER).read_text() != marker:
-        raise DataError(
-            f"{root} was generated with other settings (see {root / MARKER}): delete it, or name another folder"
-        )
+        raise DataError(f"{root} was generated with other settings (see {root / MARKER}): delete it, or name another folder")
     return True
 
 

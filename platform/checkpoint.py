@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with the newer ones, which are set aside as *.damaged."""
-    complaints = []
+    complaints: list[str] = []
     for path in sorted(folder.glob("step_????????-????"), reverse=True):
         try:
             return read_checkpoint(path), complaints

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,24 +20,108 @@ app = typer.Typer(
 Experiment = Annotated[str, typer.Argument(help="A packaged experiment (demo, …) or a path that ends in .yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: train.epochs=2 model.encoder=FF")]
 Runs = Annotated[Path | None, typer.Option(help="Folder of runs; else STARLAB_RUNS, else ./runs.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Set an earlier run of the same spec aside and start anew.")]
-
-
-@app.command()
-def train(experiment: Experiment, overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -> None:
-    """Train an experiment, or go on with its run."""
-    from starlab.experiments.spec import load_spec
-    from starlab.platform import trainer
-    from starlab.platform.summary import print_result
-
-    spec = load_spec(experiment, overrides or [])
-    print_result(trainer.train(spec, runs=runs, fresh=fresh, say=_say))
+Fresh = Annotated[bool, typer.Option("--fresh", help="Set the earlier run of the same spec aside and start anew.")]
 
 
 @app.command()
 def demo(overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -> None:
-    """Generate people, train the STAR model on them, evaluate, record, report: about 5 minutes on two CPU cores."""
+    """Generate people, train on them, evaluate, record, report: about 5 minutes on two CPU cores."""
     train("demo", overrides, runs, fresh)
+
+
+@app.command()
+def train(experiment: Experiment, overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -> None:
+    """Train an experiment, or go on with its run: starlab train demo train.epochs=2"""
+    from starlab.experiments.spec import load_spec
+
+    spec = load_spec(experiment, overrides or [])
+    from starlab.platform import trainer
+    from starlab.platform.summary import result_lines
+
+    _print(result_lines(trainer.train(spec, runs=runs, fresh=fresh, say=_say)))
+
+
+@app.command()
+def search(experiment: Experiment, overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -> None:
+    """Search around an experiment, or go on with its search: starlab search demo_search search.trials=8"""
+    from starlab.experiments.spec import load_search
+
+    spec = load_search(experiment, overrides or [])
+    from starlab.platform import search as searching
+    from starlab.platform.summary import search_lines
+
+    _print(search_lines(searching.search(spec, runs=runs, fresh=fresh, say=_say)))
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Runs, searches, or experiments (all runs of it).")], runs: Runs = None
+) -> None:
+    """Print runs side by side: what differs in their specs, and what they reached."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from starlab.platform.report import comparison
+    from starlab.platform.run_folder import find_runs, runs_folder
+
+    root = runs_folder(runs)
+    heads, rows = comparison([folder for name in names for folder in find_runs(root, name)])
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # Not at a terminal, a table is for a pipe or a file: never squeezed.
+    Console(width=None if console.is_terminal else 400).print(table)
+
+
+@app.command()
+def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")], runs: Runs = None) -> None:
+    """Send to MLflow what it has not got yet of these runs."""
+    from starlab.platform.run_folder import find_runs, runs_folder
+    from starlab.platform.tracking import sync as send
+
+    for name in names:
+        for folder in find_runs(runs_folder(runs), name):
+            _say(f"{folder.path.name}: {send(folder)} points sent to {folder.read_json('run.json')['tracking_uri']}")
+
+
+@app.command()
+def ui(runs: Runs = None, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
+    """Open MLflow on the runs folder (Ctrl-C ends it)."""
+    from starlab.platform.run_folder import runs_folder
+    from starlab.platform.tracking import serve
+
+    serve(runs_folder(runs), port, _say)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    command: Annotated[list[str], typer.Argument(help="What to run there, after --: train demo train.epochs=1")],
+    address: Annotated[
+        str | None,
+        typer.Option(help="Dashboard of the cluster; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else port 8265 here."),
+    ] = None,
+    runs: Annotated[str | None, typer.Option(help="Runs folder that every node of the cluster shares (absolute).")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for the job; repeatable; no secrets.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="One more file for the job's folder; repeatable.")] = None,
+    job: Annotated[str | None, typer.Option("--id", help="Name of the job.")] = None,
+    follow: Annotated[bool, typer.Option(help="Print the log until the job ends.")] = True,
+    insecure: Annotated[bool, typer.Option(help="Accept a cluster elsewhere that asks for no token.")] = False,
+) -> None:
+    """Run a command as a job on a Ray cluster and follow it: starlab submit -- train demo train.epochs=1"""
+    from starlab.platform.submit import submit as send
+
+    code = send(
+        command,
+        address=address,
+        runs=runs,
+        environment=env or [],
+        files=file or [],
+        submission_id=job,
+        follow=follow,
+        insecure=insecure,
+    )
+    raise typer.Exit(code)
 
 
 def main() -> None:
@@ -75,6 +158,10 @@ def _complain(message: str) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _print(lines: Sequence[str]) -> None:
+    print("\n".join(["", *lines]), flush=True)
 
 
 if __name__ == "__main__":

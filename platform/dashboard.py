@@ -53,9 +53,7 @@ def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Das
         headers = {"Authorization": f"Bearer {token}"}
         status, body = _get(address, headers)
         if status in (401, 403):
-            raise UserError(
-                f"the cluster at {address} refuses the token from {source}: ask its owner for the right one"
-            )
+            raise UserError(f"the cluster at {address} refuses the token from {source}: ask its owner for the right one")
     elif status == 200 and not insecure and not _is_loopback(address):
         raise UserError(
             f"the cluster at {address} asks for no token: whoever reaches it can run anything on it. "
@@ -81,9 +79,8 @@ def _resolve(address: str | None) -> str:
                 raise UserError(f"--address is {address}, but {name} is {value} and Ray obeys that: unset one of them")
             address = value
             break
-    address = (address or DEFAULT_ADDRESS).rstrip("/")
-    if "://" not in address:
-        address = f"http://{address}"
+    address = address or DEFAULT_ADDRESS
+    address = (address if "://" in address else f"http://{address}").rstrip("/")
     if not address.startswith(("http://", "https://")) or not urlsplit(address).hostname:
         raise UserError(f"{address} is no dashboard: jobs go to an address such as {DEFAULT_ADDRESS}")
     return address

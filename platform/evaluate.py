@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.sources import DataConfig
 from starlab.pipelines.stream import EvalPlan, StreamLimits, eval_batches
+from starlab.platform.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ class Evaluation:
         """(C,) recall of each class in [0, 1]; NaN for a class with no clip."""
         confusion = self.confusion()
         total = confusion.sum(axis=1)
-        return np.divide(np.diag(confusion), total, out=np.full(len(total), np.nan), where=total > 0)
+        recall: NDArray[np.float64] = np.divide(np.diag(confusion), total, out=np.full(len(total), np.nan), where=total > 0)
+        return recall
 
     def confusion(self) -> NDArray[np.int64]:
         """(C, C) counts: row = true class, column = predicted class."""
@@ -68,8 +69,7 @@ def evaluate(
     config: DataConfig,
     clips: tuple[int, ...],
     *,
-    rank: int,
-    world: int,
+    ranks: Ranks,
     device: torch.device,
     limits: StreamLimits,
     batch: int,
@@ -81,8 +81,9 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    positions, labels, indices, logits, unreadable = [], [], [], [], []
-    for loaded in eval_batches(source, config, EvalPlan(clips, rank, world), batch, limits):
+    positions, labels, indices, logits = [], [], [], []
+    unreadable: list[tuple[str, str]] = []
+    for loaded in eval_batches(source, config, EvalPlan(clips, ranks.rank, ranks.world), batch, limits):
         unreadable.extend(loaded.unreadable)
         if not len(loaded.labels):
             continue
@@ -95,12 +96,7 @@ def evaluate(
         indices.append(loaded.clips)
         logits.append(scores.float().cpu().numpy())
     model.train(was_training)
-    mine = (positions, labels, indices, logits, unreadable)
-    shares: list[Any] = [mine]
-    if world > 1:
-        shares = [None] * world
-        torch.distributed.all_gather_object(shares, mine)
-    return _merge(shares)
+    return _merge(ranks.gather((positions, labels, indices, logits, unreadable)))
 
 
 def _merge(shares: list[Any]) -> Evaluation:

@@ -94,9 +94,7 @@ def _cut_torn_line(path: Path) -> None:
     """A writer killed in mid-line leaves a tail without newline: nobody has read it, so it goes."""
     if not path.exists():
         return
-    whole = 0
-    for _, whole in read_points_with_ends(path):
-        pass
+    whole = max((end for _, end in read_points_with_ends(path)), default=0)
     if whole != path.stat().st_size:
         with path.open("r+b") as file:
             file.truncate(whole)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -58,23 +58,26 @@ AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of a spec → dtype of autocast."""
 
 
-def choose_precision(device: torch.device, one_step: Callable[[torch.dtype | None], None]) -> str:
-    """What `train.precision: auto` comes to on this device: "fp32", "fp16" or "bf16".
+def choose_precision(model: nn.Module, frames: Tensor, joints: Tensor) -> str:
+    """What `train.precision: auto` comes to for this model and these shapes: "fp32", "fp16" or "bf16".
 
-    A GPU with bf16 units takes bf16, an older one with tensor cores (V100) fp16. A CPU with bf16 units (AMX, AVX512-BF16) runs
-    `one_step(dtype)` a few times both ways and takes the faster; without them bf16 is only emulated, so fp32.
+    A GPU with bf16 units takes bf16, an older one with tensor cores (V100) fp16. A CPU with bf16 units (AMX, AVX512-BF16)
+    is measured both ways, on a copy of the model; without them bf16 is only emulated, so fp32.
     """
-    if device.type == "cuda":
-        major, _ = torch.cuda.get_device_capability(device)
+    if frames.device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(frames.device)
         return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
     if not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         return "fp32"
-    return "bf16" if _seconds(one_step, torch.bfloat16) < _seconds(one_step, None) else "fp32"
+    trial = copy.deepcopy(model)
+    return "bf16" if _seconds(trial, frames, joints, torch.bfloat16) < _seconds(trial, frames, joints, None) else "fp32"
 
 
-def _seconds(one_step: Callable[[torch.dtype | None], None], dtype: torch.dtype | None) -> float:
-    one_step(dtype)
-    start = time.perf_counter()
-    for _ in range(3):
-        one_step(dtype)
-    return time.perf_counter() - start
+def _seconds(model: nn.Module, frames: Tensor, joints: Tensor, dtype: torch.dtype | None) -> float:
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.autocast(frames.device.type, dtype=dtype, enabled=dtype is not None):
+            model(frames, joints).float().square().mean().backward()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

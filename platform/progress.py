@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from starlab.platform import journal
+from starlab.platform.job import TrainJob
 from starlab.platform.journal import Point, read_points_with_ends
-from starlab.platform.train_loop import TrainJob
 
 
 class Progress:
@@ -58,7 +58,9 @@ class Progress:
         parts = [f"step {step:>5}/{self._total_steps}"]
         if with_validation:
             parts.insert(0, f"epoch {value['epoch']:>3.0f}/{self._epochs:g}")
-            parts.append(f"loss {value['epoch/train_loss']:.3f}  train {value['epoch/train_top1']:.3f}  val {value['val/top1']:.3f}")
+            parts.append(
+                f"loss {value['epoch/train_loss']:.3f}  train {value['epoch/train_top1']:.3f}  val {value['val/top1']:.3f}"
+            )
         else:
             parts.append(f"loss {value['train/loss']:.3f}")
         parts.append(f"{value['system/clips_per_second']:.0f} clips/s  waiting for data {value['system/data_wait']:.0%}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +21,47 @@ def write_artifacts(folder: RunFolder) -> list[Path]:
     """Write spec.yaml, result.json, confusion.png and curves.png of a finished run; returns their paths."""
     folder.artifacts.mkdir(exist_ok=True)
     result = folder.read_json("result.json")
-    paths = [folder.artifacts / name for name in ("spec.yaml", "result.json", "confusion.png", "curves.png")]
+    paths = [folder.artifacts / name for name in ("spec.yaml", "result.json", "curves.png")]
     paths[0].write_text(yaml.safe_dump(folder.read_json("spec.json"), sort_keys=False))
     paths[1].write_text(json.dumps(result, indent=1))
-    confusion_figure(np.array(result["confusion"]), result["classes"]).savefig(paths[2], dpi=120)
-    curves_figure(list(read_points(folder.path / FILE))).savefig(paths[3], dpi=120)
+    curves_figure(list(read_points(folder.path / FILE))).savefig(paths[2], dpi=120)
+    if "confusion" in result:
+        paths.append(folder.artifacts / "confusion.png")
+        confusion_figure(np.array(result["confusion"]), result["classes"]).savefig(paths[-1], dpi=120)
     return paths
+
+
+def write_search_artifacts(folder: RunFolder, trials: Sequence[dict[str, Any]]) -> None:
+    """Write trials.csv, best first, and trials.png: the value of every trial against each dimension of the space."""
+    folder.artifacts.mkdir(exist_ok=True)
+    keys = sorted({key for trial in trials for key in trial["values"]})
+    with (folder.artifacts / "trials.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["run", *keys, "val_top1", "epochs", "whole"])
+        for trial in trials:
+            values = [trial["values"].get(key, "") for key in keys]
+            table.writerow([trial["run"], *values, trial["val_top1"], trial["epochs"], trial["whole"]])
+    search_figure(trials, keys).savefig(folder.artifacts / "trials.png", dpi=120)
+
+
+def search_figure(trials: Sequence[dict[str, Any]], keys: Sequence[str]) -> Figure:
+    """One panel per dimension of the space; a filled dot is a trial that reached its end, a hollow one was ended early."""
+    figure = Figure(figsize=(3.2 * len(keys), 3.2), layout="constrained")
+    for axes, key in zip(np.atleast_1d(figure.subplots(1, len(keys), sharey=True)), keys, strict=True):
+        for trial in sorted(trials, key=lambda trial: trial["values"].get(key, 0)):
+            axes.plot(
+                trial["values"].get(key),
+                trial["val_top1"],
+                "o",
+                color="C0",
+                fillstyle="full" if trial["whole"] else "none",
+            )
+        axes.set_xlabel(key)
+        axes.grid(alpha=0.3)
+        if key.endswith(".lr"):
+            axes.set_xscale("log")
+    figure.axes[0].set_ylabel("validation top-1")
+    return figure
 
 
 def confusion_figure(confusion: np.ndarray[Any, Any], classes: Sequence[str]) -> Figure:
@@ -81,7 +117,10 @@ def comparison(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]
     for folder, spec in zip(folders, specs, strict=True):
         result = folder.read_json("result.json")
         status = folder.read_json("run.json")["status"]
-        reached = [_percent(result.get(part, {}).get(name)) for part, name in (("val", "top1"), ("test", "top1"), ("test", "mean_class"))]
+        reached = [
+            _percent(result.get(part, {}).get(name))
+            for part, name in (("val", "top1"), ("test", "top1"), ("test", "mean_class"))
+        ]
         selected = {"test": "test (optimistic)"}.get(result.get("selected_by", ""), result.get("selected_by", ""))
         rows.append([folder.path.name, status, *(str(spec.get(key, "")) for key in differing), *reached, selected])
     return heads, rows

@@ -1,13 +1,13 @@
 """What a run leaves on disk; everything else (MLflow, tables, figures) can be made from it again.
 
-    runs/demo-1a2b3c4d/
-      spec.json  run.json        what was asked, and by which code and machine
-      journal.jsonl              every metric
-      checkpoints/               see checkpoint.py
-      result.json                the end: test metrics, confusion matrix  (or stopped.json: why there is none)
-      unreadable.json            clips that could not be read
-      artifacts/                 figures and tables of this run
-      mlflow.json                what of this MLflow has got already
+runs/demo-1a2b3c4d/
+  spec.json  run.json        what was asked, and by which code and machine
+  journal.jsonl              every metric
+  checkpoints/               see checkpoint.py
+  result.json                the end: test metrics, confusion matrix  (or stopped.json: why there is none)
+  unreadable.json            clips that could not be read
+  artifacts/                 figures and tables of this run
+  mlflow.json                what of this MLflow has got already
 """
 
 from __future__ import annotations

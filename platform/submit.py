@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import aiohttp
 from ray.job_submission import JobSubmissionClient
@@ -27,6 +29,8 @@ from starlab.platform.errors import RunFailedError, UserError
 
 _SILENCE_SECONDS = 60.0
 """A log that is silent for this long is asked for anew: a connection may have died unnoticed."""
+_AGENT_SECONDS = 60.0
+"""A head that has just started answers before it can start jobs."""
 _RETRY_SECONDS = 3.0
 _MAX_RETRIES = 20
 
@@ -49,8 +53,8 @@ def submit(
         arguments: as typed after `starlab`. An experiment given as a path (*.yaml) is shipped, with its base.
         address: of the dashboard; None takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's port 8265.
         runs: an absolute path that every node shares, or a URI; None leaves the STARLAB_RUNS of the cluster's nodes.
-        environment: NAME (its value here) or NAME=VALUE, for the job and its workers. Whoever can open the dashboard
-            can read them: no secrets.
+        environment: NAME (its value here) or NAME=VALUE, for the job and its workers; Ray fills in $VARIABLES there.
+            Whoever can open the dashboard can read them: no secrets.
         files: more files to lay into the job's working folder, by their names.
         submission_id: letters, digits, '_', '.' and '-'; None makes one from the command and the time.
         follow: print the log until the job ends; False returns once the cluster has accepted the job.
@@ -77,26 +81,45 @@ def submit(
     if runs is not None:
         job_environment["STARLAB_RUNS"] = runs
     dashboard = find_dashboard(address, insecure=insecure)
+    for name in ("dashboard_sdk", "job.sdk"):  # they tell every upload and every closed connection
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     client = JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
     with tempfile.TemporaryDirectory(prefix="starlab-submit-") as folder:
         copy_package(Path(folder))
         arguments = _ship_files(arguments, files, Path(folder))
-        try:
-            client.submit_job(
-                entrypoint=_entrypoint(module, arguments),
-                submission_id=job,
-                runtime_env={"working_dir": folder, "env_vars": job_environment},
-                metadata={"starlab": package_version(), "command": shlex.join(arguments)},
-            )
-        except (RuntimeError, OSError) as error:
-            if "already exists" in str(error):
-                raise UserError(f"the cluster already knows a job {job}; give another --id") from None
-            raise RunFailedError(f"the cluster at {dashboard.address} did not accept the job: {error}") from None
+        request = {
+            "entrypoint": _entrypoint(module, arguments, runs),
+            "submission_id": job,
+            "runtime_env": {"working_dir": folder, "env_vars": job_environment},
+            "metadata": {"starlab": package_version(), "command": shlex.join(arguments)},
+        }
+        _hand_over(client, request, dashboard)
     print(f"Submitted {job} to {dashboard.address}", flush=True)
     if not follow:
         print(_how_to_go_on(job, dashboard))
         return 0
     return _follow(client, job, dashboard)
+
+
+def _hand_over(client: JobSubmissionClient, request: dict[str, Any], dashboard: Dashboard) -> None:
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            client.submit_job(**request)
+        except (RuntimeError, OSError) as error:
+            if "already exists" in str(error):
+                raise UserError(f"the cluster already knows a job {request['submission_id']}; give another --id") from None
+            if "No available agent" not in str(error):
+                raise RunFailedError(f"the cluster at {dashboard.address} did not accept the job: {error}") from None
+            if time.monotonic() > deadline:
+                raise RunFailedError(
+                    f"the head behind {dashboard.address} starts no jobs because its agent is missing: perhaps another "
+                    "Ray on that machine holds its port (ray start --dashboard-agent-listen-port)"
+                ) from None
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 def _follow(client: JobSubmissionClient, job: str, dashboard: Dashboard) -> int:
@@ -118,30 +141,31 @@ def _follow(client: JobSubmissionClient, job: str, dashboard: Dashboard) -> int:
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Print the log as it grows, until the job has ended. A new connection starts over, so count what was printed."""
+    """Print the log as it grows until the job has ended. A new connection starts over, so count what was printed."""
     printed = retries = 0
+    ended = False
     while True:
-        skip = printed
+        skip, silence = printed, asyncio.timeout(_SILENCE_SECONDS)
         try:
-            async with contextlib.aclosing(client.tail_job_logs(job)) as log:
-                while True:
-                    text = await asyncio.wait_for(anext(log), _SILENCE_SECONDS)
-                    retries = 0
+            async with silence, contextlib.aclosing(client.tail_job_logs(job)) as log:
+                async for text in log:
+                    silence.reschedule(asyncio.get_running_loop().time() + _SILENCE_SECONDS)
                     fresh, skip = text[skip:], max(0, skip - len(text))
                     sys.stdout.write(fresh)
                     sys.stdout.flush()
                     printed += len(fresh)
-        except StopAsyncIteration:
-            pass
-        except TimeoutError:
-            continue
+                    retries = 0 if fresh else retries
+            complete = True
         except (RuntimeError, OSError, aiohttp.ClientError):
-            retries += 1
-            if retries > _MAX_RETRIES:
+            gave_up = not silence.expired() and retries >= _MAX_RETRIES
+            if gave_up and not ended:
                 raise
-        with contextlib.suppress(OSError):  # not reachable just now: that is for the next attempt to find
-            if client.get_job_status(job).is_terminal():
-                return
+            complete = ended and (gave_up or silence.expired())  # as complete as it gets
+            retries += not silence.expired()
+        with contextlib.suppress(OSError):  # not reachable just now: for the next connection to find out
+            ended = client.get_job_status(job).is_terminal()
+        if ended and complete:
+            return
         await asyncio.sleep(_RETRY_SECONDS)
 
 
@@ -153,10 +177,10 @@ def _how_to_go_on(job: str, dashboard: Dashboard) -> str:
     )
 
 
-def _entrypoint(module: str, arguments: Sequence[str]) -> str:
-    # Ray removes the working folder some time after the job: runs below it would be lost.
-    need_runs = ': "${STARLAB_RUNS:?is not set on the cluster: submit with --runs, a folder that all its nodes share}"'
-    return f"{need_runs} && exec python -m {shlex.join([module, *arguments])}"
+def _entrypoint(module: str, arguments: Sequence[str], runs: str | None) -> str:
+    # Without it the runs would lie in the working folder, which Ray removes some time after the job.
+    need_runs = "" if runs else ': "${STARLAB_RUNS:?is not set on the cluster; submit with --runs}" && '
+    return f"{need_runs}exec python -m {shlex.join([module, *arguments])}"
 
 
 def _make_id(arguments: Sequence[str]) -> str:

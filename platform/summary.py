@@ -1,20 +1,50 @@
-"""The last lines of a training: what it reached, and where to look."""
+"""The last lines of a training or a search: what it reached, and where to look."""
 
 from __future__ import annotations
 
+from starlab.platform.search import SearchResult, values_text
 from starlab.platform.trainer import RunResult
 
 
-def print_result(result: RunResult) -> None:
-    """Print test accuracy, the MLflow run and the command that shows it."""
+def result_lines(result: RunResult) -> list[str]:
+    """Test accuracy by class and in all, the run's folder, the MLflow run and the command that shows it."""
     metrics = result.metrics
-    print()
-    for name, recall in result.per_class.items():
-        print(f"  {name:<24} {recall:6.1%}")
-    print()
-    done = "was complete already" if result.was_complete else f"took {result.seconds:.0f} s"
-    print(f"test top-1 {metrics['test/top1']:.3f}  mean class {metrics['test/mean_class']:.3f}  (validation {metrics['val/top1']:.3f}); {done}")
-    print(f"run        {result.folder}")
+    done = "complete already" if result.was_complete else f"{result.seconds:.0f} s"
+    return [
+        *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
+        "",
+        f"test top-1 {metrics['test/top1']:.3f}, mean class {metrics['test/mean_class']:.3f}, "
+        f"validation {metrics['val/top1']:.3f}  ({done})",
+        f"run        {result.folder}",
+        *_tracking_lines(result),
+    ]
+
+
+def search_lines(result: SearchResult) -> list[str]:
+    """Every trial, best first, then the best one's result."""
+    rows = [
+        f"  {trial['val_top1']:.3f}  {'to the end' if trial['whole'] else f'{trial["epochs"]:.0f} epochs'.ljust(10)}  "
+        f"{values_text(trial['values'])}"
+        for trial in result.trials
+    ]
+    best = result.best
+    return [
+        f"validation top-1 of {len(rows)} trials ({result.seconds:.0f} s):",
+        *rows,
+        "",
+        f"best       {best.run_id}: test top-1 {best.metrics['test/top1']:.3f}",
+        f"search     {result.folder}",
+        *_tracking_lines(best),
+    ]
+
+
+def _tracking_lines(result: RunResult) -> list[str]:
+    where = f"run {result.mlflow_run_id} in {result.tracking_uri}"
     if result.tracking_problem:
-        print(f"MLflow     not up to date ({result.tracking_problem}); later: starlab sync {result.run_id}")
-    print(f"MLflow     run {result.mlflow_run_id} at {result.tracking_uri}; look at it with: starlab ui")
+        return [f"MLflow     not up to date ({result.tracking_problem}); later: starlab sync {result.run_id}"]
+    if result.tracking_uri.startswith("sqlite:"):
+        return [
+            f"MLflow     {where}",
+            f"look at it starlab ui --runs {result.tracking_uri.removeprefix('sqlite:///').removesuffix('/mlflow.db')}",
+        ]
+    return [f"MLflow     {where}", f"look at it {result.tracking_uri}"]

@@ -7,8 +7,11 @@ new; a dead or slow server delays the curves in MLflow and nothing else.
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from starlab.platform.errors import UserError
 from starlab.platform.journal import FILE, read_points_with_ends
 from starlab.platform.run_folder import RunFolder
 
@@ -55,6 +59,8 @@ def sync(folder: RunFolder) -> int:
     if run["status"] != "RUNNING":
         _send_artifacts(client, folder, state)
         if state["status"] != run["status"]:
+            for key, value in run["tags"].items():
+                client.set_tag(state["run_id"], key, value)
             client.set_terminated(state["run_id"], run["status"])
             state["status"] = run["status"]
     elif state["status"] != "RUNNING":
@@ -88,17 +94,36 @@ class Sender:
     def _run(self) -> None:
         wait = self._every_seconds
         while not self._stop.wait(wait):
-            self._try()
+            self.send_now()
             wait = self._every_seconds if self.problem is None else min(30.0, 2 * wait)
-        self._try()
+        self.send_now()
 
-    def _try(self) -> None:
+    def send_now(self) -> None:
+        """Send what is new; a failure is kept in `problem`."""
         try:
             sync(self._folder)
         except Exception as error:  # whatever tracking does, training goes on
             self.problem = f"{type(error).__name__}: {error}"
         else:
             self.problem = None
+
+
+def serve(runs: Path, port: int, say: Callable[[str], None]) -> None:
+    """Serve MLflow's page over the runs folder on this machine until it is ended.
+
+    Raises:
+        UserError: nothing was recorded there.
+    """
+    if not (runs / "mlflow.db").is_file():
+        raise UserError(f"no {runs / 'mlflow.db'}: nothing was recorded there yet; start with: starlab demo, or name --runs")
+    say(f"MLflow on http://127.0.0.1:{port} over {runs}; Ctrl-C ends it")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri(None, runs)]
+    command += ["--artifacts-destination", str(runs / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    code = subprocess.call(command)
+    if code not in (0, -signal.SIGINT, -signal.SIGTERM):
+        raise UserError(
+            f"MLflow's server ended with code {code}; if port {port} is taken, give another: starlab ui --port 5001"
+        )
 
 
 def _find_or_create(client: MlflowClient, run: Mapping[str, Any], folder: RunFolder) -> str | None:
@@ -163,8 +188,6 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
 
 
 def _fail_fast() -> None:

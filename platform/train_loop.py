@@ -9,30 +9,26 @@ would have drawn.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from starlab.experiments.spec import Spec
 from starlab.models.star import StarTransformer
-from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.clip import DataError
 from starlab.pipelines.schedule import Schedule, rank_slice
-from starlab.pipelines.splits import Parts
-from starlab.pipelines.stream import Batch, StreamLimits, TrainPlan, train_batches
+from starlab.pipelines.stream import Batch, TrainPlan, train_batches
 from starlab.platform import journal
 from starlab.platform.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, newest_checkpoint
 from starlab.platform.evaluate import Evaluation, evaluate
+from starlab.platform.job import TrainJob
 from starlab.platform.optimization import (
     AUTOCAST,
     choose_precision,
@@ -41,33 +37,7 @@ from starlab.platform.optimization import (
     make_optimizer,
     optimizer_tensors,
 )
-from starlab.platform.run_folder import RunFolder
-
-
-@dataclass(frozen=True, slots=True)
-class TrainJob:
-    """What the driver hands to every worker."""
-
-    spec: Spec
-    source: ClipSource
-    parts: Parts
-    folder: RunFolder
-    limits: StreamLimits
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return math.ceil(self.spec.train.epochs * len(self.parts.train) / self.spec.train.global_batch)
-
-    def epoch_end(self, epoch: int) -> int:
-        """The step at which `epoch` (from 1) has passed, at most the run's last."""
-        return min(self.total_steps, math.ceil(epoch * len(self.parts.train) / self.spec.train.global_batch))
-
-
-    @property
-    def selection(self) -> tuple[int, ...]:
-        """The clips that pick the best checkpoint: test clips only where the spec says so."""
-        return self.parts.test if self.spec.data.select == "test" else self.parts.validation
+from starlab.platform.ranks import Ranks
 
 
 class StopRunError(Exception):
@@ -80,9 +50,9 @@ def train_loop(config: dict[str, TrainJob]) -> None:
     worker = _Worker(config["job"], context.get_world_rank(), context.get_world_size())
     try:
         worker.train()
-        worker.test()
+        worker.finish()
     except StopRunError as error:
-        if worker.rank == 0:
+        if worker.ranks.rank == 0:
             worker.folder.write_json("stopped.json", {"reason": str(error), "step": worker.step})
     finally:
         worker.close()
@@ -92,7 +62,7 @@ class _Worker:
     """One rank: its model replica, its place in the run, and (rank 0) the run's journal and checkpoints."""
 
     def __init__(self, job: TrainJob, rank: int, world: int) -> None:
-        self.job, self.rank, self.world = job, rank, world
+        self.job, self.ranks = job, Ranks(rank, world)
         self.spec, self.folder = job.spec, job.folder
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
@@ -133,7 +103,7 @@ class _Worker:
     def train(self) -> None:
         """Step through what is left of the stream."""
         config = self.spec.train
-        evaluate_at = self._evaluation_steps()
+        evaluate_at = self.job.evaluation_steps()
         mark, waited = time.perf_counter(), 0.0
         for _ in range(self.step, self.job.total_steps):
             asked = time.perf_counter()
@@ -156,14 +126,14 @@ class _Worker:
         self.unreadable.update(batch.unreadable)
         if len(batch.labels) < self.clips_per_step:
             raise DataError(f"no readable replacement was found for a clip of step {self.step}: {batch.unreadable[:3]}")
-        torch.manual_seed(_step_seed(config.seed, self.step, self.rank))  # dropout and drop-path of this step
+        torch.manual_seed(_step_seed(config.seed, self.step, self.ranks.rank))  # dropout and drop-path of this step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, self.job.total_steps)
         labels = torch.from_numpy(batch.labels).to(self.device)
         logits = self._forward(batch, AUTOCAST[self.precision])
         losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=config.label_smoothing)
         # DDP averages over ranks; ranks may hold unequal slices. So: the sum here, times world / G, is the global mean.
-        self.scaler.scale(losses.sum() * self.world / config.global_batch).backward()
+        self.scaler.scale(losses.sum() * self.ranks.world / config.global_batch).backward()
         if config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.core.parameters(), config.clip_norm)
@@ -189,7 +159,7 @@ class _Worker:
         self.epoch += self.pending
         self.pending.zero_()
         if not math.isfinite(loss):
-            raise StopRunError(f"the loss became {loss} before step {self.step}; try a lower train.lr or train.clip_norm=1.0")
+            raise StopRunError(f"the loss became {loss} by step {self.step}; try a lower train.lr or train.clip_norm=1.0")
         self._write_points(
             {
                 "train/loss": loss / clips,
@@ -227,47 +197,43 @@ class _Worker:
         self._save()
         ray.train.report({"epoch": epoch, "step": self.step, "val_top1": selected["top1"], "best_val_top1": self.best["top1"]})
 
-    def test(self) -> None:
-        """Load the best checkpoint and predict every test clip once; rank 0 writes `result.json`."""
+    def finish(self) -> None:
+        """Predict every test clip once with the best checkpoint, if the run is to look; rank 0 writes `result.json`."""
         if self.writer:
             self.writer.wait()
-        best_step = int(self._from_rank_0(self.best)["step"])
-        best = find_checkpoint(self.folder.checkpoints, best_step)
-        self.core.load_state_dict(_under("model/", best.tensors))
-        evaluation = self._evaluate(self.job.parts.test)
-        self.unreadable.update(evaluation.unreadable)
-        problems = self._gather_unreadable()
-        self._write_points({f"test/{name}": value for name, value in evaluation.metrics().items()})
-        if self.rank == 0:
-            self.folder.write_json("result.json", self._result(evaluation, best_step, problems))
-
-    def _result(self, evaluation: Evaluation, best_step: int, problems: Mapping[str, str]) -> dict[str, Any]:
-        classes = self.job.source.classes
-        return {
+        self.best = self.ranks.first(self.best)
+        result: dict[str, Any] = {
             "steps": self.job.total_steps,
-            "best_step": best_step,
+            "best_step": int(self.best["step"]),
             "selected_by": self.spec.data.select,
-            "val": {name: value for name, value in self.best.items() if name != "step"},
-            "test": evaluation.metrics(),
-            "test_clips": len(evaluation.clips),
-            "classes": list(classes),
-            "confusion": evaluation.confusion().tolist(),
-            "unreadable": dict(problems),
             "precision": self.precision,
+            "classes": list(self.job.source.classes),
+            "val": {name: value for name, value in self.best.items() if name != "step"},
         }
+        if self.job.look_at_test:
+            best = find_checkpoint(self.folder.checkpoints, int(self.best["step"]))
+            self.core.load_state_dict(_under("model/", best.tensors))
+            evaluation = self._evaluate(self.job.parts.test)
+            self.unreadable.update(evaluation.unreadable)
+            self._write_points({f"test/{name}": value for name, value in evaluation.metrics().items()})
+            result["test"] = evaluation.metrics()
+            result["test_clips"] = len(evaluation.clips)
+            result["confusion"] = evaluation.confusion().tolist()
+        result["unreadable"] = self._gather_unreadable()
+        if self.ranks.rank == 0:
+            self.folder.write_json("result.json", result)
 
     def _evaluate(self, clips: tuple[int, ...]) -> Evaluation:
-        self._share_batch_norm()
+        self.ranks.share_buffers(self.core)
         return evaluate(
             self.core,
             self.job.source,
             self.spec.data,
             clips,
-            rank=self.rank,
-            world=self.world,
+            ranks=self.ranks,
             device=self.device,
             limits=self.job.limits,
-            batch=max(1, 2 * self.spec.train.global_batch // self.world),
+            batch=max(1, 2 * self.spec.train.global_batch // self.ranks.world),
             autocast=AUTOCAST[self.precision],
         )
 
@@ -302,75 +268,41 @@ class _Worker:
     def _agree_on_checkpoint(self) -> Checkpoint | None:
         """Rank 0 picks the newest whole checkpoint; the others load the same one."""
         step = -1
-        if self.rank == 0:
+        if self.ranks.rank == 0:
             newest, complaints = newest_checkpoint(self.folder.checkpoints)
             for complaint in complaints:
                 print(f"damaged checkpoint set aside: {complaint}", flush=True)
             step = newest.step if newest else -1
-        step = self._from_rank_0(step)
+        step = self.ranks.first(step)
         return find_checkpoint(self.folder.checkpoints, step) if step >= 0 else None
 
-    # ------------------------------------------------------------------ among ranks
+    # ------------------------------------------------------------------ small parts
 
     def _fold(self) -> None:
         """Add every rank's sums to `pending`, which is the same on all of them."""
-        if self.world > 1:
-            dist.all_reduce(self.local)
-        self.pending += self.local
+        self.pending += self.ranks.sum(self.local)
         self.local.zero_()
 
-    def _share_batch_norm(self) -> None:
-        if self.world > 1:
-            for buffer in self.core.buffers():
-                dist.broadcast(buffer, src=0)
-
     def _gather_unreadable(self) -> dict[str, str]:
-        shares: list[Any] = [self.unreadable]
-        if self.world > 1:
-            shares = [None] * self.world
-            dist.all_gather_object(shares, self.unreadable)
-        merged = {clip: reason for share in shares for clip, reason in share.items()}
-        if self.rank == 0 and merged:
+        merged = {clip: reason for share in self.ranks.gather(self.unreadable) for clip, reason in share.items()}
+        if self.ranks.rank == 0 and merged:
             self.folder.write_json("unreadable.json", merged)
         return merged
-
-    def _from_rank_0(self, value: Any) -> Any:
-        box = [value]
-        if self.world > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    # ------------------------------------------------------------------ small parts
 
     def _precision(self) -> str:
         """The spec's, or for "auto" the choice made once for this run and kept on resume."""
         wanted = self.spec.train.precision
         if wanted != "auto":
             return wanted
-        chosen = self._from_rank_0(self.folder.read_json("choices.json").get("precision"))
+        chosen = self.ranks.first(self.folder.read_json("choices.json").get("precision"))
         if chosen is None:
-            chosen = self._from_rank_0(choose_precision(self.device, self._trial_step))
-            if self.rank == 0:
+            data, model = self.spec.data, self.spec.model
+            frames = torch.zeros(self.clips_per_step, data.frames, data.size, data.size, 3, dtype=torch.uint8)
+            joints = torch.full((self.clips_per_step, data.frames, model.max_bodies, model.num_joints, 3), 0.5)
+            chosen = self.ranks.first(choose_precision(self.core, frames.to(self.device), joints.to(self.device)))
+            if self.ranks.rank == 0:
                 self.folder.write_json("choices.json", {"precision": chosen})
         return str(chosen)
-
-    def _trial_step(self, autocast: torch.dtype | None) -> None:
-        """One forward and backward on blank clips of the run's shapes; moves nothing."""
-        data, model = self.spec.data, self.spec.model
-        clips = self.clips_per_step
-        frames = torch.zeros(clips, data.frames, data.size, data.size, 3, dtype=torch.uint8, device=self.device)
-        joints = torch.ones(clips, data.frames, model.max_bodies, model.num_joints, 3, device=self.device) / 2
-        model = copy.deepcopy(self.core)
-        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
-            model(frames, joints).float().square().mean().backward()
-
-    def _evaluation_steps(self) -> dict[int, int]:
-        """Step → epoch of every look at the selection clips; the last step is always one."""
-        config, job = self.spec.train, self.job
-        epochs = range(config.evaluate_every_epochs, math.ceil(config.epochs) + 1, config.evaluate_every_epochs)
-        steps = {job.epoch_end(epoch): epoch for epoch in epochs}
-        steps.setdefault(job.total_steps, math.ceil(config.epochs))
-        return steps
 
     def _write_points(self, metrics: Mapping[str, float]) -> None:
         if self.journal:

@@ -25,12 +25,13 @@ from starlab.pipelines.splits import Parts, split_rows
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.cluster import Cluster, connect
 from starlab.platform.errors import RunFailedError, UserError
+from starlab.platform.job import TrainJob
 from starlab.platform.progress import Progress
 from starlab.platform.provenance import provenance
 from starlab.platform.report import write_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
 from starlab.platform.tracking import Sender, tracking_uri
-from starlab.platform.train_loop import TrainJob, train_loop
+from starlab.platform.train_loop import train_loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class RunResult:
     metrics: dict[str, float]
     """"val/top1", "test/top1", … in [0, 1]; losses in nats."""
     per_class: dict[str, float]
-    """Recall on the test part, in [0, 1]."""
+    """Recall on the test part, in [0, 1]; empty where it was not looked at."""
     seconds: float
     """Of this call."""
     was_complete: bool
@@ -123,6 +124,7 @@ def run_training(
     callbacks: tuple[UserCallback, ...] = (),
     parent: RunFolder | None = None,
     share: float = 1.0,
+    look_at_test: bool = True,
 ) -> RunResult:
     """`train` with the data open and the cluster joined; a trial of a search is one of these.
 
@@ -130,29 +132,31 @@ def run_training(
         callbacks: Ray Train callbacks, e.g. one that carries metrics to Tune.
         parent: the search this run belongs to.
         share: the part of the cluster that this run may take.
+        look_at_test: False ends with the validation part; a later call with True adds the look at the test part.
     """
     began = datetime.now(UTC)
     place = runs if parent is None else parent.path / "trials"
     folder = RunFolder(place / spec.run_id(source.fingerprint))
     if fresh and folder.path.exists():
         say(f"fresh    the earlier run is kept as {folder.set_aside()}")
-    was_complete = bool(folder.read_json("result.json"))
+    earlier = folder.read_json("result.json")
+    was_complete = bool(earlier) and ("test" in earlier or not look_at_test)
     resumed = not was_complete and folder.checkpoints.is_dir()
     allotment = allot(spec, cluster, share)
-    _open_run(folder, spec, source, runs, parent)
+    open_run(folder, spec, source, runs, parent)
     state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
     say(f"run      {folder.path.name} {state}; {folder.path}")
     with Sender(folder) as sender:
         try:
             if not was_complete:
-                job = TrainJob(spec, source, parts, folder, allotment.limits)
+                job = TrainJob(spec, source, parts, folder, allotment.limits, look_at_test)
                 with Progress(job, say):
                     _fit(job, allotment, callbacks)
         except BaseException:
-            _close_run(folder, "FAILED")
+            close_run(folder, "FAILED")
             raise
         write_artifacts(folder)
-        _close_run(folder, "FINISHED")
+        close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
 
 
@@ -251,14 +255,22 @@ def _cause(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
 
 
-def _open_run(folder: RunFolder, spec: Spec, source: ClipSource, runs: Path, parent: RunFolder | None) -> None:
+def open_run(
+    folder: RunFolder,
+    spec: Spec,
+    source: ClipSource,
+    runs: Path,
+    parent: RunFolder | None,
+    resolved: dict[str, Any] | None = None,
+) -> None:
+    """Write down what is about to run, or that it goes on; `resolved` is what to store as its spec, if not `spec` itself."""
     earlier = folder.read_json("run.json")
     if not earlier:
-        folder.write_json("spec.json", spec.to_dict())
+        folder.write_json("spec.json", resolved or spec.to_dict())
         folder.write_json("skipped.json", {clip.clip_id: clip.reason for clip in source.skipped})
     tags = {
         **provenance(),
-        "starlab.spec_hash": spec.run_id(source.fingerprint).rpartition("-")[2],
+        "starlab.spec_hash": folder.path.name.rpartition("-")[2],
         "starlab.data_fingerprint": source.fingerprint,
         "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else "validation",
     }
@@ -275,18 +287,16 @@ def _open_run(folder: RunFolder, spec: Spec, source: ClipSource, runs: Path, par
     folder.write_json("run.json", {**fixed, **earlier, **place})
 
 
-def _close_run(folder: RunFolder, status: str) -> None:
+def close_run(folder: RunFolder, status: str) -> None:
+    """Write down how it ended: FINISHED or FAILED, MLflow's words."""
     folder.write_json("run.json", {**folder.read_json("run.json"), "status": status})
 
 
 def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str | None) -> RunResult:
     result: dict[str, Any] = folder.read_json("result.json")
-    metrics = {f"{part}/{name}": value for part in ("val", "test") for name, value in result[part].items()}
-    per_class = {
-        name: row[index] / sum(row)
-        for index, (name, row) in enumerate(zip(result["classes"], result["confusion"], strict=True))
-        if sum(row)
-    }
+    metrics = {f"{part}/{name}": value for part in ("val", "test") for name, value in result.get(part, {}).items()}
+    rows = enumerate(zip(result["classes"], result.get("confusion", []), strict=False))
+    per_class = {name: row[index] / sum(row) for index, (name, row) in rows if sum(row)}
     return RunResult(
         run_id=folder.path.name,
         folder=folder.path,

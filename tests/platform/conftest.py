@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,16 +47,31 @@ def ray_head() -> Iterator[Head]:
         "STARLAB_TEST_HEAD": str(folder),
         "STARLAB_RUNS": str(folder / "runs-of-the-cluster"),
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=4", "--num-gpus=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=4",
+        "--num-gpus=0",
+    ]
     command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}"]
-    command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--include-dashboard=true"]
+    command += [
+        f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}",
+        "--include-dashboard=true",
+    ]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={folder}", "--object-store-memory=200000000"]
     log = folder / "start.log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         url = f"http://127.0.0.1:{dashboard}"
-        _wait_for_jobs(url, token, process, log)
+        _wait_for(url, token, process, log)
         yield Head(dashboard=url, gcs=f"127.0.0.1:{gcs}", token=token, token_path=token_path, folder=folder)
     finally:
         for _ in range(50):  # a dying raylet may still be starting workers
@@ -78,15 +92,14 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_for_jobs(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the head's agent, which starts the jobs, answers: the dashboard is up some seconds earlier."""
-    request = urllib.request.Request(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + 90
+def _wait_for(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(request, timeout=5):
                 return
-        except (OSError, urllib.error.HTTPError):
+        except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"the Ray head did not start:\n{log.read_text()}")
 
