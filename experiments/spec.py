@@ -197,7 +197,8 @@ def _section(kind: type[T], raw: object, path: str, where: str) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in (*path.split("."), *first["loc"]) if part != "")
         if first["type"] == "value_error":  # a config's own check: it names the key itself
-            raise SpecError(f"{where}: {first['ctx']['error']}") from None
+            said = str(first["ctx"]["error"]).replace(f"{StarConfig.__name__}.", "model.")
+            raise SpecError(f"{where}: {said}") from None
         if first["type"] == "missing":
             raise SpecError(f"{where}: {key} is missing") from None
         said = first["msg"].replace("Input should be", "must be")

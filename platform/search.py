@@ -266,6 +266,7 @@ def _close_stopped_trials(folder: RunFolder) -> None:
 
 
 def values_text(values: Mapping[str, Any]) -> str:
+    """A point of the space as the overrides that a command line takes."""
     return " ".join(
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in sorted(values.items())
     )

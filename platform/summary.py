@@ -22,11 +22,10 @@ def result_lines(result: RunResult) -> list[str]:
 
 def search_lines(result: SearchResult) -> list[str]:
     """Every trial, best first, then the best one's result."""
-    rows = [
-        f"  {trial['val_top1']:.3f}  {'to the end' if trial['whole'] else f'{trial["epochs"]:.0f} epochs'.ljust(10)}  "
-        f"{values_text(trial['values'])}"
-        for trial in result.trials
-    ]
+    rows = []
+    for trial in result.trials:
+        reached = "to the end" if trial["whole"] else f"{trial['epochs']:.0f} epochs"
+        rows.append(f"  {trial['val_top1']:.3f}  {reached:<10}  {values_text(trial['values'])}")
     best = result.best
     return [
         f"validation top-1 of {len(rows)} trials ({result.seconds:.0f} s):",
@@ -43,8 +42,6 @@ def _tracking_lines(result: RunResult) -> list[str]:
     if result.tracking_problem:
         return [f"MLflow     not up to date ({result.tracking_problem}); later: starlab sync {result.run_id}"]
     if result.tracking_uri.startswith("sqlite:"):
-        return [
-            f"MLflow     {where}",
-            f"look at it starlab ui --runs {result.tracking_uri.removeprefix('sqlite:///').removesuffix('/mlflow.db')}",
-        ]
+        runs = result.tracking_uri.removeprefix("sqlite:///").removesuffix("/mlflow.db")
+        return [f"MLflow     {where}", f"look at it starlab ui --runs {runs}"]
     return [f"MLflow     {where}", f"look at it {result.tracking_uri}"]

@@ -178,8 +178,8 @@ class _Worker:
         if unreadable > limit * drawn:
             listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(problems.items())[:5])
             raise StopRunError(
-                f"{unreadable:.0f} of {drawn:.0f} clips drawn could not be read, more than data.max_unreadable_fraction={limit}; "
-                f"all are listed in {self.folder.path / 'unreadable.json'}. The first: {listed}"
+                f"{unreadable:.0f} of {drawn:.0f} clips drawn could not be read, more than data.max_unreadable_fraction "
+                f"({limit}) allows; all are listed in {self.folder.path / 'unreadable.json'}. The first: {listed}"
             )
         selected = self._evaluate(self.job.selection).metrics()
         better = not self.best or (selected["top1"], -selected["loss"]) > (self.best["top1"], -self.best["loss"])
