@@ -60,20 +60,26 @@ class SpatioTemporalAttention(nn.Module):
         """
         q, k, v = self.project(tokens)
         mask = None if key_mask is None else self.group_mask(key_mask)
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        attended = rearrange(attended, "(b g) h l d -> b g l (h d)", g=self.groups)
+        attended = self.join_heads(scaled_dot_product_attention(q, k, v, attn_mask=mask))
         return self.ungroup(self.out(attended), tokens.shape[1])
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each ((B G), H, L, D/H); row g of the keys belongs to the *other* group."""
-        grouped = self.group(tokens)
-        dim = grouped.shape[-1]
-        q, kv = self.qkv(grouped).split((dim, 2 * dim), dim=-1)
+        """(B, T, S, D) → queries, keys and values as `split_heads` gives them."""
+        return self.split_heads(self.qkv(self.group(tokens)))
+
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, G, L, 3 D) → queries, keys, values, each ((B G), H, L, D / H); row g has the *other* group's keys."""
+        dim = qkv.shape[-1] // 3
+        q, kv = torch.split(qkv, (dim, 2 * dim), dim=-1)
         if self.groups == 2:
             kv = kv.flip(1)  # both groups in one call: group g's queries meet the other group's keys and values
         q = rearrange(q, "b g l (h d) -> (b g) h l d", h=self.heads)
         k, v = rearrange(kv, "b g l (two h d) -> two (b g) h l d", two=2, h=self.heads)
         return q, k, v
+
+    def join_heads(self, attended: Tensor) -> Tensor:
+        """((B G), H, L, D / H) → (B, G, L, D)."""
+        return rearrange(attended, "(b g) h l d -> b g l (h d)", g=self.groups)
 
     def group(self, tokens: Tensor) -> Tensor:
         """(B, T, S, D) → (B, G, L, D)."""

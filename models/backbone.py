@@ -104,9 +104,11 @@ class Backbone(nn.Module):
         return rearrange(pixels, "b t h w c -> b c t h w")
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(stage, x, use_reentrant=False, context_fn=lambda: once(stage)))
-        return cast(Tensor, stage(x))
+        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
+            return cast(Tensor, stage(x))
+        if torch.compiler.is_compiling():  # a compiled graph updates the running statistics once by itself
+            return cast(Tensor, checkpoint(stage, x, use_reentrant=False))
+        return cast(Tensor, checkpoint(stage, x, use_reentrant=False, context_fn=lambda: once(stage)))
 
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but frozen stages and frozen batch-norms stay in evaluation mode."""

@@ -109,7 +109,7 @@ def render(
     for frame, index in zip(frames, only, strict=True):
         joints, (down, right) = points[index], shifts[index]
         picture = backdrop.copy()
-        _draw_body(picture, joints, person, look)
+        _draw_body(picture, joints, person, look, legs=not panel)
         if ball is not None:
             _draw_disc(picture, joints[6], 0.085 * look.height_px, ball)
         if panel:
@@ -135,8 +135,8 @@ def _panel(look: Look, size_px: int) -> NDArray[np.uint8]:
     plain surface.
     """
     place = np.linspace(0, 1, size_px)
-    darker = 180 * (0.72 - place)[:, None, None]
-    greener = 160 * (np.abs(place - 0.5) - 0.25)[None, :, None] * np.array([-0.5, 1.0, -0.5])
+    darker = 150 * (0.72 - place)[:, None, None]
+    greener = 130 * (np.abs(place - 0.5) - 0.25)[None, :, None] * np.array([-0.5, 1.0, -0.5])
     return _picture(np.asarray(look.panel) + darker + greener)
 
 
@@ -144,11 +144,12 @@ def _picture(levels: Floats) -> NDArray[np.uint8]:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
-def _draw_body(picture: NDArray[np.uint8], joints: Points, person: Person, look: Look) -> None:
+def _draw_body(picture: NDArray[np.uint8], joints: Points, person: Person, look: Look, *, legs: bool) -> None:
     """`joints`: the 13 joints, then the soles (13, 14) and the top of the chest (15)."""
     thick = max(2, round(0.062 * look.height_px))
-    _draw_lines(picture, joints[[[7, 9, 11], [8, 10, 12]]], look.trousers, thick + 1)
-    _draw_lines(picture, joints[[[11, 13], [12, 14]]], look.shoes, thick)
+    if legs:  # left out behind a panel: a line's soft edge would show a grey level of them above it
+        _draw_lines(picture, joints[[[7, 9, 11], [8, 10, 12]]], look.trousers, thick + 1)
+        _draw_lines(picture, joints[[[11, 13], [12, 14]]], look.shoes, thick)
     _draw_lines(picture, joints[[[1, 3], [2, 4]]], look.shirt, thick)
     _draw_lines(picture, joints[[[3, 5], [4, 6]]], person.skin, max(2, thick - 1))
     _draw_lines(picture, joints[[[0, 15]]], person.skin, thick)

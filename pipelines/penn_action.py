@@ -111,26 +111,26 @@ class PennActionSource:
         if not self.clips:
             first = self.skipped[0]
             raise DataError(
-                f"none of the {len(clip_ids)} clips of {self.root} can be used; the first, {first.clip_id}: "
-                f"{first.reason}"
+                f"none of the {len(clip_ids)} clips of {self.root} can be used; the first, {first.clip_id}: {first.reason}"
             )
         self.fingerprint = hashlib.sha256("\n".join(clip.digest for clip in found).encode()).hexdigest()
 
     def _index(self, clip_id: str, label_of: dict[str, int]) -> _Found:
         label_path = self.root / "labels" / f"{clip_id}.mat"
-        data = label_path.read_bytes()
         frames_dir = self.root / "frames" / clip_id
         # One listing, not a stat per frame: file systems over a network answer the latter slowly.
         names = {path.name for path in frames_dir.iterdir()} if frames_dir.is_dir() else set()
         num_jpegs = sum(name.endswith(".jpg") for name in names)
-        digest = f"{clip_id} {hashlib.sha256(data).hexdigest()} {num_jpegs}"
+        digest = f"{clip_id} unreadable {num_jpegs}"
 
         def skip(reason: str) -> _Found:
             return _Found(None, reason, digest)
 
         try:
+            data = label_path.read_bytes()
+            digest = f"{clip_id} {hashlib.sha256(data).hexdigest()} {num_jpegs}"
             label = parse_label(data)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             return skip(f"{label_path}: {error}")
         if label.action not in label_of:
             return skip(f"{label_path}: action {label.action!r} is none of the {len(label_of)} classes")
@@ -220,8 +220,9 @@ def parse_label(data: bytes) -> Label:
     # Invisible joints sit on a placeholder near (1, 1) or on a guess: neither may reach the model.
     visible = visibility > 0
     joints = np.zeros((*shape, 3), np.float32)
-    joints[visible, 0] = (x[visible] - 0.5) / width
-    joints[visible, 1] = (y[visible] - 0.5) / height
+    with np.errstate(over="ignore"):  # found below
+        joints[visible, 0] = (x[visible] - 0.5) / width
+        joints[visible, 1] = (y[visible] - 0.5) / height
     joints[visible, 2] = 1.0
     if not np.isfinite(joints).all():
         raise ValueError("x or y of a visible joint is not finite")

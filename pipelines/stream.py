@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 from ray.data import ExecutionOptions, ExecutionResources
@@ -200,7 +201,7 @@ def _stream(
     limits: StreamLimits,
     window_steps: int,
 ) -> Iterator[Batch]:
-    """Start the first window at once, so that it fills while the caller builds its model; the rest follow as they are needed."""
+    """Start the first window at once: it fills while the caller builds its model. The rest start as they are needed."""
     window_rows = window_steps * batch
     windows = [
         _Window(source, config, plan, first, min(window_rows, num_rows - first), batch, limits)
@@ -278,8 +279,10 @@ class _Window:
 
     def _dataset(self) -> ray.data.Dataset:
         steps_per_block = max(1, min(8, _BLOCK_BYTES // (self._clip_bytes * self._batch)))
-        blocks = max(1, -(-self._num_rows // (steps_per_block * self._batch)))
-        clips = ray.data.range(self._num_rows, override_num_blocks=blocks).map_batches(
+        rows = np.arange(self._num_rows)
+        # Blocks made here, not `ray.data.range`: its read tasks would each hold a whole CPU.
+        blocks = [pa.table({"id": block}) for block in np.split(rows, rows[:: steps_per_block * self._batch][1:])]
+        clips = ray.data.from_arrow(blocks).map_batches(
             self._load, batch_size=None, batch_format="numpy", num_cpus=self._limits.cpus_per_task
         )
         # The data set's own context: the process-wide one is shared with the other window's thread.

@@ -261,7 +261,9 @@ def write_penn_action(root: Path, config: SyntheticConfig, workers: int) -> None
 
 def _is_written(root: Path, marker: str) -> bool:
     """Whether the folder is complete; False where there is none or an empty one."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root} is not a folder: name another one for synthetic data")
+    if not root.exists() or not any(root.iterdir()):
         return False
     if not (root / MARKER).is_file():
         raise DataError(f"{root} holds files that were not generated (no {MARKER}): name another folder for synthetic data")

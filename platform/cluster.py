@@ -11,12 +11,15 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from starlab.platform.errors import UserError
 
@@ -30,6 +33,7 @@ SETTINGS = {
 """Environment that the driver and every worker need; one that is already set is left as it is."""
 _TEMP_DIR_LIMIT = 40
 """Characters: Ray's sockets lie some 65 characters deeper, and a socket's path ends at 107."""
+_SAY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +41,7 @@ class Cluster:
     """What this process is connected to, counted now: a remote cluster that scales by itself may still grow."""
 
     local: bool
-    """This process started it, on this machine, so that paths and sizes here hold everywhere."""
+    """On this machine only, of a size that stays; no cluster named by RAY_ADDRESS."""
     nodes: int
     cpus: float
     """Logical CPUs."""
@@ -65,15 +69,52 @@ def connect(*, num_cpus: int | None = None, object_store_bytes: int = 500_000_00
             _start(num_cpus, object_store_bytes)
         else:
             _join(address, missing)
-    resources = ray.cluster_resources()
-    kinds = (name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:"))
-    return Cluster(
-        local=_remote_address() is None,
-        nodes=sum(node["Alive"] for node in ray.nodes()),
-        cpus=resources.get("CPU", 0.0),
-        gpus=resources.get("GPU", 0.0),
-        accelerators=tuple(sorted(kinds)),
-    )
+    return _describe()
+
+
+def wait_for_room(
+    workers: int,
+    *,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float = 0.0,
+    accelerator: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    timeout_seconds: float = 3600.0,
+) -> Cluster:
+    """Make a connected cluster start the machines that so many workers need, wait for them, and count it anew.
+
+    A cluster that scales by itself begins as a head without a GPU. A test of the room, not a reservation: it is free again
+    when this returns, and idle machines stay for some minutes.
+
+    Args:
+        accelerator: Ray's name of the GPU that each worker wants; None takes any.
+        say: is given a line for the user every half minute of waiting.
+        timeout_seconds: after that the cluster counts as too small, or too busy.
+
+    Raises:
+        UserError: there is still no room; says what is wanted and what is there.
+    """
+    bundle = {"CPU": cpus_per_worker}
+    if gpus_per_worker:
+        bundle["GPU"] = gpus_per_worker
+    if accelerator is not None:
+        bundle[f"accelerator_type:{accelerator}"] = 0.001
+    wanted = f"{workers} × {{{', '.join(f'{name}: {amount:g}' for name, amount in bundle.items())}}}"
+    group = placement_group([bundle] * workers)
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        while not group.wait(max(0.0, min(_SAY_SECONDS, deadline - time.monotonic()))):
+            here = _describe()
+            there = f"{here.nodes} nodes with {here.cpus:g} CPUs and {here.gpus:g} GPUs {' '.join(here.accelerators)}".rstrip()
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"no room for {wanted} after {timeout_seconds:g} s; the cluster has {there}, taken or not: use fewer "
+                    "resources.workers, wait for other jobs, or let the cluster grow (max_workers in cluster.yaml)"
+                )
+            say(f"waiting for {wanted}; the cluster has {there}")
+    finally:
+        remove_placement_group(group)
+    return _describe()
 
 
 def copy_package(destination: Path) -> None:
@@ -101,6 +142,19 @@ def package_version() -> str:
         return importlib.metadata.version("starlab")
     except importlib.metadata.PackageNotFoundError:
         return "0"
+
+
+def _describe() -> Cluster:
+    resources = ray.cluster_resources()
+    kinds = (name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:"))
+    machines = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(
+        local=_remote_address() is None and len(set(machines)) == 1,
+        nodes=len(machines),
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        accelerators=tuple(sorted(kinds)),
+    )
 
 
 def _remote_address() -> str | None:

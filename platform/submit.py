@@ -52,7 +52,7 @@ def submit(
     Args:
         arguments: as typed after `starlab`. An experiment given as a path (*.yaml) is shipped, with its base.
         address: of the dashboard; None takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's port 8265.
-        runs: an absolute path that every node shares, or a URI; None leaves the STARLAB_RUNS of the cluster's nodes.
+        runs: an absolute path that every node shares; None leaves the STARLAB_RUNS of the cluster's nodes.
         environment: NAME (its value here) or NAME=VALUE, for the job and its workers; Ray fills in $VARIABLES there.
             Whoever can open the dashboard can read them: no secrets.
         files: more files to lay into the job's working folder, by their names.
@@ -72,8 +72,8 @@ def submit(
     """
     if not arguments:
         raise UserError("nothing to submit: write the command after --, e.g. starlab submit -- train penn_action")
-    if runs is not None and "://" not in runs and not PurePosixPath(runs).is_absolute():
-        raise UserError(f"--runs is {runs}; the cluster needs an absolute path that all its nodes share, or a URI")
+    if runs is not None and not PurePosixPath(runs).is_absolute():
+        raise UserError(f"--runs is {runs}; the cluster needs an absolute path that all its nodes share")
     job = submission_id or _make_id(arguments)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
         raise UserError(f"--id is {job!r}; use up to 100 letters, digits, '_', '.' and '-', a letter or digit first")

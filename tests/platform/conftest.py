@@ -66,9 +66,7 @@ def ray_head() -> Iterator[Head]:
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={folder}", "--object-store-memory=200000000"]
     log = folder / "start.log"
     with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{dashboard}"
         _wait_for(url, token, process, log)

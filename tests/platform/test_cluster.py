@@ -32,18 +32,31 @@ def run_python(code: str, cwd: Path, environment: Mapping[str, str] = {}) -> sub
 
 CONNECT_TWICE = """
 import os, ray
-from starlab.platform.cluster import SETTINGS, connect
+from starlab.platform import cluster
+from starlab.platform.cluster import SETTINGS, connect, wait_for_room
+from starlab.platform.errors import UserError
 first = connect(num_cpus=3, object_store_bytes=80_000_000)
 assert first == connect(num_cpus=1)
 assert (first.local, first.nodes, first.cpus) == (True, 1, 3.0)
 seen = ray.get(ray.remote(lambda: {name: os.environ.get(name) for name in SETTINGS}).remote())
 assert seen == SETTINGS, seen
 assert ray.available_resources()["object_store_memory"] <= 80_000_000
+
+assert wait_for_room(3) == first
+said, cluster._SAY_SECONDS = [], 0.2
+try:
+    wait_for_room(2, gpus_per_worker=1, accelerator="V100", say=said.append, timeout_seconds=0.5)
+except UserError as error:
+    said.append(str(error))
+assert all("2 × {CPU: 1, GPU: 1, accelerator_type:V100: 0.001}" in line for line in said), said
+assert all("1 nodes with 3 CPUs" in line for line in said), said
+assert len(said) >= 2 and said[-1].startswith("no room for"), said
+assert wait_for_room(3) == first  # the attempt left nothing reserved
 """
 
 
 @pytest.mark.slow
-def test_without_an_address_a_quiet_local_cluster_starts_once_and_its_workers_have_the_settings(tmp_path: Path) -> None:
+def test_without_an_address_a_quiet_local_cluster_starts_once_and_workers_have_settings_and_room(tmp_path: Path) -> None:
     done = run_python(CONNECT_TWICE, tmp_path, {"HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert done.stdout + done.stderr == ""
@@ -54,7 +67,7 @@ def test_a_long_temporary_folder_is_not_used_because_sockets_below_it_could_not_
     code = """
 import ray
 ray.init = lambda **options: print(options["_temp_dir"])
-ray.cluster_resources, ray.nodes = dict, list
+ray.cluster_resources, ray.nodes = dict, lambda: []
 from starlab.platform.cluster import connect
 connect()
 """
@@ -152,7 +165,7 @@ def test_ray_refuses_an_unknown_key_of_cluster_yaml(config: dict[str, Any], plac
         check(config)
 
 
-def test_every_start_command_asks_for_the_token_and_names_the_shared_runs(config: dict[str, Any]) -> None:
+def test_every_start_command_asks_for_the_token_and_the_runs_lie_on_the_shared_file_system(config: dict[str, Any]) -> None:
     starts = [
         command
         for section in ("head_start_ray_commands", "worker_start_ray_commands")
@@ -162,7 +175,8 @@ def test_every_start_command_asks_for_the_token_and_names_the_shared_runs(config
     assert len(starts) == 2
     for command in starts:
         assert "RAY_AUTH_MODE=token" in command
-        assert "STARLAB_RUNS=/mnt/starlab/" in command
+    assert "-v /mnt/starlab:/mnt/starlab" in config["docker"]["run_options"]
+    assert "-e STARLAB_RUNS=/mnt/starlab/runs" in config["docker"]["run_options"]
     assert "~/.ray/auth_token" in config["file_mounts"]
 
 

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import pytest
+from starlab.experiments.catalog import describe, experiment_names
+from starlab.experiments.spec import SpecError, load_search, load_spec, spec_from_dict
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_packaged_experiment_loads_and_says_what_it_is_for(name: str) -> None:
+    assert len(describe(name)) > 20
+    try:
+        spec = load_spec(name)
+    except SpecError as error:
+        assert "makes it a search" in str(error)
+        assert load_search(name).base.name == name
+    else:
+        assert spec.name == name
+
+
+def test_a_resolved_spec_is_enough_to_read_it_again() -> None:
+    spec = load_spec("demo", ["train.epochs=2", "data.store=somewhere"])
+    assert spec_from_dict(json.loads(json.dumps(spec.to_dict())), "stored") == spec
+
+
+def test_what_the_data_fix_need_not_be_said_and_cannot_be_contradicted() -> None:
+    spec = load_spec("demo")
+    assert (spec.model.num_classes, spec.model.num_joints, spec.model.frames) == (10, 13, 16)
+    assert load_spec("demo", ["data.frames=8"]).model.frames == 8
+    with pytest.raises(SpecError, match=r"model.num_classes is 3, but the data fix it at 10"):
+        load_spec("demo", ["model.num_classes=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=2", "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        ("model.layer=2", "unknown key 'model.layer'; did you mean 'model.layers'?"),
+        ("trian.lr=1", "unknown key 'trian'; did you mean 'train'?"),
+        ("data.synthetic.sed=1", "unknown key 'data.synthetic.sed'; did you mean 'data.synthetic.seed'?"),
+        ("train.zzz=1", "known keys: epochs"),
+        ("train.epochs=two", "train.epochs is 'two'; it must be a valid number"),
+        ("train.global_batch=8.5", "train.global_batch is 8.5; it must be a valid integer"),
+        ("train.global_batch=true", "train.global_batch is True; it must be a valid integer"),
+        ("train.optimizer=adam", "train.optimizer is 'adam'; it must be 'sgd' or 'adamw'"),
+        ("train.lr=-1", "train.lr is -1"),
+        ("train=3", "'train' must be a mapping of keys"),
+        ("data.frames=15", "data.frames is 15; it must be even"),
+        ("model.encoder=FQ", "model.encoder is 'FQ'"),
+        ("resources.workers=9", "resources.workers is 9, above train.global_batch, 8"),
+        ("data.validation_fraction=0", "nothing to select by"),
+        ("data.dataset=penn_action", "data.store is missing"),
+        ("name=../../etc", "name is '../../etc'"),
+        ("train.lr", "write section.key=value"),
+        ("train.lr=[", "not valid YAML"),
+    ],
+)
+def test_a_bad_override_is_an_error_that_names_the_key_the_value_and_the_fix(override: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec("demo", [override])
+    assert message in str(caught.value)
+
+
+def test_an_unknown_experiment_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(SpecError, match="unknown experiment 'dmo'; did you mean 'demo'"):
+        load_spec("dmo")
+    with pytest.raises(SpecError, match="no file nowhere.yaml"):
+        load_spec("nowhere.yaml")
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    assert load_spec("demo", ["train.lr=1e-3"]).train.lr == 1e-3
+    assert load_spec("demo", ["train.lr=2"]).train.lr == 2.0
+    assert load_spec("demo", ["resources.accelerator=no"]).resources.accelerator == "no"
+    assert load_spec("demo", ["train.clip_norm=null"]).train.clip_norm is None
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("base: demo\ntrain: {lr: 1.0, lr: 2.0}\n")
+    with pytest.raises(SpecError, match="key 'lr' is given twice"):
+        load_spec(str(file))
+
+
+def test_a_file_with_a_base_lays_its_keys_over_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: demo\ntrain: {epochs: 1}\n")
+    spec = load_spec(str(file), ["train.seed=5"])
+    assert (spec.name, spec.train.epochs, spec.train.seed, spec.train.lr) == ("mine", 1, 5, load_spec("demo").train.lr)
+
+
+def test_the_run_id_changes_with_what_is_computed_and_with_nothing_else() -> None:
+    def run_id(*overrides: str, fingerprint: str = "f") -> str:
+        return load_spec("demo", overrides).run_id(fingerprint)
+
+    assert run_id() == run_id("resources.workers=1", "tracking.uri=http://elsewhere", "data.store=there")
+    different = [run_id(), run_id("train.seed=1"), run_id("model.layers=2"), run_id("data.size=64"), run_id(fingerprint="g")]
+    assert len(set(different)) == 5
+    assert run_id().startswith("demo-")
+    assert len(run_id()) == len("demo-") + 8
+
+
+def test_a_search_reads_its_base_and_its_space_and_builds_the_spec_of_a_point() -> None:
+    search = load_search("demo_search", ["search.trials=9", "train.epochs=1"])
+    assert (search.search.trials, search.base.train.epochs) == (9, 1)
+    spec = search.spec_of({"model.layers": 2, "model.encoder": "FB"})
+    assert (spec.model.layers, spec.model.encoder, spec.name) == (2, "FB", "demo_search")
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("{model.layer: {int: [1, 2]}}", "unknown key 'model.layer'"),
+        ("{model.layers: {int: [1, 99]}}", "space.model.layers reaches 99"),
+        ("{model.layers: [1, 2]}", "write {int: [low, high]}"),
+        ("{model.layers: {uniform: [1, 2]}}", "write {int: [low, high]}"),
+        ("{train.lr: {log: [0, 1]}}", "low must be below high"),
+        ("{model.encoder: {choice: [FF, FX]}}", "space.model.encoder reaches 'FX'"),
+        ("{}", "nothing to search"),
+    ],
+)
+def test_a_bad_space_is_refused_before_any_trial(tmp_path: Path, space: str, message: str) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(f"base: demo\nspace: {space}\n")
+    with pytest.raises(SpecError) as caught:
+        load_search(str(file))
+    assert message in str(caught.value)
+
+
+def test_a_search_and_an_experiment_are_told_apart() -> None:
+    with pytest.raises(SpecError, match="starlab search demo_search"):
+        load_spec("demo_search")
+    with pytest.raises(SpecError, match="starlab train demo"):
+        load_search("demo")

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import torch
+from starlab.platform.checkpoint import (
+    CheckpointWriter,
+    find_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+TENSORS = {"model/weight": torch.randn(3, 4), "model/steps": torch.tensor(7), "optimizer/0/exp_avg": torch.zeros(2)}
+STATE = {"best": {"step": 4.0, "top1": 0.5}, "pending": [0.1 + 0.2, 1.0]}
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path, 12, TENSORS, STATE)
+    read = read_checkpoint(written)
+    assert read.step == 12
+    assert read.state == STATE
+    assert read.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(read.tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["bit flip", "truncation", "zeroed block", "empty", "missing"])
+def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_path: Path, file: str, damage: str) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    path = write_checkpoint(tmp_path, 2, TENSORS, STATE) / file
+    data = bytearray(path.read_bytes())
+    if damage == "bit flip":
+        data[-3] ^= 1
+    elif damage == "truncation":
+        data = data[:-5]
+    elif damage == "zeroed block":
+        data[10:30] = bytes(20)
+    elif damage == "empty":
+        data = bytearray()
+    path.write_bytes(data)
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(ValueError, match=path.parent.name):
+        read_checkpoint(path.parent)
+    newest, complaints = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    assert len(complaints) == 1
+    assert (tmp_path / f"{path.parent.name}.damaged").is_dir()
+
+
+def test_a_checkpoint_whose_writer_was_killed_before_the_manifest_does_not_exist(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    (write_checkpoint(tmp_path, 2, TENSORS, STATE) / "manifest.json").unlink()
+    newest, complaints = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    assert complaints == []  # nothing was lost that had ever been complete
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "none") == (None, [])
+    with pytest.raises(ValueError, match="no checkpoint of step 3"):
+        find_checkpoint(tmp_path, 3)
+
+
+def test_pruning_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        write_checkpoint(tmp_path, step, TENSORS, STATE)
+    prune_checkpoints(tmp_path, {2})
+    assert sorted(int(path.name[5:13]) for path in tmp_path.iterdir()) == [2, 4, 5]
+
+
+def test_the_writer_stores_the_tensors_as_they_were_when_save_was_called(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path)
+    tensor = torch.ones(1000)
+    writer.save(1, {"t": tensor}, STATE, set())
+    tensor.zero_()
+    writer.wait()
+    assert find_checkpoint(tmp_path, 1).tensors["t"].sum() == 1000
+
+
+def test_a_failed_write_is_raised_by_the_next_wait(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    writer = CheckpointWriter(tmp_path / "file")
+    writer.save(1, TENSORS, STATE, set())
+    with pytest.raises(OSError, match="file"):
+        writer.wait()
+    writer.wait()
