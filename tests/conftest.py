@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
+
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.synthetic import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.platform.cluster import Cluster, connect

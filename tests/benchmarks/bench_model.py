@@ -121,23 +121,28 @@ def training_step(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Run
 
 
 def core(module: SpatioTemporalAttention, qkv: Tensor) -> Tensor:
-    """A module without its two projections: group, flip, attend, put back in order. (B, T, S, 3 D) → (B, T, S, D)."""
-    q, k, v = module.split_heads(module.group(qkv))
-    return module.ungroup(module.join_heads(scaled_dot_product_attention(q, k, v)), qkv.shape[1])
+    """What a module does between its projections: flip, split into heads, attend. (B, G, L, 3 D) → (B, G, L, D)."""
+    q, k, v = module.split_heads(qkv)
+    return module.join_heads(scaled_dot_product_attention(q, k, v))
 
 
 def materialised(module: SpatioTemporalAttention, qkv: Tensor) -> Tensor:
     """The same with the softmax matrix stored."""
-    q, k, v = module.split_heads(module.group(qkv))
+    q, k, v = module.split_heads(qkv)
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
-    return module.ungroup(module.join_heads(weights @ v), qkv.shape[1])
+    return module.join_heads(weights @ v)
 
 
-def forward_backward(function: Callable[[Tensor], Tensor], width: int) -> Run:
-    """Forward and backward on one clip of tokens of that width."""
-    x = torch.randn(1, FRAMES, TOKENS, width, requires_grad=True)
-    gradient = torch.randn(1, FRAMES, TOKENS, DIM)
+def forward_backward(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Run:
+    """Forward and backward on random numbers of that shape, to an output of width D."""
+    x = torch.randn(shape, requires_grad=True)
+    gradient = torch.randn(*shape[:-1], DIM)
     return lambda: function(x).backward(gradient)
+
+
+def qkv_shape(module: SpatioTemporalAttention) -> tuple[int, ...]:
+    """One clip's projected tokens, grouped."""
+    return (1, module.groups, FRAMES * TOKENS // module.groups, 3 * DIM)
 
 
 def bench_attention() -> list[Row]:
@@ -146,9 +151,9 @@ def bench_attention() -> list[Row]:
     modules = {pattern: SpatioTemporalAttention(DIM, HEADS, pattern) for pattern in patterns}
     runs: dict[str, Run] = {}
     for pattern, module in modules.items():
-        runs[f"core {pattern}"] = forward_backward(lambda qkv, m=module: core(m, qkv), 3 * DIM)
-        runs[f"module {pattern}"] = forward_backward(module, DIM)
-        runs[f"stored {pattern}"] = forward_backward(lambda qkv, m=module: materialised(m, qkv), 3 * DIM)
+        runs[f"core {pattern}"] = forward_backward(lambda qkv, m=module: core(m, qkv), qkv_shape(module))
+        runs[f"module {pattern}"] = forward_backward(module, (1, FRAMES, TOKENS, DIM))
+        runs[f"stored {pattern}"] = forward_backward(lambda qkv, m=module: materialised(m, qkv), qkv_shape(module))
     seconds = rounds(runs, repeats=5)
     rows = [plain("FAttn core, forward + backward", 1e3 * min(seconds["core F"]), "ms")]
     for pattern in ("Z", "B"):
@@ -175,8 +180,8 @@ def print_peak(kind: str, pattern: Pattern) -> None:
     """The child's side of `peak_in_child`: the run's inputs and libraries are there before it counts."""
     module = SpatioTemporalAttention(DIM, HEADS, pattern)
     function = core if kind == "fused" else materialised
-    function(module, torch.randn(1, 2, 2, 3 * DIM, requires_grad=True)).sum().backward()
-    run = forward_backward(lambda qkv: function(module, qkv), 3 * DIM)
+    function(module, torch.randn(1, module.groups, 2, 3 * DIM, requires_grad=True)).sum().backward()
+    run = forward_backward(lambda qkv: function(module, qkv), qkv_shape(module))
     before = peak_kib()
     run()
     print((peak_kib() - before) / 1024)

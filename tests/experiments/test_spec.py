@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from starlab.experiments.catalog import describe, experiment_names
 from starlab.experiments.spec import SpecError, load_search, load_spec, spec_from_dict
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+
 from starlab.pipelines.clip import ClipRow, DecodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.schedule import Schedule
@@ -22,7 +23,8 @@ class PaintedSource:
     def __init__(self, num_clips: int, broken: tuple[int, ...] = ()) -> None:
         self.classes, self.skeleton, self.max_bodies, self.fingerprint = ("even", "odd"), PENN_ACTION, 1, "painted"
         self.clips = tuple(
-            ClipRow(clip_id=f"{index:04d}", label=index % 2, split="train", subject=None, num_frames=9) for index in range(num_clips)
+            ClipRow(clip_id=f"{index:04d}", label=index % 2, split="train", subject=None, num_frames=9)
+            for index in range(num_clips)
         )
         self.skipped: tuple[SkippedClip, ...] = ()
         self.broken = broken
@@ -43,10 +45,14 @@ def join(batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(np.concatenate([getattr(batch, name) for batch in batches]) for name in ("positions", "clips", "frames"))  # type: ignore[return-value]
 
 
-def steps_of_all_ranks(source: PaintedSource, world: int, steps: int, first_step: int = 0) -> list[tuple[list[int], list[int], bytes]]:
+def steps_of_all_ranks(
+    source: PaintedSource, world: int, steps: int, first_step: int = 0
+) -> list[tuple[list[int], list[int], bytes]]:
     """What a step trains on, over all ranks: positions, clips and the bytes of the frames."""
     config = dataclasses.replace(CONFIG, color_jitter=0.0)
-    streams = [train_batches(source, config, plan(30, rank, world, first_step), steps, LIMITS, window_steps=7) for rank in range(world)]
+    streams = [
+        train_batches(source, config, plan(30, rank, world, first_step), steps, LIMITS, window_steps=7) for rank in range(world)
+    ]
     result = []
     for _ in range(steps):
         positions, clips, frames = join([next(stream) for stream in streams])
@@ -116,9 +122,13 @@ def test_a_clip_that_cannot_be_read_is_replaced_reported_and_shifts_nothing() ->
 def test_evaluation_sees_every_clip_exactly_once_and_leaves_out_the_unreadable(world: int) -> None:
     listed = (5, 3, 9, 21, 22, 1, 17)
     source = PaintedSource(30, broken=(9,))
-    batches = [batch for rank in range(world) for batch in eval_batches(source, CONFIG, EvalPlan(listed, rank, world), 3, LIMITS)]
+    batches = [
+        batch for rank in range(world) for batch in eval_batches(source, CONFIG, EvalPlan(listed, rank, world), 3, LIMITS)
+    ]
     positions, clips, frames = join(batches)
-    assert sorted(zip(positions.tolist(), clips.tolist(), strict=True)) == [(i, clip) for i, clip in enumerate(listed) if clip != 9]
+    assert sorted(zip(positions.tolist(), clips.tolist(), strict=True)) == [
+        (i, clip) for i, clip in enumerate(listed) if clip != 9
+    ]
     assert (frames[:, 0, 0, 0, 0] == clips).all()
     assert [pair for batch in batches for pair in batch.unreadable] == [("0009", "painted clip 0009 is broken")]
 

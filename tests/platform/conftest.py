@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -44,6 +45,7 @@ def ray_head() -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "TMPDIR": str(folder),
         "STARLAB_TEST_HEAD": str(folder),
         "STARLAB_RUNS": str(folder / "runs-of-the-cluster"),
     }
@@ -72,12 +74,11 @@ def ray_head() -> Iterator[Head]:
         _wait_for(url, token, process, log)
         yield Head(dashboard=url, gcs=f"127.0.0.1:{gcs}", token=token, token_path=token_path, folder=folder)
     finally:
-        for _ in range(50):  # a dying raylet may still be starting workers
-            if not (left := _processes_of(folder)):
-                break
-            for one in left:
-                one.kill()
-            psutil.wait_procs(left, timeout=0.2)
+        while family := _family(process.pid, folder):
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(family, timeout=10)
         process.wait()
         shutil.rmtree(folder)
 
@@ -102,13 +103,21 @@ def _wait_for(url: str, token: str, process: subprocess.Popen[bytes], log: Path)
     raise RuntimeError(f"the Ray head did not start:\n{log.read_text()}")
 
 
-def _processes_of(folder: Path) -> list[psutil.Process]:
-    """Whoever inherited the head's environment, whatever process group or parent it has now."""
+def _family(pid: int, folder: Path) -> list[psutil.Process]:
+    """The head's descendants, and who inherited its environment and lost its parent (some overwrite theirs)."""
     found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        start = psutil.Process(pid)
+        found = [*start.children(recursive=True), start]
     for process in psutil.process_iter():
-        try:
-            if process.environ().get("STARLAB_TEST_HEAD") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("STARLAB_TEST_HEAD") == str(folder):
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    return [process for process in found if _alive(process)]
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from starlab.platform.checkpoint import (
     CheckpointWriter,
     find_checkpoint,

@@ -11,7 +11,11 @@ def test_points_come_back_as_they_were_written(tmp_path: Path) -> None:
     journal.log(2, {"train/loss": float("inf")})
     journal.close()
     points = list(read_points(tmp_path / "j"))
-    assert [(p.key, p.step, p.value) for p in points] == [("train/loss", 1, 0.1 + 0.2), ("train/top1", 1, 1.0), ("train/loss", 2, math.inf)]
+    assert [(p.key, p.step, p.value) for p in points] == [
+        ("train/loss", 1, 0.1 + 0.2),
+        ("train/top1", 1, 1.0),
+        ("train/loss", 2, math.inf),
+    ]
 
 
 def test_a_replayed_step_keeps_the_first_value_and_time_and_a_difference_is_counted(tmp_path: Path) -> None:
