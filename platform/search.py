@@ -40,7 +40,7 @@ from starlab.platform.journal import FILE, read_points
 from starlab.platform.report import write_search_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
 from starlab.platform.tracking import Sender
-from starlab.platform.trainer import RunResult, close_run, open_data, open_run, run_training
+from starlab.platform.trainer import RunResult, close_run, join_cluster, open_data, open_run, run_training
 
 _METRIC = "val_top1"
 
@@ -88,7 +88,7 @@ def search(
     folder = RunFolder(root / search_id(spec, source.fingerprint))
     if fresh and folder.path.exists():
         say(f"fresh    the earlier search is kept as {folder.set_aside()}")
-    cluster = connect()
+    cluster = join_cluster(spec.base, spec.search.concurrent or 1, say)
     concurrent = spec.search.concurrent or trials_at_once(spec, cluster)
     open_run(folder, spec.base, source, root, parent=None, resolved=spec.to_dict())
     with Sender(folder) as sender:

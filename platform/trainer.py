@@ -23,7 +23,7 @@ from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, split_rows
 from starlab.pipelines.stream import StreamLimits
-from starlab.platform.cluster import Cluster, connect
+from starlab.platform.cluster import Cluster, connect, wait_for_room
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.job import TrainJob
 from starlab.platform.progress import Progress
@@ -84,8 +84,23 @@ def train(
     """
     root = runs_folder(runs)
     source, parts = open_data(spec, root, say)
-    cluster = connect()
+    cluster = join_cluster(spec, 1, say)
     return run_training(spec, source, parts, root, cluster, fresh=fresh, say=say)
+
+
+def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> Cluster:
+    """Join the cluster, or start one on this machine; one that grows by itself is waited for until it has room."""
+    cluster = connect()
+    if cluster.local:
+        return cluster
+    wanted = spec.resources
+    return wait_for_room(
+        wanted.workers * runs_at_once,
+        cpus_per_worker=wanted.cpus_per_worker or 1.0,
+        gpus_per_worker=wanted.gpus_per_worker,
+        accelerator=wanted.accelerator if wanted.gpus_per_worker else None,
+        say=say,
+    )
 
 
 def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipSource, Parts]:
