@@ -70,7 +70,7 @@ class SpatioTemporalAttention(nn.Module):
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, G, L, 3 D) → queries, keys, values, each ((B G), H, L, D / H); row g has the *other* group's keys."""
         dim = qkv.shape[-1] // 3
-        q, kv = torch.split(qkv, (dim, 2 * dim), dim=-1)
+        q, kv = torch.split(qkv, [dim, 2 * dim], dim=-1)
         if self.groups == 2:
             kv = kv.flip(1)  # both groups in one call: group g's queries meet the other group's keys and values
         q = rearrange(q, "b g l (h d) -> (b g) h l d", h=self.heads)

@@ -135,8 +135,8 @@ def _panel(look: Look, size_px: int) -> NDArray[np.uint8]:
     plain surface.
     """
     place = np.linspace(0, 1, size_px)
-    darker = 150 * (0.72 - place)[:, None, None]
-    greener = 130 * (np.abs(place - 0.5) - 0.25)[None, :, None] * np.array([-0.5, 1.0, -0.5])
+    darker = 240 * (0.74 - place)[:, None, None]
+    greener = 220 * (np.abs(place - 0.5) - 0.25)[None, :, None] * np.array([-0.5, 1.0, -0.5])
     return _picture(np.asarray(look.panel) + darker + greener)
 
 

@@ -132,15 +132,15 @@ def flap(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generato
 
 
 def legs_apart(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generator) -> None:
-    """Both straight legs out and back, two or three times (on a high stool: the hips stay)."""
-    beat = 0.5 - 0.5 * np.cos(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(-0.5, 0.5))
-    pose.leg[:] += (math.radians(rng.uniform(30, 45)) * beat * strength)[:, None]
+    """Both straight legs out to the sides, swaying there (on a high stool: the hips stay)."""
+    sway = np.sin(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(0, 2 * math.pi))
+    pose.leg[:] += (math.radians(rng.uniform(38, 48)) * (0.85 + 0.15 * sway) * strength)[:, None]
 
 
 def knees_up(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generator) -> None:
-    """One foot after the other is pulled up, two or three times (on a high stool: the hips stay)."""
-    beat = np.sin(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(-0.5, 0.5))
-    lift = math.radians(rng.uniform(55, 70)) * np.maximum(0, np.stack([beat, -beat], axis=1)) * strength[:, None]
+    """Both feet pulled up under the body, swaying there (on a high stool: the hips stay)."""
+    sway = np.sin(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(0, 2 * math.pi))
+    lift = (math.radians(rng.uniform(58, 68)) * (0.9 + 0.1 * sway) * strength)[:, None]
     pose.leg[:] += lift
     pose.knee[:] += 2 * lift
 

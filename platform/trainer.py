@@ -203,7 +203,7 @@ def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
     store = ray.cluster_resources().get("object_store_memory", 5e8) * share * 0.5 / (2 * wanted.workers)
     limits = StreamLimits(
         cpus=float(int(window_cpus)) if window_cpus >= 1 else window_cpus,
-        cpus_per_task=min(1.0, window_cpus),
+        cpus_per_task=min(1.0, window_cpus / 2),  # two, so that one works while the other's block is fetched
         object_store_bytes=int(store),
     )
     return Allotment(per_worker, limits)

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -151,9 +152,9 @@ def bench_attention() -> list[Row]:
     modules = {pattern: SpatioTemporalAttention(DIM, HEADS, pattern) for pattern in patterns}
     runs: dict[str, Run] = {}
     for pattern, module in modules.items():
-        runs[f"core {pattern}"] = forward_backward(lambda qkv, m=module: core(m, qkv), qkv_shape(module))
+        runs[f"core {pattern}"] = forward_backward(partial(core, module), qkv_shape(module))
         runs[f"module {pattern}"] = forward_backward(module, (1, FRAMES, TOKENS, DIM))
-        runs[f"stored {pattern}"] = forward_backward(lambda qkv, m=module: materialised(m, qkv), qkv_shape(module))
+        runs[f"stored {pattern}"] = forward_backward(partial(materialised, module), qkv_shape(module))
     seconds = rounds(runs, repeats=5)
     rows = [plain("FAttn core, forward + backward", 1e3 * min(seconds["core F"]), "ms")]
     for pattern in ("Z", "B"):
@@ -181,7 +182,7 @@ def print_peak(kind: str, pattern: Pattern) -> None:
     module = SpatioTemporalAttention(DIM, HEADS, pattern)
     function = core if kind == "fused" else materialised
     function(module, torch.randn(1, module.groups, 2, 3 * DIM, requires_grad=True)).sum().backward()
-    run = forward_backward(lambda qkv: function(module, qkv), qkv_shape(module))
+    run = forward_backward(partial(function, module), qkv_shape(module))
     before = peak_kib()
     run()
     print((peak_kib() - before) / 1024)
@@ -281,16 +282,15 @@ def training_rate(config: StarConfig, clips: int, *, autocast: bool, compiled: b
     """Training clips per second at 224² and peak GiB per clip."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    model: nn.Module = StarTransformer(config).cuda().train()
-    if compiled:
-        model = torch.compile(model)
+    model = StarTransformer(config).cuda().train()
+    forward = torch.compile(model) if compiled else model
     batch = clip_batch(config, clips, 224, "cuda")
     optimizer = torch.optim.SGD(model.parameters(), lr=2e-4, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
-            logits = model(*batch[:2])
+            logits = forward(*batch[:2])
         cross_entropy(logits.float(), batch[2]).backward()
         optimizer.step()
 

@@ -136,7 +136,12 @@ def test_training_keeps_no_matrix_of_tokens_by_tokens(pattern: Pattern, masked: 
     module = SpatioTemporalAttention(32, 4, pattern)
     mask = torch.rand(1, frames, size) < 0.9 if masked else None
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.untyped_storage().nbytes()), t)[1], lambda t: t):
+
+    def record(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         module(torch.randn(1, frames, size, 32, requires_grad=True), mask)
     assert kept
     assert max(kept) < 4 * (length // module.groups) ** 2
@@ -144,15 +149,13 @@ def test_training_keeps_no_matrix_of_tokens_by_tokens(pattern: Pattern, masked: 
 
 @pytest.mark.parametrize("pattern", ["Z", "B"])
 def test_both_groups_go_through_one_fused_attention_call(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
-    from starlab.models import attention
-
     calls: list[tuple[int, ...]] = []
-    fused = attention.scaled_dot_product_attention
+    fused = torch.nn.functional.scaled_dot_product_attention
 
     def counting(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
         calls.append(tuple(q.shape))
         return fused(q, k, v, attn_mask=attn_mask)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", counting)
+    monkeypatch.setattr("starlab.models.attention.scaled_dot_product_attention", counting)
     SpatioTemporalAttention(DIM, 2, pattern)(torch.randn(3, 4, 5, DIM))
     assert calls == [(6, 2, 10, 4)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import mc3_18
 
-from starlab.models.backbone import KINETICS_FILE, STAGES, Backbone, batch_norms, load_kinetics400
+from starlab.models.backbone import KINETICS_FILE, STAGES, Backbone, BackboneName, batch_norms, load_kinetics400
 
 
 def clips(count: int = 1, size: int = 32, frames: int = 4) -> Tensor:
@@ -51,10 +51,11 @@ def test_mc3_18_equals_torchvisions_trunk_on_normalised_frames(channels_last: bo
 
 
 def test_the_first_stages_mix_frames_and_the_later_ones_do_not() -> None:
-    for name in ("mc3_18", "mc3_tiny"):
+    names: tuple[BackboneName, ...] = ("mc3_18", "mc3_tiny")
+    for name in names:
         kernels = {
             stage: {conv.kernel_size[0] for conv in stage_module.modules() if isinstance(conv, nn.Conv3d)}
-            for stage, stage_module in Backbone(name).named_children()  # type: ignore[arg-type]
+            for stage, stage_module in Backbone(name).named_children()
         }
         assert kernels == {"stem": {3}, "layer1": {3}, "layer2": {1}, "layer3": {1}, "layer4": {1}}
 

@@ -31,14 +31,14 @@ def value(parameter: object) -> Array:
 def linear(module: object, x: Array) -> Array:
     assert isinstance(module, torch.nn.Linear)
     bias = 0.0 if module.bias is None else value(module.bias)
-    return x @ value(module.weight).T + bias
+    return np.asarray(x @ value(module.weight).T + bias)
 
 
 def layer_norm(module: object, x: Array) -> Array:
     assert isinstance(module, torch.nn.LayerNorm)
     centred = x - x.mean(-1, keepdims=True)
     scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + module.eps)
-    return scaled * value(module.weight) + value(module.bias)
+    return np.asarray(scaled * value(module.weight) + value(module.bias))
 
 
 def gelu(x: Array) -> Array:
@@ -89,16 +89,17 @@ def star_layer(layer: StarLayer, z: Array, present: NDArray[np.bool_]) -> Array:
     return layer_norm(layer.mlp_norm, linear(layer.mlp.down, gelu(linear(layer.mlp.up, z))) + z)
 
 
-def joint_map(x: float, y: float, confidence: float, height: int, width: int, sigma: float) -> Array:
+def joint_map(joint: Array, size: tuple[int, int], sigma: float) -> Array:
     """§3.1: the joint projected on the map, blurred by a Gaussian, brought to sum 1; nothing where it is invisible."""
-    heatmap = np.zeros((height, width))
+    (x, y, confidence), (height, width) = joint, size
+    heatmap = np.zeros(size)
     if confidence <= 0 or not 0 <= x <= 1 or not 0 <= y <= 1:
         return heatmap
     for i in range(height):
         for j in range(width):
             distance2 = (i + 0.5 - y * height) ** 2 + (j + 0.5 - x * width) ** 2
             heatmap[i, j] = math.exp(-distance2 / (2 * sigma**2))
-    return heatmap / heatmap.sum()
+    return np.asarray(heatmap / heatmap.sum())
 
 
 def joint_token(local: Array, heatmap: Array) -> Array:
@@ -120,14 +121,15 @@ def transformer(model: StarTransformer, local: Array, grid: Array, joints: Array
     jm = tokens.joint_tokens
     frames, bodies, num_joints, _ = joints.shape
     present_body = [bool((joints[:, m, :, 2] > 0).any()) or bodies == 1 for m in range(bodies)]
-    per_frame, present = [], []
+    per_frame: list[Array] = []
+    present: list[list[bool]] = []
     for t in range(frames):
         cells = [grid[:, t, i, j] for i in range(grid.shape[2]) for j in range(grid.shape[3])]
         gg = list(linear(tokens.global_tokens.projection, np.stack(cells)))
         joint_rows = []
         for m in range(bodies):
             for n in range(num_joints):
-                heatmap = joint_map(*joints[t, m, n], *local.shape[2:], config.sigma_cells)
+                heatmap = joint_map(joints[t, m, n], (local.shape[2], local.shape[3]), config.sigma_cells)
                 row = linear(jm.projection, joint_token(local[:, t], heatmap)) + value(jm.pos)[n]
                 joint_rows.append(row if jm.body is None else row + value(jm.body)[m])
         t_g = ([value(tokens.cls_glob)] if tokens.cls_glob is not None else []) + gg  # Eq. 2

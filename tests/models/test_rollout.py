@@ -31,7 +31,7 @@ def weight_matrix(attention: SpatioTemporalAttention, tokens: Tensor, mask: Tens
     if mask is not None:
         allowed = allowed & mask.flatten(1)[:, None, None, :]
     scores = (q @ k.transpose(-1, -2)) / (dim // attention.heads) ** 0.5
-    return scores.masked_fill(~allowed, -torch.inf).softmax(-1).mean(1)
+    return torch.as_tensor(scores.masked_fill(~allowed, -torch.inf).softmax(-1).mean(1))
 
 
 def explicit_rollout(model: StarTransformer, frames: Tensor, joints: Tensor) -> Tensor:
@@ -41,17 +41,17 @@ def explicit_rollout(model: StarTransformer, frames: Tensor, joints: Tensor) -> 
     x, length = z.tokens, z.tokens.shape[1] * z.tokens.shape[2]
     joint = torch.eye(length).expand(2, length, length)
     for layer in (*model.encoder, *model.decoder):
-        for attention, norm in zip(layer.attentions, layer.attention_norms, strict=True):  # type: ignore[union-attr, arg-type]
+        for attention, norm in zip(layer.attentions, layer.attention_norms, strict=True):
             tokens = norm(x) if layer.pre else x
             weights = weight_matrix(attention, tokens, z.key_mask)
             step = weights + torch.eye(length)
             joint = (step / step.sum(-1, keepdim=True)) @ joint
             branch = attention(tokens, z.key_mask)
             x = x + branch if layer.pre else norm(x + branch)
-        x = x + layer.mlp(layer.mlp_norm(x)) if layer.pre else layer.mlp_norm(x + layer.mlp(x))  # type: ignore[operator]
+        x = x + layer.mlp(layer.mlp_norm(x)) if layer.pre else layer.mlp_norm(x + layer.mlp(x))
     size = z.tokens.shape[2]
     rows = [frame * size + row for frame in range(z.tokens.shape[1]) for row in z.class_rows]
-    return joint[:, rows].mean(1).unflatten(-1, (-1, size)).sum(-1)
+    return torch.as_tensor(joint[:, rows].mean(1).unflatten(-1, (-1, size)).sum(-1))
 
 
 @pytest.mark.parametrize(

@@ -387,8 +387,8 @@ def test_the_training_model_compiles_to_one_graph_with_equal_logits_gradients_an
     compiled_logits.sum().backward()
     for (name, parameter), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
-    for (name, buffer), other in zip(model.named_buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(other, buffer, msg=name)
+    for (name, buffer), twins in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(twins, buffer, msg=name)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_bodies": 2}, {"batch_norm": "frozen"}], ids=str)
