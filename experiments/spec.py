@@ -166,7 +166,11 @@ def _gather(experiment: str, overrides: Sequence[str]) -> tuple[dict[str, Any], 
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise SpecError(f"override {override!r}: write section.key=value, e.g. train.epochs=2")
-        _put(raw, key, parse_value(value, override))
+        section, _, dimension = key.partition(".")
+        if section == "space" and dimension:  # a dimension's own name has dots
+            raw["space"] = {**(raw.get("space") or {}), dimension: parse_value(value, override)}
+        else:
+            _put(raw, key, parse_value(value, override))
     return raw, where
 
 

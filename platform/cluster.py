@@ -31,6 +31,7 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow hold the metrics; no CSV, JSON, TensorBoard
 }
 """Environment that the driver and every worker need; one that is already set is left as it is."""
+_IDLE_WORKERS = 32
 _TEMP_DIR_LIMIT = 40
 """Characters: Ray's sockets lie some 65 characters deeper, and a socket's path ends at 107."""
 _SAY_SECONDS = 30.0
@@ -169,6 +170,9 @@ def _start(num_cpus: int | None, object_store_bytes: int) -> None:
         num_cpus=num_cpus,
         object_store_memory=object_store_bytes,
         include_dashboard=False,
+        # Ray ends a worker process that idles for a second where there are more of them than CPUs; here a run's actors alone
+        # are more, so every decode task would start, and import, in a process of its own.
+        _system_config={"num_workers_soft_limit": _IDLE_WORKERS, "idle_worker_killing_time_threshold_ms": 60_000},
         _temp_dir="/tmp/ray" if len(f"{temp}/ray") > _TEMP_DIR_LIMIT else None,
     )
 

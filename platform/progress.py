@@ -45,10 +45,10 @@ class Progress:
             self._latest[point.key] = point
             if self._first is None:
                 self._first = (point.step, time.monotonic())
-            if point.key == "val/loss":  # the last point that the end of an epoch writes
+            if point.key == "val/loss" and "train/loss" in self._latest:  # the last point that the end of an epoch writes
                 self._say(self._line(with_validation=True))
                 self._said_at = time.monotonic()
-        if self._latest and time.monotonic() - self._said_at > self._every_seconds:
+        if "train/loss" in self._latest and time.monotonic() - self._said_at > self._every_seconds:
             self._say(self._line(with_validation=False))
             self._said_at = time.monotonic()
 

@@ -13,15 +13,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from starlab.platform.errors import UserError
 from starlab.platform.journal import FILE, read_points_with_ends
 from starlab.platform.run_folder import RunFolder
+
+if TYPE_CHECKING:  # importing MLflow takes seconds: the sender's thread does it, while the workers start
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 _KEY_TAG = "starlab.key"
 _MAX_METRICS, _MAX_PARAMS = 1000, 100
@@ -41,6 +41,8 @@ def sync(folder: RunFolder) -> int:
         MlflowException: the server refused or cannot be reached.
     """
     _fail_fast()
+    from mlflow import MlflowClient
+
     run = folder.read_json("run.json")
     client = MlflowClient(run["tracking_uri"])
     state = folder.read_json("mlflow.json")
@@ -139,6 +141,8 @@ def _find_or_create(client: MlflowClient, run: Mapping[str, Any], folder: RunFol
             return None
         tags["mlflow.parentRunId"] = parent
     made = client.create_run(experiment, run_name=run["run_id"], tags=tags)
+    from mlflow.entities import Param
+
     params = [Param(key, str(value)) for key, value in flatten(folder.read_json("spec.json")).items()]
     for first in range(0, len(params), _MAX_PARAMS):
         client.log_batch(made.info.run_id, params=params[first : first + _MAX_PARAMS])
@@ -146,6 +150,8 @@ def _find_or_create(client: MlflowClient, run: Mapping[str, Any], folder: RunFol
 
 
 def _experiment(client: MlflowClient, name: str, runs: Path, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)
@@ -168,6 +174,8 @@ def _send_artifacts(client: MlflowClient, folder: RunFolder, state: dict[str, An
 
 
 def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
+    from mlflow.entities import Metric
+
     metrics: list[Metric] = []
     end = offset
     for point, end in read_points_with_ends(path, offset):

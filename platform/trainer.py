@@ -28,7 +28,6 @@ from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.job import TrainJob
 from starlab.platform.progress import Progress
 from starlab.platform.provenance import provenance
-from starlab.platform.report import write_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
 from starlab.platform.tracking import Sender, tracking_uri
 from starlab.platform.train_loop import train_loop
@@ -170,6 +169,8 @@ def run_training(
         except BaseException:
             close_run(folder, "FAILED")
             raise
+        from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
+
         write_artifacts(folder)
         close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)

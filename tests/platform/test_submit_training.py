@@ -1,0 +1,43 @@
+"""`starlab submit -- train demo` in small, on a real head: the job makes its data, trains, records, and its end is ours."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from starlab.platform import cli
+
+if TYPE_CHECKING:
+    from conftest import Head
+
+SMALL = [
+    "data.synthetic.train_clips_per_class=4",
+    "data.synthetic.test_clips_per_class=2",
+    "data.synthetic.size_px=48",
+    "data.frames=4",
+    "data.size=24",
+    "model.dim=16",
+    "model.heads=2",
+    "train.epochs=1",
+]
+
+
+def test_a_submitted_training_ends_with_its_result_in_the_shared_runs_folder(
+    ray_head: Head, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ray_head.folder / "shared"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_head.token_path))
+    options = ["--address", ray_head.dashboard, "--runs", str(shared)]
+    monkeypatch.setattr(sys, "argv", ["starlab", "submit", *options, "--", "train", "demo", *SMALL])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    log = capsys.readouterr().out
+    assert ended.value.code == 0, log
+    assert "test top-1" in log
+    assert f"starlab ui --runs {shared}" in log
+    (result,) = shared.glob("demo-*/result.json")
+    assert str(result.parent) in log
+    assert (shared / "mlflow.db").is_file()
+    assert len(list(shared.glob("data/synthetic-*/labels/*.mat"))) == 60
