@@ -27,6 +27,9 @@ check: setup ## Format, lint, types, import contract
 test: setup ## All tests but the slowest
 	$(BIN)/python -m pytest
 
+bench-model: setup ## Measure the model's parts against their limits (minutes; wants a quiet machine)
+	$(BIN)/python tests/benchmarks/bench_model.py
+
 wheel: setup ## Build dist/starlab-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -38,4 +41,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test wheel lock format
+.PHONY: help setup demo check test bench-model wheel lock format

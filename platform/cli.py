@@ -124,6 +124,35 @@ def submit(
     raise typer.Exit(code)
 
 
+@app.command()
+def doctor(
+    runs: Runs = None,
+    cost: Annotated[str | None, typer.Option(help="Also count an experiment's parameters and FLOPs.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look whether this machine can train, and what an experiment costs: starlab doctor --cost penn_action"""
+    from rich.console import Console
+    from rich.table import Table
+
+    from starlab.experiments.spec import load_spec
+    from starlab.platform.doctor import cost_rows, examine
+    from starlab.platform.run_folder import runs_folder
+
+    spec = load_spec(cost, overrides or []) if cost else None
+    findings = list(examine(runs_folder(runs)))
+    for finding in findings:
+        _say(f"{'ok     ' if finding.fine else 'PROBLEM'}  {finding.name}: {finding.says}")
+    if spec:
+        table = Table(
+            "part", "parameters", "GFLOP a clip", title=f"{spec.name}, {spec.data.frames} x {spec.data.size} x {spec.data.size}"
+        )
+        for row in cost_rows(spec):
+            table.add_row(*row)
+        Console().print(table)
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point: runs a verb; a user's mistake ends with exit code 2 and one message, a failed run with 1."""
     debug = "--debug" in sys.argv

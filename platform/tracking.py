@@ -6,6 +6,7 @@ new; a dead or slow server delays the curves in MLflow and nothing else.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -40,8 +41,9 @@ def sync(folder: RunFolder) -> int:
     Raises:
         MlflowException: the server refused or cannot be reached.
     """
-    _fail_fast()
     from mlflow import MlflowClient
+
+    _fail_fast()
 
     run = folder.read_json("run.json")
     client = MlflowClient(run["tracking_uri"])
@@ -202,3 +204,4 @@ def _fail_fast() -> None:
     # MLflow's own retries hold a caller for four minutes; the Sender's loop is the retry here.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells that it makes its tables

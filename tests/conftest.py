@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import ray
+from hypothesis import settings
 
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.synthetic import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.platform.cluster import Cluster, connect
+
+# No deadline: a test says nothing about the load of the machine that it runs on.
+settings.register_profile("starlab", deadline=None)
+settings.load_profile("starlab")
 
 SMALL = SyntheticConfig(train_subjects=3, test_subjects=2, train_clips_per_class=6, test_clips_per_class=3, size_px=64)
 """60 training and 30 test clips."""

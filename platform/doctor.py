@@ -1,0 +1,67 @@
+"""Can this machine run an experiment, and what would it cost?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from starlab.experiments.spec import Spec
+from starlab.models.cost import cost
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    fine: bool
+    says: str
+    """What was found; where it is not fine, also how to mend it."""
+
+
+def examine(runs: Path) -> Iterator[Finding]:
+    """Look at what trainings most often fail for: GPUs that torch was not built for, memory, disk."""
+    yield _gpus()
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        fine = free > 1e9
+        mend = "" if fine else "; Ray spills to disk and crawls: give the container --shm-size=8g"
+        yield Finding("shared memory", fine, f"{free / 1e9:.1f} GB free in /dev/shm{mend}")
+    place = next(path for path in (runs, *runs.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    fine = free > 5e9 and os.access(place, os.W_OK)
+    mend = "" if fine else "; name another folder with --runs or STARLAB_RUNS"
+    yield Finding("runs folder", fine, f"{runs}, {free / 1e9:.0f} GB free{mend}")
+
+
+def _gpus() -> Finding:
+    if not torch.cuda.is_available():
+        return Finding("GPU", True, f"none; torch {torch.__version__} computes on {os.cpu_count()} CPUs")
+    built = torch.cuda.get_arch_list()
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        # Code for 7.0 runs on 7.5; no code runs on an older or another major architecture.
+        if not any(arch.startswith(f"sm_{major}") and int(arch[3:].rstrip("af")) <= 10 * major + minor for arch in built):
+            name = torch.cuda.get_device_name(index)
+            return Finding(
+                "GPU",
+                False,
+                f"{name} is sm_{major}{minor}, and torch {torch.__version__} was built for {' '.join(built)}; "
+                "a V100 needs PyTorch's CUDA 12.6 build, see docs/cluster.md",
+            )
+    return Finding("GPU", True, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, torch {torch.__version__}")
+
+
+def cost_rows(spec: Spec) -> list[tuple[str, str, str]]:
+    """(part, parameters, GFLOP of one clip's forward pass) of a spec's model by part, then their sum and a training step."""
+    total = cost(spec.model, height=spec.data.size, width=spec.data.size)
+    rows = [(name, f"{part.parameters:,}", f"{part.flops / 1e9:,.2f}") for name, part in total.parts.items()]
+    rows.append(("forward", f"{total.parameters:,}", f"{total.forward_flops / 1e9:,.2f}"))
+    rows.append(("training step", "", f"{total.training_flops / 1e9:,.2f}"))
+    return rows
