@@ -280,6 +280,7 @@ def cuda_seconds(run: Run, repeats: int) -> list[float]:
 
 def training_rate(config: StarConfig, clips: int, *, autocast: bool, compiled: bool) -> tuple[float, float]:
     """Training clips per second at 224² and peak GiB per clip."""
+    torch.compiler.reset()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     model = StarTransformer(config).cuda().train()
@@ -298,8 +299,8 @@ def training_rate(config: StarConfig, clips: int, *, autocast: bool, compiled: b
     return clips / seconds, torch.cuda.max_memory_allocated() / clips / 2**30
 
 
-def bench_accelerator(clips: int = 16) -> list[Row]:
-    """Training at batch 16 and 224² in bf16 with compile, against plain versions and the card's matrix rate."""
+def bench_accelerator(clips: int) -> list[Row]:
+    """Training at 224² in bf16 with compile, against plain versions and the card's matrix rate."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     first = dataclasses.replace(PENN, channels_last=False)
@@ -332,11 +333,10 @@ def bench_accelerator(clips: int = 16) -> list[Row]:
 
 def main() -> None:
     """Measure, print, write."""
-    parts = {"attention": bench_attention, "demo": bench_demo, "model": bench_whole_model}
-    if torch.cuda.is_available():
-        parts["accelerator"] = bench_accelerator
+    parts = ["attention", "demo", "model"] + ["accelerator"] * torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=parts, help="one part instead of all")
+    parser.add_argument("--clips", type=int, default=16, help="batch of the accelerator part (default 16)")
     parser.add_argument("--json", type=Path, default=Path("runs/bench_model.json"), help="where the figures go")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -347,9 +347,15 @@ def main() -> None:
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {THREADS} threads"
     print(f"torch {torch.__version__}, {platform.machine()}, {device}\n")
+    benches: dict[str, Callable[[], list[Row]]] = {
+        "attention": bench_attention,
+        "demo": bench_demo,
+        "model": bench_whole_model,
+        "accelerator": partial(bench_accelerator, arguments.clips),
+    }
     rows = []
     for part in [arguments.only] if arguments.only else parts:
-        for row in parts[part]():
+        for row in benches[part]():
             verdict = {True: "reached", False: "NOT REACHED", None: ""}[row.reached]
             print(f"{row.what:<58} {row.measured:10.3f} {row.unit:<8} {row.target:<7} {verdict}", flush=True)
             rows.append({"part": part, **dataclasses.asdict(row)})
