@@ -220,8 +220,18 @@ def statistics_untouched(stage: nn.Module) -> Iterator[None]:
 def load_kinetics400(backbone: Backbone, weights_path: str | None) -> None:
     """Fill an mc3_18 backbone with torchvision's Kinetics-400 weights from a file; nothing is downloaded.
 
+    Raises:
+        FileNotFoundError, ValueError: see `kinetics400_file`.
+    """
+    path = kinetics400_file(weights_path)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+
+
+def kinetics400_file(weights_path: str | None) -> Path:
+    """The file of torchvision's Kinetics-400 weights for mc3_18, its content checked against its name.
+
     Args:
-        backbone: an mc3_18.
         weights_path: the file, named as torchvision names it; None looks in the torch hub cache.
 
     Raises:
@@ -247,5 +257,4 @@ def load_kinetics400(backbone: Backbone, weights_path: str | None) -> None:
             f"{path} has SHA-256 {digest[:16]}…, but its name says {expected[1]}: the file is damaged or another one; "
             f"download {KINETICS_URL} again"
         )
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+    return path

@@ -40,7 +40,7 @@ from starlab.platform.journal import FILE, read_points
 from starlab.platform.report import write_search_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
 from starlab.platform.tracking import Sender
-from starlab.platform.trainer import RunResult, close_run, join_cluster, open_data, open_run, run_training
+from starlab.platform.trainer import RunResult, check_weights, close_run, join_cluster, open_data, open_run, run_training
 
 _METRIC = "val_top1"
 
@@ -84,6 +84,7 @@ def search(
     """
     began = time.monotonic()
     root = runs_folder(runs)
+    check_weights(spec.base)
     source, parts = open_data(spec.base, root, say)
     folder = RunFolder(root / search_id(spec, source.fingerprint))
     if fresh and folder.path.exists():

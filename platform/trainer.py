@@ -19,6 +19,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from starlab.experiments.spec import Spec
+from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, split_rows
@@ -78,13 +79,27 @@ def train(
 
     Raises:
         DataError: the data set cannot be used.
-        UserError: the cluster cannot hold the run.
+        UserError: the pre-trained weights are not there, or the cluster cannot hold the run.
         RunFailedError: training did not finish; what it reached is kept and the same call goes on from there.
     """
     root = runs_folder(runs)
+    check_weights(spec)
     source, parts = open_data(spec, root, say)
     cluster = join_cluster(spec, 1, say)
     return run_training(spec, source, parts, root, cluster, fresh=fresh, say=say)
+
+
+def check_weights(spec: Spec) -> None:
+    """Look for the pre-trained weights before anything is started for them.
+
+    Raises:
+        UserError: they are not there, or damaged; says what to download and where to put it.
+    """
+    if spec.model.weights == "kinetics400":
+        try:
+            kinetics400_file(spec.model.weights_path)
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"model.{error}") from None
 
 
 def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> Cluster:
