@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 from ray.data import ExecutionOptions, ExecutionResources
@@ -281,11 +280,18 @@ class _Window:
 
     def _dataset(self) -> ray.data.Dataset:
         steps_per_block = max(1, min(8, _BLOCK_BYTES // (self._clip_bytes * self._batch)))
-        rows = np.arange(self._num_rows)
-        # Blocks made here, not `ray.data.range`: its read tasks would each hold a whole CPU.
-        blocks = [pa.table({"id": block}) for block in np.split(rows, rows[:: steps_per_block * self._batch][1:])]
-        clips = ray.data.from_arrow(blocks).map_batches(
-            self._load, batch_size=None, batch_format="numpy", num_cpus=self._limits.cpus_per_task
+        block_rows, load = steps_per_block * self._batch, self._load
+        # One tiny row per block, made here: `ray.data.range` and `from_arrow` would plan by tasks that each want a whole CPU,
+        # which on a small machine with two trials is never free.
+        spans = [
+            {"first": first, "rows": min(block_rows, self._num_rows - first)} for first in range(0, self._num_rows, block_rows)
+        ]
+
+        def load_clips(span: Columns) -> Columns:
+            return load({"id": span["first"][0] + np.arange(span["rows"][0])})
+
+        clips = ray.data.from_items(spans, override_num_blocks=len(spans)).map_batches(
+            load_clips, batch_size=None, batch_format="numpy", num_cpus=self._limits.cpus_per_task
         )
         # The data set's own context: the process-wide one is shared with the other window's thread.
         clips.context.enable_progress_bars = False

@@ -28,6 +28,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line a train worker prints appears twice
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # a field of DataContext would not reach datasets built inside workers
+    "RAY_AIR_NEW_OUTPUT": "0",  # search.py says what happens; Tune's own tables say it again
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow hold the metrics; no CSV, JSON, TensorBoard
 }
 """Environment that the driver and every worker need; one that is already set is left as it is."""
@@ -172,7 +173,11 @@ def _start(num_cpus: int | None, object_store_bytes: int) -> None:
         include_dashboard=False,
         # Ray ends a worker process that idles for a second where there are more of them than CPUs; here a run's actors alone
         # are more, so every decode task would start, and import, in a process of its own.
-        _system_config={"num_workers_soft_limit": _IDLE_WORKERS, "idle_worker_killing_time_threshold_ms": 60_000},
+        _system_config={
+            "num_workers_soft_limit": _IDLE_WORKERS,
+            "idle_worker_killing_time_threshold_ms": 60_000,
+            "worker_maximum_startup_concurrency": 8,  # its default, the number of CPUs, warns at every search's start
+        },
         _temp_dir="/tmp/ray" if len(f"{temp}/ray") > _TEMP_DIR_LIMIT else None,
     )
 

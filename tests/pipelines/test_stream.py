@@ -85,13 +85,13 @@ def test_a_run_of_a_million_steps_plans_no_more_before_its_first_batch_than_one_
     """No clock: what makes a first batch late is the number of blocks that are planned before it."""
     planned = []
 
-    def counting(tables: list[object]) -> ray.data.Dataset:
-        planned.append(len(tables))
-        return from_arrow(tables)
+    def counting(spans: list[object], *, override_num_blocks: int) -> ray.data.Dataset:
+        planned.append(override_num_blocks)
+        return from_items(spans, override_num_blocks=override_num_blocks)
 
-    from_arrow = ray.data.from_arrow
+    from_items = ray.data.from_items
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray.data, "from_arrow", counting)
+        patch.setattr(ray.data, "from_items", counting)
         for steps in (100, 1_000_000):
             stream = train_batches(PaintedSource(30), CONFIG, plan(30), steps, LIMITS)
             assert next(stream).positions.tolist() == list(range(8))
