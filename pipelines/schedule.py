@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+_MAX_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,65 @@ def rank_slice(global_batch: int, rank: int, world: int) -> tuple[int, int]:
             f"use at most {global_batch} workers or a larger train.global_batch"
         )
     return global_batch * rank // world, global_batch * (rank + 1) // world
+
+
+class Plan(Protocol):
+    """Turns a row number of one rank's stream into a position, and a position into a clip."""
+
+    def position(self, row: int) -> int:
+        """The position of the rank's `row`-th clip."""
+        ...
+
+    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+        """Source index and random generator at `position`; None when there is no further replacement."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """A rank's part of the endless training stream, from step `first_step` on."""
+
+    schedule: Schedule
+    train: tuple[int, ...]
+    """Source indices of the training part."""
+    global_batch: int
+    rank: int
+    world: int
+    first_step: int
+
+    def position(self, row: int) -> int:
+        """Step s covers positions [s·G, (s+1)·G); the rank takes its slice of each."""
+        low, high = rank_slice(self.global_batch, self.rank, self.world)
+        step, offset = divmod(row, high - low)
+        return (self.first_step + step) * self.global_batch + low + offset
+
+    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+        """The scheduled clip, or its replacement."""
+        if attempt > _MAX_ATTEMPTS:
+            return None
+        draw = self.schedule.at(position, attempt)
+        return self.train[draw.clip], draw.rng()
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPlan:
+    """A rank's part of a list of clips, each exactly once over all ranks, nothing random."""
+
+    clips: tuple[int, ...]
+    rank: int
+    world: int
+
+    def position(self, row: int) -> int:
+        """Every `world`-th clip."""
+        return self.rank + row * self.world
+
+    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+        """The listed clip; one that cannot be read has no replacement."""
+        return None if attempt else (self.clips[position], None)
+
+    def num_rows(self) -> int:
+        """Clips of this rank; ranks differ by one at most."""
+        return len(range(self.rank, len(self.clips), self.world))
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -26,12 +26,11 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from starlab.pipelines.augment import fit
 from starlab.pipelines.clip import ClipSource, UnreadableClipError
 from starlab.pipelines.sampling import pick_frames
-from starlab.pipelines.schedule import Schedule, rank_slice
+from starlab.pipelines.schedule import EvalPlan, Plan, TrainPlan, rank_slice
 from starlab.pipelines.sources import DataConfig
 
 WINDOW_STEPS = 1000
 _BLOCK_BYTES = 16 * 2**20
-_MAX_ATTEMPTS = 20
 Columns = dict[str, NDArray[Any]]
 
 
@@ -61,65 +60,6 @@ class Batch:
     """(B,) position in the training stream; in an evaluation, in its list of clips."""
     unreadable: tuple[tuple[str, str], ...]
     """(clip id, reason) of each clip met in this batch that could not be read: replaced in training, left out in evaluation."""
-
-
-class Plan(Protocol):
-    """Turns a row number of one rank's stream into a position, and a position into a clip."""
-
-    def position(self, row: int) -> int:
-        """The position of the rank's `row`-th clip."""
-        ...
-
-    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
-        """Source index and random generator at `position`; None when there is no further replacement."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainPlan:
-    """A rank's part of the endless training stream, from step `first_step` on."""
-
-    schedule: Schedule
-    train: tuple[int, ...]
-    """Source indices of the training part."""
-    global_batch: int
-    rank: int
-    world: int
-    first_step: int
-
-    def position(self, row: int) -> int:
-        """Step s covers positions [s·G, (s+1)·G); the rank takes its slice of each."""
-        low, high = rank_slice(self.global_batch, self.rank, self.world)
-        step, offset = divmod(row, high - low)
-        return (self.first_step + step) * self.global_batch + low + offset
-
-    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
-        """The scheduled clip, or its replacement."""
-        if attempt > _MAX_ATTEMPTS:
-            return None
-        draw = self.schedule.at(position, attempt)
-        return self.train[draw.clip], draw.rng()
-
-
-@dataclass(frozen=True, slots=True)
-class EvalPlan:
-    """A rank's part of a list of clips, each exactly once over all ranks, nothing random."""
-
-    clips: tuple[int, ...]
-    rank: int
-    world: int
-
-    def position(self, row: int) -> int:
-        """Every `world`-th clip."""
-        return self.rank + row * self.world
-
-    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
-        """The listed clip; one that cannot be read has no replacement."""
-        return None if attempt else (self.clips[position], None)
-
-    def num_rows(self) -> int:
-        """Clips of this rank; ranks differ by one at most."""
-        return len(range(self.rank, len(self.clips), self.world))
 
 
 @dataclass(frozen=True, slots=True)

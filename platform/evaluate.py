@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import DataConfig
-from starlab.pipelines.stream import EvalPlan, StreamLimits, eval_batches
+from starlab.pipelines.stream import StreamLimits, eval_batches
 from starlab.platform.ranks import Ranks
 
 

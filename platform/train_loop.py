@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import DataError
-from starlab.pipelines.schedule import Schedule, rank_slice
-from starlab.pipelines.stream import Batch, TrainPlan, train_batches
+from starlab.pipelines.schedule import Schedule, TrainPlan, rank_slice
+from starlab.pipelines.stream import Batch, train_batches
 from starlab.platform import journal
 from starlab.platform.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, newest_checkpoint
 from starlab.platform.evaluate import Evaluation, evaluate

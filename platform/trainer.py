@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -23,7 +22,7 @@ from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, split_rows
-from starlab.pipelines.stream import StreamLimits
+from starlab.platform.allotment import Allotment, allot
 from starlab.platform.cluster import Cluster, connect, wait_for_room
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.job import TrainJob
@@ -52,14 +51,6 @@ class RunResult:
     mlflow_run_id: str | None
     """None while MLflow has not been reached."""
     tracking_problem: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Allotment:
-    """What one run may take of the cluster."""
-
-    cpus_per_worker: float
-    limits: StreamLimits
 
 
 def train(
@@ -189,40 +180,6 @@ def run_training(
         write_artifacts(folder)
         close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
-
-
-def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
-    """Divide `share` of the cluster between the workers and their decode tasks, so that neither can starve the other.
-
-    A worker's stream has two overlapping windows (stream.py), and each believes the cluster its own: the limits of all of
-    them together must fit what the workers leave.
-
-    Raises:
-        UserError: it does not fit; says by how much.
-    """
-    wanted = spec.resources
-    cpus = cluster.cpus * share
-    per_worker = wanted.cpus_per_worker or min(1.0, cpus / 2 / wanted.workers)
-    free = cpus - per_worker * wanted.workers
-    if free < 0.05 * wanted.workers:
-        raise UserError(
-            f"{wanted.workers} workers of {per_worker:g} CPUs leave {free:g} of {cpus:g} CPUs for decoding, which would wait "
-            "for ever; use fewer resources.workers or a smaller resources.cpus_per_worker"
-        )
-    gpus = wanted.workers * wanted.gpus_per_worker
-    if cluster.local and gpus > cluster.gpus:
-        raise UserError(
-            f"the run wants {gpus} GPUs and this machine has {cluster.gpus:g}; use resources.gpus_per_worker=0, "
-            "fewer resources.workers, or submit it to a cluster: starlab submit -- train …"
-        )
-    window_cpus = free / (2 * wanted.workers)
-    store = ray.cluster_resources().get("object_store_memory", 5e8) * share * 0.5 / (2 * wanted.workers)
-    limits = StreamLimits(
-        cpus=float(int(window_cpus)) if window_cpus >= 1 else window_cpus,
-        cpus_per_task=min(1.0, window_cpus / 2),  # two, so that one works while the other's block is fetched
-        object_store_bytes=int(store),
-    )
-    return Allotment(per_worker, limits)
 
 
 def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...]) -> None:

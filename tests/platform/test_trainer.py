@@ -16,11 +16,12 @@ from mlflow import MlflowClient
 
 from starlab.experiments.spec import Spec, load_spec
 from starlab.pipelines.clip import DataError
+from starlab.platform.allotment import allot
 from starlab.platform.checkpoint import Checkpoint, newest_checkpoint
 from starlab.platform.cluster import Cluster
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.journal import SYSTEM, read_points
-from starlab.platform.trainer import RunResult, allot, train
+from starlab.platform.trainer import RunResult, train
 
 TINY = [
     "data.frames=4",
