@@ -228,7 +228,7 @@ def bench_whole_model() -> list[Row]:
     flops = cost(PENN).forward_flops
     model.train()
     step = training_step(model, batch)
-    step_seconds = statistics.median(rounds({"step": step}, repeats=2)["step"])
+    step_seconds = statistics.median(rounds({"step": step}, repeats=1)["step"])
     joints = torch.rand(8, 16, 25, 3)
     map_seconds = statistics.median(rounds({"maps": lambda: joint_heatmaps(joints, (56, 56), 0.7)}, repeats=5)["maps"])
     return [
