@@ -147,7 +147,8 @@ def _tune(study: _Study, storage: optuna.storages.BaseStorage, left: int, concur
         time_attr="epoch",
         metric=_METRIC,
         mode="max",
-        max_t=max(1, int(spec.base.train.epochs)),
+        # One more than there are: Tune would end a trial by force at its last epoch, before it has written its result.
+        max_t=max(1, int(spec.base.train.epochs)) + 1,
         grace_period=min(spec.search.grace_epochs, max(1, int(spec.base.train.epochs))),
         reduction_factor=spec.search.reduction,
     )

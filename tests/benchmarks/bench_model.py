@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -128,9 +129,9 @@ def core(module: SpatioTemporalAttention, qkv: Tensor) -> Tensor:
 
 
 def materialised(module: SpatioTemporalAttention, qkv: Tensor) -> Tensor:
-    """The same with the softmax matrix stored."""
+    """The same as Eq. 6 is written: scores over √d_h, their softmax, times the values; each matrix is stored."""
     q, k, v = module.split_heads(qkv)
-    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
     return module.join_heads(weights @ v)
 
 
