@@ -52,6 +52,6 @@ def pool_joints(local_map: Tensor, heatmaps: Tensor) -> Tensor:
     """Eq. 1: per joint and channel, Σ_ij F_c(i, j) · h_n(i, j). Returns (B, T, N, C).
 
     One batched matrix product (N × HW) · (HW × C) per frame. Contracting the Gaussian's two factors one after the
-    other would spare the N × H × W maps, but leaves N × H × C in between: more than twice as much for layer2.
+    other would spare the N × H × W maps, but leaves the larger N × H × C in between, and took eleven times as long.
     """
     return torch.einsum("bcthw,btnhw->btnc", local_map, heatmaps.to(local_map.dtype))

@@ -135,6 +135,13 @@ def materialised(module: SpatioTemporalAttention, qkv: Tensor) -> Tensor:
     return module.join_heads(weights @ v)
 
 
+def materialised_prescaled(module: SpatioTemporalAttention, qkv: Tensor) -> Tensor:
+    """The same, the queries scaled instead of the scores: one matrix less, the fastest stored form we know."""
+    q, k, v = module.split_heads(qkv)
+    weights = (q / math.sqrt(q.shape[-1]) @ k.transpose(-1, -2)).softmax(-1)
+    return module.join_heads(weights @ v)
+
+
 def forward_backward(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Run:
     """Forward and backward on random numbers of that shape, to an output of width D."""
     x = torch.randn(shape, requires_grad=True)
@@ -156,6 +163,7 @@ def bench_attention() -> list[Row]:
         runs[f"core {pattern}"] = forward_backward(partial(core, module), qkv_shape(module))
         runs[f"module {pattern}"] = forward_backward(module, (1, FRAMES, TOKENS, DIM))
         runs[f"stored {pattern}"] = forward_backward(partial(materialised, module), qkv_shape(module))
+        runs[f"prescaled {pattern}"] = forward_backward(partial(materialised_prescaled, module), qkv_shape(module))
     seconds = rounds(runs, repeats=5)
     rows = [plain("FAttn core, forward + backward", 1e3 * min(seconds["core F"]), "ms")]
     for pattern in ("Z", "B"):
@@ -165,6 +173,7 @@ def bench_attention() -> list[Row]:
     for pattern in patterns:
         name = f"{pattern}Attn: stored softmax / fused, time"
         rows.append(at_least(name, ratio(seconds, f"stored {pattern}", f"core {pattern}"), 2))
+        rows.append(plain("  with prescaled queries", ratio(seconds, f"prescaled {pattern}", f"core {pattern}"), "×"))
     for pattern in patterns:
         peaks = {kind: peak_in_child(kind, pattern) for kind in ("fused", "stored")}
         rows.append(plain(f"{pattern}Attn: fused, peak memory", peaks["fused"], "MiB"))
