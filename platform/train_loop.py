@@ -141,7 +141,8 @@ class _Worker:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         hits = (logits.detach().argmax(dim=1) == labels).sum()
-        self.local += torch.stack([losses.detach().double().sum(), hits.double(), *_counts(batch, self.device)])
+        counts = torch.tensor([len(batch.labels), len(batch.unreadable)], dtype=torch.float64, device=self.device)
+        self.local += torch.cat([torch.stack([losses.detach().double().sum(), hits.double()]), counts])
         self.step += 1
 
     def _forward(self, batch: Batch, autocast: torch.dtype | None) -> Tensor:
@@ -260,8 +261,8 @@ class _Worker:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.core.load_state_dict(_under("model/", checkpoint.tensors))
         load_optimizer_tensors(self.optimizer, _under("optimizer/", checkpoint.tensors))
-        self.pending += torch.tensor(checkpoint.state["pending"], dtype=torch.float64)
-        self.epoch += torch.tensor(checkpoint.state["epoch"], dtype=torch.float64)
+        for sums, name in ((self.pending, "pending"), (self.epoch, "epoch")):
+            sums.copy_(torch.tensor(checkpoint.state[name], dtype=sums.dtype))  # to wherever they live
         self.best = checkpoint.state["best"]
         self.unreadable = dict(checkpoint.state["unreadable"])
 
@@ -314,11 +315,6 @@ class _Worker:
             self.writer.wait()
         if self.journal:
             self.journal.close()
-
-
-def _counts(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    clips, unreadable = len(batch.labels), len(batch.unreadable)
-    return torch.tensor(clips, device=device).double(), torch.tensor(unreadable, device=device).double()
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
