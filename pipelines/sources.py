@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from starlab.pipelines.augment import AugmentConfig
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.penn_action import PENN_ACTION_CLASSES, PennActionSource
 from starlab.pipelines.skeletons import PENN_ACTION, Skeleton
+from starlab.pipelines.store import StoreSource, is_store
 from starlab.pipelines.synthetic import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 
 
@@ -24,11 +26,15 @@ class DatasetFacts:
     classes: tuple[str, ...]
     skeleton: Skeleton
     max_bodies: int
+    sided_classes: tuple[str, ...] = ()
+    """Those that left or right tells apart: a mirrored clip would carry the wrong label."""
 
 
 DATASETS = {
     "penn_action": DatasetFacts(PENN_ACTION_CLASSES, PENN_ACTION, max_bodies=1),
-    "synthetic_penn_action": DatasetFacts(SYNTHETIC_CLASSES, PENN_ACTION, max_bodies=1),
+    "synthetic_penn_action": DatasetFacts(
+        SYNTHETIC_CLASSES, PENN_ACTION, max_bodies=1, sided_classes=("raise_left_then_right", "raise_right_then_left")
+    ),
 }
 
 
@@ -39,7 +45,12 @@ class DataConfig:
     dataset: Literal["penn_action", "synthetic_penn_action"]
     """Which data set."""
     store: str | None = None
-    """Its folder, as its authors ship it. The synthetic one may leave it out: it is generated under the runs folder."""
+    """Its folder: as its authors ship it, or as `starlab prepare` made it (then also s3://… and the like). The synthetic one
+    may leave it out: it is generated under the runs folder."""
+    source: Literal["auto", "raw", "prepared"] = "auto"
+    """What lies in `store`: the authors' files, or a prepared store; "auto" looks. No part of the run's identity."""
+    limit: int | None = None
+    """For a quick try: at most so many clips of each class in each of train, validation and test; null takes all."""
     frames: int = 16
     """Frames drawn from a clip; even, because zigzag and binary attention halve them (NOTES, "what odd/even splits")."""
     size: int = 224
@@ -52,7 +63,7 @@ class DataConfig:
     crop_aspect: tuple[float, float] = (0.75, 4 / 3)
     """Width over height of a crop."""
     flip: bool = False
-    """Mirror half of the clips, swapping left and right joints; wrong where a class names a side."""
+    """Mirror half of the clips, swapping left and right joints; refused where a class names a side."""
     color_jitter: float = 0.0
     """Largest relative change of brightness and contrast."""
     validation_fraction: float = 0.1
@@ -61,8 +72,17 @@ class DataConfig:
     """Draws the validation part; not the training seed, so that seeds are compared on the same clips."""
     select: Literal["validation", "test"] = "validation"
     """What picks the best checkpoint. "test" is how some papers did it: labelled optimistic everywhere."""
-    decode: Literal["cluster"] = "cluster"
-    """Where clips are decoded: in Ray Data tasks, on any node with free CPUs."""
+    oversample: Literal["balanced"] | dict[str, float] | None = None
+    """How often training clips are drawn: null, each once an epoch; "balanced", every class equally often; {class: weight},
+    clips of that class so many times as often as the others. An epoch stays as long as it is."""
+    test_views: tuple[int, int] = (1, 1)
+    """[temporal, spatial] views of a test clip, whose class probabilities are averaged; the middle of each segment and the
+    middle of the frame for [1, 1]. Only for the last look: the selection of a checkpoint takes one view."""
+    test_crop: float = 1.0
+    """Share of the frame's width and height that a view shows; 1 is the whole frame, as the paper has it."""
+    decode: Literal["cluster", "worker"] = "cluster"
+    """Where clips are decoded, to the same bytes: in Ray Data tasks on any node with free CPUs, or in threads of the training
+    worker, on its own CPUs. No part of the run's identity."""
     max_unreadable_fraction: float = 0.05
     """The run stops when more of the clips drawn so far than this could not be read."""
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -83,6 +103,26 @@ class DataConfig:
                 "data.validation_fraction is 0, so data.select: validation has nothing to select by; "
                 "give it a fraction, or say data.select=test and call the result optimistic"
             )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit is {self.limit}; it must be 1 or more clips of each class, or null for all")
+        facts = DATASETS[self.dataset]
+        if self.flip and self.augment == "standard" and facts.sided_classes:
+            raise ValueError(
+                f"data.flip is true, but {self.dataset} has classes that name a side ({', '.join(facts.sided_classes)}): "
+                "mirrored they would be labelled wrong; use data.flip=false"
+            )
+        if isinstance(self.oversample, dict):
+            _check_weights(self.oversample, facts.classes)
+        temporal, spatial = self.test_views
+        if temporal < 1 or spatial < 1:
+            raise ValueError(f"data.test_views is {list(self.test_views)}; it must be [temporal, spatial], each 1 or more")
+        if not 0 < self.test_crop <= 1:
+            raise ValueError(f"data.test_crop is {self.test_crop}; it must be in (0, 1], where 1 is the whole frame")
+        if spatial > 1 and self.test_crop == 1:
+            raise ValueError(
+                f"data.test_views asks for {spatial} views of the picture, but with data.test_crop 1 all of them are the whole "
+                "frame; use e.g. data.test_crop=0.875"
+            )
         if self.store is None and self.dataset != "synthetic_penn_action":
             raise ValueError(
                 f"data.store is missing: name the folder that holds {self.dataset}, e.g. data.store=data/{self.dataset}"
@@ -96,6 +136,7 @@ class DataConfig:
             crop_aspect=self.crop_aspect,
             flip=self.flip,
             color_jitter=self.color_jitter,
+            test_crop=self.test_crop,
         )
 
 
@@ -105,18 +146,63 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
     `say` is given a line for the user before something that takes seconds.
 
     Raises:
+        DataError: the folder is missing, empty, not such a data set, or not what `data.source` says.
+    """
+    if config.store is None:
+        root = runs / "data" / f"synthetic-{_digest(config.synthetic)}"
+        return open_raw(config.dataset, root, config.synthetic, say)
+    prepared = is_store(config.store)
+    if config.source == "prepared" or (config.source == "auto" and prepared):
+        store = StoreSource(config.store)
+        if store.manifest["dataset"] != config.dataset:
+            raise DataError(
+                f"{config.store} was prepared from {store.manifest['dataset']}, but data.dataset is {config.dataset}: "
+                "change one of them"
+            )
+        return store
+    if prepared:
+        raise DataError(f"data.source is raw, but {config.store} is a prepared store: use data.source=auto")
+    if "://" in config.store:
+        raise DataError(f"{config.store} is no prepared store: the authors' files are read from a local folder only")
+    return open_raw(config.dataset, Path(config.store), config.synthetic, say)
+
+
+def open_raw(dataset: str, root: Path, synthetic: SyntheticConfig, say: Callable[[str], None] = lambda _: None) -> ClipSource:
+    """Index the authors' files; a synthetic data set that is not there yet is generated as `synthetic` says.
+
+    Raises:
         DataError: the folder is missing, empty or not such a data set.
     """
-    facts = DATASETS[config.dataset]
-    if config.dataset == "synthetic_penn_action":
-        root = Path(config.store) if config.store else runs / "data" / f"synthetic-{_digest(config.synthetic)}"
+    if dataset == "synthetic_penn_action":
         if not root.exists():
             say(f"data     generating people into {root}")
-        write_penn_action(root, config.synthetic, workers=os.cpu_count() or 1)
-        return PennActionSource(root, classes=facts.classes)
-    if config.store is None:
-        raise DataError(f"data.store is missing: name the folder that holds {config.dataset}")
-    return PennActionSource(Path(config.store), classes=facts.classes)
+        write_penn_action(root, synthetic, workers=os.cpu_count() or 1)
+    return PennActionSource(root, classes=DATASETS[dataset].classes)
+
+
+def open_authors_files(dataset: str, root: Path) -> ClipSource:
+    """Index the authors' files in a folder that is there, for `starlab prepare`.
+
+    Raises:
+        DataError: no such data set, or no such folder.
+    """
+    if dataset not in DATASETS:
+        near = difflib.get_close_matches(dataset, DATASETS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0].replace('_', '-')}'? " if near else ""
+        raise DataError(f"unknown data set '{dataset}'; {hint}Known: {', '.join(name.replace('_', '-') for name in DATASETS)}")
+    if not root.is_dir():
+        raise DataError(f"no folder at {root}: name the one that holds the files of {dataset}")
+    return PennActionSource(root, classes=DATASETS[dataset].classes)
+
+
+def _check_weights(weights: dict[str, float], classes: tuple[str, ...]) -> None:
+    for name, weight in weights.items():
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"its classes: {', '.join(classes)}"
+            raise ValueError(f"data.oversample names '{name}', which is no class of the data set; {hint}")
+        if not 0 < weight <= 1000:
+            raise ValueError(f"data.oversample.{name} is {weight}; it must be above 0 and at most 1000")
 
 
 def _digest(config: SyntheticConfig) -> str:
