@@ -6,15 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from starlab.pipelines.augment import AugmentConfig
 from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints
+from starlab.pipelines.ntu import NtuSource
+from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NTU120_CLASSES, NTU120_SETUPS, Protocol
 from starlab.pipelines.penn_action import PENN_ACTION_CLASSES, PennActionSource
-from starlab.pipelines.skeletons import PENN_ACTION, Skeleton
+from starlab.pipelines.skeletons import NTU, PENN_ACTION, Skeleton
 from starlab.pipelines.synthetic import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
+from starlab.pipelines.synthetic_ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +28,16 @@ class DatasetFacts:
     classes: tuple[str, ...]
     skeleton: Skeleton
     max_bodies: int
+    protocols: tuple[Protocol, ...] = ()
+    """The official splits to choose from; empty where there is one only."""
 
 
 DATASETS = {
     "penn_action": DatasetFacts(PENN_ACTION_CLASSES, PENN_ACTION, max_bodies=1),
     "synthetic_penn_action": DatasetFacts(SYNTHETIC_CLASSES, PENN_ACTION, max_bodies=1),
+    "ntu60": DatasetFacts(NTU60_CLASSES, NTU, max_bodies=2, protocols=("xsub", "xview")),
+    "ntu120": DatasetFacts(NTU120_CLASSES, NTU, max_bodies=2, protocols=("xsub", "xset")),
+    "synthetic_ntu": DatasetFacts(SYNTHETIC_NTU_CLASSES, NTU, max_bodies=2, protocols=("xsub", "xview", "xset")),
 }
 
 
@@ -36,10 +45,16 @@ DATASETS = {
 class DataConfig:
     """The `data` section of a spec."""
 
-    dataset: Literal["penn_action", "synthetic_penn_action"]
+    dataset: Literal["penn_action", "ntu60", "ntu120", "synthetic_penn_action", "synthetic_ntu"]
     """Which data set."""
+    protocol: Protocol | None = None
+    """NTU's official split: cross-subject, cross-view (60 only) or cross-setup (120 only); null for the other data sets."""
     store: str | None = None
-    """Its folder, as its authors ship it. The synthetic one may leave it out: it is generated under the runs folder."""
+    """Its folder, as its authors ship it. A synthetic one may leave it out: it is generated under the runs folder."""
+    estimated_joints: str | None = None
+    """A Parquet file of joints from a pose estimator, used instead of the data set's own (docs/data.md has the columns)."""
+    estimated_skeleton: Literal["coco", "penn_action", "ntu"] | None = None
+    """Whose joints that file holds."""
     frames: int = 16
     """Frames drawn from a clip; even, because zigzag and binary attention halve them (NOTES, "what odd/even splits")."""
     size: int = 224
@@ -66,9 +81,21 @@ class DataConfig:
     max_unreadable_fraction: float = 0.05
     """The run stops when more of the clips drawn so far than this could not be read."""
     synthetic: SyntheticConfig = SyntheticConfig()
-    """What is generated; only for the synthetic data set."""
+    """What is generated; only for synthetic_penn_action."""
+    synthetic_ntu: SyntheticNtuConfig = SyntheticNtuConfig()
+    """The same for synthetic_ntu."""
 
     def __post_init__(self) -> None:
+        protocols = DATASETS[self.dataset].protocols
+        if protocols and self.protocol not in protocols:
+            raise ValueError(f"data.protocol is {self.protocol}; {self.dataset} is split by one of: {', '.join(protocols)}")
+        if self.protocol is not None and not protocols:
+            raise ValueError(f"data.protocol is {self.protocol}, but {self.dataset} has one official split: remove the key")
+        if (self.estimated_joints is None) != (self.estimated_skeleton is None):
+            raise ValueError(
+                f"data.estimated_joints is {self.estimated_joints} and data.estimated_skeleton {self.estimated_skeleton}: "
+                f"give both, the file and whose joints it holds ({', '.join(ESTIMATOR_SKELETONS)}), or neither"
+            )
         if self.frames < 2 or self.frames % 2:
             raise ValueError(
                 f"data.frames is {self.frames}; it must be even and at least 2, because zigzag and binary attention "
@@ -83,10 +110,17 @@ class DataConfig:
                 "data.validation_fraction is 0, so data.select: validation has nothing to select by; "
                 "give it a fraction, or say data.select=test and call the result optimistic"
             )
-        if self.store is None and self.dataset != "synthetic_penn_action":
+        if self.store is None and not self.dataset.startswith("synthetic_"):
             raise ValueError(
                 f"data.store is missing: name the folder that holds {self.dataset}, e.g. data.store=data/{self.dataset}"
             )
+
+    def facts(self) -> DatasetFacts:
+        """What a model must know of this data: the data set's facts, with the estimator's skeleton where there is one."""
+        facts = DATASETS[self.dataset]
+        if self.estimated_skeleton is None:
+            return facts
+        return replace(facts, skeleton=ESTIMATOR_SKELETONS[self.estimated_skeleton])
 
     def augmentation(self) -> AugmentConfig:
         """The settings of a training clip's augmentation."""
@@ -107,18 +141,33 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
     Raises:
         DataError: the folder is missing, empty or not such a data set.
     """
-    facts = DATASETS[config.dataset]
-    if config.dataset == "synthetic_penn_action":
-        root = Path(config.store) if config.store else runs / "data" / f"synthetic-{_digest(config.synthetic)}"
+    source = _open_dataset(config, runs, say)
+    if config.estimated_joints is None:
+        return source
+    return EstimatedJoints(source, Path(config.estimated_joints), config.facts().skeleton)
+
+
+def _open_dataset(config: DataConfig, runs: Path, say: Callable[[str], None]) -> ClipSource:
+    classes, protocol = DATASETS[config.dataset].classes, config.protocol
+    if config.dataset.startswith("synthetic_"):
+        settings = config.synthetic_ntu if config.dataset == "synthetic_ntu" else config.synthetic
+        kind = config.dataset.removesuffix("_penn_action").replace("_", "-")
+        root = Path(config.store) if config.store else runs / "data" / f"{kind}-{_digest(settings)}"
         if not root.exists():
             say(f"data     generating people into {root}")
-        write_penn_action(root, config.synthetic, workers=os.cpu_count() or 1)
-        return PennActionSource(root, classes=facts.classes)
-    if config.store is None:
+        if isinstance(settings, SyntheticNtuConfig):
+            write_ntu(root, settings, workers=os.cpu_count() or 1)
+        else:
+            write_penn_action(root, settings, workers=os.cpu_count() or 1)
+    elif config.store is None:
         raise DataError(f"data.store is missing: name the folder that holds {config.dataset}")
-    return PennActionSource(Path(config.store), classes=facts.classes)
+    else:
+        root = Path(config.store)
+    if protocol is None:
+        return PennActionSource(root, classes=classes)
+    return NtuSource(root, protocol, classes=classes, setups=NTU60_SETUPS if config.dataset == "ntu60" else NTU120_SETUPS)
 
 
-def _digest(config: SyntheticConfig) -> str:
+def _digest(config: SyntheticConfig | SyntheticNtuConfig) -> str:
     text = json.dumps(asdict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
