@@ -22,7 +22,7 @@ class TrainJob:
     folder: RunFolder
     limits: StreamLimits
     look_at_test: bool = True
-    """False ends with the selection clips: trials of a search never see the test part."""
+    """False for a trial of a search: it never sees the test part, and ends early when its folder is asked to."""
 
     @property
     def total_steps(self) -> int:

@@ -6,6 +6,7 @@ runs/demo-1a2b3c4d/
   checkpoints/               see checkpoint.py
   result.json                the end: test metrics, confusion matrix  (or stopped.json: why there is none)
   unreadable.json            clips that could not be read
+  end_early.json             a search asks this trial to end itself
   artifacts/                 figures and tables of this run
   mlflow.json                what of this MLflow has got already
 """
@@ -55,6 +56,21 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         return value
+
+    def ask_to_end(self, reason: str) -> None:
+        """Ask the run that trains here to end at its next point of the curve; only a trial of a search listens."""
+        self.write_json("end_early.json", {"reason": reason})
+
+    @property
+    def asked_to_end(self) -> bool:
+        """Whether somebody has asked."""
+        return (self.path / "end_early.json").exists()
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run ended because it was asked to, before its last step."""
+        result = self.read_json("result.json")
+        return bool(result) and result["steps"] < result["total_steps"]
 
     def set_aside(self) -> Path:
         """Rename the folder so that a fresh run can take its name; nothing is deleted."""

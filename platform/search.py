@@ -28,13 +28,13 @@ from ray import tune
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from starlab.experiments.spec import SearchSpec
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.platform.cluster import Cluster, connect
+from starlab.platform.early_stopping import AskingASHA
 from starlab.platform.errors import RunFailedError
 from starlab.platform.journal import FILE, read_points
 from starlab.platform.report import write_search_artifacts
@@ -55,6 +55,9 @@ class SearchResult:
     best: RunResult
     """The best trial with its look at the test part."""
     seconds: float
+    mlflow_run_id: str | None
+    """The parent of the trials' runs; None while MLflow has not been reached."""
+    tracking_problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,10 @@ class _Study:
     runs: Path
     folder: RunFolder
     share: float
+
+    def ask_to_end(self, values: Mapping[str, Any], reason: str) -> None:
+        """Ask the trial at this point of the space to end itself."""
+        trial_folder(self.folder, self.spec, values, self.source.fingerprint).ask_to_end(reason)
 
 
 def search(
@@ -102,7 +109,6 @@ def search(
         if left:
             _tune(study, storage, left, concurrent, say)
         trials = _trials(spec, source.fingerprint, folder, storage)
-        _close_stopped_trials(folder)
         whole = [trial for trial in trials if trial["whole"]]
         if not whole:
             close_run(folder, "FAILED")
@@ -113,7 +119,8 @@ def search(
         folder.write_json("search.json", {"trials": trials, "best": best.run_id, "test_top1": best.metrics["test/top1"]})
         write_search_artifacts(folder, trials)
         close_run(folder, "FINISHED")
-    return SearchResult(folder.path, trials, best, time.monotonic() - began)
+    mlflow_run_id = folder.read_json("mlflow.json").get("run_id")
+    return SearchResult(folder.path, trials, best, time.monotonic() - began, mlflow_run_id, sender.problem)
 
 
 def search_id(spec: SearchSpec, fingerprint: str) -> str:
@@ -143,15 +150,8 @@ def _tune(study: _Study, storage: optuna.storages.BaseStorage, left: int, concur
         study_name=study.folder.path.name,
         storage=storage,
     )
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        metric=_METRIC,
-        mode="max",
-        # One more than there are: Tune would end a trial by force at its last epoch, before it has written its result.
-        max_t=max(1, int(spec.base.train.epochs)) + 1,
-        grace_period=min(spec.search.grace_epochs, max(1, int(spec.base.train.epochs))),
-        reduction_factor=spec.search.reduction,
-    )
+    epochs = max(1, int(spec.base.train.epochs))
+    scheduler = AskingASHA(_METRIC, epochs, spec.search.grace_epochs, spec.search.reduction, study.ask_to_end)
     tuner = tune.Tuner(
         # Almost no CPU for the trial's driver: it waits while its workers work.
         tune.with_resources(tune.with_parameters(_trial, study=study), {"CPU": 0.01}),
@@ -180,7 +180,7 @@ def _trial(values: dict[str, Any], study: _Study) -> None:
         look_at_test=False,
     )
     # Once more at the end: a trial that had nothing left to train must still have a value.
-    tune.report({_METRIC: result.metrics["val/top1"], "epoch": max(1, int(spec.train.epochs)), "run": result.run_id})
+    tune.report({_METRIC: result.metrics["val/top1"], "epoch": _epochs_reached(RunFolder(result.folder)), "run": result.run_id})
 
 
 @dataclass(frozen=True)
@@ -242,29 +242,26 @@ def _trials(
     study = optuna.load_study(study_name=folder.path.name, storage=storage)
     rows = []
     for trial in study.get_trials(states=(TrialState.COMPLETE,)):
-        run = RunFolder(folder.path / "trials" / spec.spec_of(trial.params).run_id(fingerprint))
-        epochs = [point.value for point in read_points(run.path / FILE) if point.key == "epoch"]
+        run = trial_folder(folder, spec, trial.params, fingerprint)
         rows.append(
             {
                 "run": run.path.name,
                 "values": trial.params,
                 "val_top1": trial.value,
-                "epochs": max(epochs, default=0),
-                "whole": bool(run.read_json("result.json")),
+                "epochs": _epochs_reached(run),
+                "whole": bool(run.read_json("result.json")) and not run.ended_early,
             }
         )
     return sorted(rows, key=lambda row: (-row["val_top1"], row["run"]))
 
 
-def _close_stopped_trials(folder: RunFolder) -> None:
-    """Tune ends a hopeless trial by ending its process, so its last words to MLflow are said here."""
-    for path in sorted((folder.path / "trials").glob("*/run.json")):
-        trial = RunFolder(path.parent)
-        run = trial.read_json("run.json")
-        if run["status"] == "RUNNING":
-            trial.write_json("run.json", {**run, "status": "FINISHED", "tags": {**run["tags"], "starlab.ended_early": "true"}})
-            with Sender(trial):
-                pass
+def trial_folder(search: RunFolder, spec: SearchSpec, values: Mapping[str, Any], fingerprint: str) -> RunFolder:
+    """Where the trial at this point of the space keeps its run."""
+    return RunFolder(search.path / "trials" / spec.spec_of(values).run_id(fingerprint))
+
+
+def _epochs_reached(run: RunFolder) -> int:
+    return int(max((point.value for point in read_points(run.path / FILE) if point.key == "epoch"), default=0))
 
 
 def values_text(values: Mapping[str, Any]) -> str:

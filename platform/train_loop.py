@@ -101,7 +101,7 @@ class _Worker:
     # ------------------------------------------------------------------ the loop
 
     def train(self) -> None:
-        """Step through what is left of the stream."""
+        """Step through what is left of the stream, or until a search has given this trial up."""
         config = self.spec.train
         evaluate_at = self.job.evaluation_steps()
         mark, waited = time.perf_counter(), 0.0
@@ -111,7 +111,8 @@ class _Worker:
             waited += time.perf_counter() - asked
             self._step(batch)
             last_of_epoch = self.step in evaluate_at
-            if self.step % config.log_every_steps == 0 or last_of_epoch:
+            logged = self.step % config.log_every_steps == 0 or last_of_epoch
+            if logged:
                 seconds = time.perf_counter() - mark
                 self._log_curve(seconds, waited)
                 mark, waited = time.perf_counter(), 0.0
@@ -120,6 +121,8 @@ class _Worker:
                 mark = time.perf_counter()
             elif config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0:
                 self._save()
+            if logged and not self.job.look_at_test and self._asked_to_end():
+                return
 
     def _step(self, batch: Batch) -> None:
         config = self.spec.train
@@ -204,7 +207,8 @@ class _Worker:
             self.writer.wait()
         self.best = self.ranks.first(self.best)
         result: dict[str, Any] = {
-            "steps": self.job.total_steps,
+            "steps": self.step,
+            "total_steps": self.job.total_steps,
             "best_step": int(self.best["step"]),
             "selected_by": self.spec.data.select,
             "precision": self.precision,
@@ -289,6 +293,10 @@ class _Worker:
         if self.ranks.rank == 0 and merged:
             self.folder.write_json("unreadable.json", merged)
         return merged
+
+    def _asked_to_end(self) -> bool:
+        """Rank 0 looks; without a look at the selection clips there is no result yet, so the trial goes on to its first."""
+        return self.ranks.first(bool(self.best) and self.folder.asked_to_end)
 
     def _precision(self) -> str:
         """The spec's, or for "auto" the choice made once for this run and kept on resume."""

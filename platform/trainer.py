@@ -277,7 +277,9 @@ def open_run(
 
 def close_run(folder: RunFolder, status: str) -> None:
     """Write down how it ended: FINISHED or FAILED, MLflow's words."""
-    folder.write_json("run.json", {**folder.read_json("run.json"), "status": status})
+    run = folder.read_json("run.json")
+    early = {"starlab.ended_early": "true"} if folder.ended_early else {}
+    folder.write_json("run.json", {**run, "status": status, "tags": {**run["tags"], **early}})
 
 
 def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str | None) -> RunResult:

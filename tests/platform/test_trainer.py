@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 
@@ -21,7 +22,8 @@ from starlab.platform.checkpoint import Checkpoint, newest_checkpoint
 from starlab.platform.cluster import Cluster
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.journal import SYSTEM, read_points
-from starlab.platform.trainer import RunResult, train
+from starlab.platform.run_folder import RunFolder
+from starlab.platform.trainer import RunResult, open_data, run_training, train
 
 TINY = [
     "data.frames=4",
@@ -157,6 +159,28 @@ def test_one_worker_trains_on_the_same_clips_as_two(whole: RunResult, tiny_store
     assert alone.run_id == whole.run_id
     steps = [(key, step) for key, step, _ in curve(alone.folder)]
     assert sorted(steps) == sorted((key, step) for key, step, _ in curve(whole.folder))
+
+
+def test_a_trial_that_is_asked_to_end_keeps_its_best_look_closes_itself_and_gives_its_cpus_back(
+    local_ray: Cluster, tiny_store: Path, tmp_path: Path
+) -> None:
+    spec = tiny(tiny_store, "train.epochs=50", "resources.workers=1")
+    source, parts = open_data(spec, tmp_path, lambda _: None)
+    folder = RunFolder(tmp_path / spec.run_id(source.fingerprint))
+    folder.ask_to_end("a test asks")
+    result = run_training(spec, source, parts, tmp_path, local_ray, look_at_test=False)
+    stored = folder.read_json("result.json")
+    assert folder.ended_early
+    assert 0 < stored["steps"] < stored["total_steps"]
+    assert "test" not in stored
+    assert result.metrics["val/top1"] == max(value for key, _, value in curve(folder.path) if key == "val/top1")
+    run = MlflowClient(result.tracking_uri).get_run(str(result.mlflow_run_id))
+    assert (run.info.status, run.data.tags["starlab.ended_early"]) == ("FINISHED", "true")
+    deadline = time.monotonic() + 60  # Ray counts what is free every now and then
+    while ray.available_resources().get("CPU") != local_ray.cpus and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == local_ray.cpus
+    assert run_training(spec, source, parts, tmp_path, local_ray, look_at_test=False).was_complete
 
 
 def test_unreadable_clips_are_replaced_counted_and_listed_and_the_run_goes_on(
