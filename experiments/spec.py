@@ -55,7 +55,8 @@ class Spec:
     def run_id(self, fingerprint: str) -> str:
         """Name + 8 hex digits over data, model and train: where the data lie and where it computes do not matter."""
         resolved = self.to_dict()
-        del resolved["data"]["store"], resolved["data"]["estimated_joints"]
+        for place in ("store", "source", "decode", "estimated_joints"):
+            del resolved["data"][place]
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
