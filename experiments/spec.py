@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlab.experiments.catalog import SpecError, parse_value, read_experiment
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.models.star import StarConfig
-from starlab.pipelines.sources import DATASETS, DataConfig
+from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "load_search", "load_spec", "spec_from_dict"]
 
@@ -55,7 +55,7 @@ class Spec:
     def run_id(self, fingerprint: str) -> str:
         """Name + 8 hex digits over data, model and train: where the data lie and where it computes do not matter."""
         resolved = self.to_dict()
-        for place in ("store", "source", "decode"):
+        for place in ("store", "source", "decode", "estimated_joints"):
             del resolved["data"][place]
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
@@ -139,7 +139,7 @@ def spec_from_dict(raw: Mapping[str, Any], where: str) -> Spec:
         missing = [section for section in ("data", "model") if section not in merged]
         raise SpecError(f"{where}: section '{missing[0]}' is missing")
     data = _section(DataConfig, merged["data"], "data", where)
-    facts = DATASETS[data.dataset]
+    facts = data.facts()
     fixed = {
         "num_classes": len(facts.classes),
         "num_joints": len(facts.skeleton.joints),

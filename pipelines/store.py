@@ -28,8 +28,18 @@ import pyarrow.parquet as pq
 import simplejpeg
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipRow, ClipSource, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.clip import (
+    ClipRow,
+    ClipSource,
+    DataError,
+    DecodedClip,
+    EncodedClip,
+    SkippedClip,
+    Split,
+    UnreadableClipError,
+)
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
+from starlab.pipelines.ntu_names import Protocol, parse_name
 from starlab.pipelines.skeletons import NTU, PENN_ACTION
 from starlab.pipelines.storage import Draft, Folder
 
@@ -192,8 +202,12 @@ def read_index(folder: Folder) -> tuple[StoredClip, ...]:
 class StoreSource:
     """The clips of a store (`clip.ClipSource`). It pickles to its address; each process opens what it needs and keeps it."""
 
-    def __init__(self, uri: str | Path) -> None:
+    def __init__(self, uri: str | Path, protocol: Protocol | None = None) -> None:
         """Read the manifest and the index.
+
+        Args:
+            uri: Where the store is.
+            protocol: NTU's official split; None keeps the one that the clips were prepared with.
 
         Raises:
             DataError: it is no store, or not a whole one.
@@ -205,13 +219,14 @@ class StoreSource:
         self.max_bodies: int = self.manifest["max_bodies"]
         self.fingerprint: str = self.manifest["fingerprint"]
         self.stored = read_index(self.folder)
-        self.clips = tuple(_row(clip) for clip in self.stored)
+        self._protocol = protocol
+        self.clips = tuple(_row(clip, protocol) for clip in self.stored)
         self.skipped = tuple(SkippedClip(clip_id=name, reason=why) for name, why in sorted(self.manifest["quarantine"].items()))
         self._place = {clip.clip_id: clip for clip in self.stored}
         self._threads = threading.local()  # a Parquet reader serves one thread
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (self.folder.uri, self.fingerprint)
+        return _opened, (self.folder.uri, self.fingerprint, self._protocol)
 
     def find(self, clip_id: str) -> ClipRow:
         """The clip of that name.
@@ -220,7 +235,7 @@ class StoreSource:
             DataError: there is none; a quarantined one is told with its reason.
         """
         if clip_id in self._place:
-            return _row(self._place[clip_id])
+            return _row(self._place[clip_id], self._protocol)
         why = self.manifest["quarantine"].get(clip_id)
         near = difflib.get_close_matches(clip_id, self._place, n=1) or [self.clips[0].clip_id]
         hint = f"it is in quarantine: {why}" if why else f"did you mean {near[0]}?"
@@ -300,13 +315,13 @@ class StoreSource:
 
 
 @lru_cache(maxsize=4)
-def _opened(uri: str, fingerprint: str) -> StoreSource:
+def _opened(uri: str, fingerprint: str, protocol: Protocol | None) -> StoreSource:
     """This process's one reader of a store: an index of 100,000 clips is not unpickled for every task.
 
     Raises:
         DataError: another store lies there by now.
     """
-    source = StoreSource(uri)
+    source = StoreSource(uri, protocol)
     if source.fingerprint != fingerprint:
         raise DataError(
             f"{uri} changed while it was in use: fingerprint {source.fingerprint}, {fingerprint} when it was opened"
@@ -314,11 +329,12 @@ def _opened(uri: str, fingerprint: str) -> StoreSource:
     return source
 
 
-def _row(clip: StoredClip) -> ClipRow:
+def _row(clip: StoredClip, protocol: Protocol | None = None) -> ClipRow:
+    stored: Split = "train" if clip.split == "train" else "test"
     return ClipRow(
         clip_id=clip.clip_id,
         label=clip.label,
-        split="train" if clip.split == "train" else "test",
+        split=stored if protocol is None else parse_name(clip.clip_id).split(protocol),
         subject=clip.subject,
         num_frames=clip.num_frames,
     )
