@@ -78,8 +78,8 @@ def picture_sequence(seed: int) -> Iterator[NDArray[np.uint8]]:
     rng = np.random.default_rng(seed)
     height, width = 1080, 1920
     room = np.zeros((height, width, 3), np.float32)
-    for scale in (8, 16, 64, 256):
-        coarse = rng.normal(0, 14, (height // scale + 2, width // scale + 2, 3)).astype(np.float32)
+    for scale, contrast in {16: 6, 64: 14, 256: 30}.items():  # after shrinking, JPEGs of 20 kB; real ones have 16
+        coarse = rng.normal(0, contrast, (height // scale + 2, width // scale + 2, 3)).astype(np.float32)
         room += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     room += 120
     body = np.clip(cv2.resize(rng.normal(110, 40, (90, 40, 3)).astype(np.float32), (320, 720)), 0, 255)
