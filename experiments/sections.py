@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -91,8 +91,8 @@ class ResourcesConfig:
 class TrackingConfig:
     """The `tracking` section. No part of the run's identity."""
 
-    uri: str | None = None
-    """An MLflow server's address; null is sqlite under the runs folder."""
+    uri: str | None = field(default=None, repr=False)
+    """An MLflow server's address; null is sqlite under the runs folder. A password in it is never stored (docs/tracking.md)."""
     experiment: str | None = None
     """MLflow experiment; null takes the spec's name."""
 

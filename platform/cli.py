@@ -76,13 +76,14 @@ def compare(
 
 @app.command()
 def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")], runs: Runs = None) -> None:
-    """Send to MLflow what it has not got yet of these runs."""
+    """Send to MLflow what it has not got yet of these runs; ends with 1 when something is left."""
+    from starlab.platform.reaper import close_abandoned
     from starlab.platform.run_folder import find_runs, runs_folder
-    from starlab.platform.tracking import sync as send
+    from starlab.platform.tracking import sync_all
 
-    for name in names:
-        for folder in find_runs(runs_folder(runs), name):
-            _say(f"{folder.path.name}: {send(folder)} points sent to {folder.read_json('run.json')['tracking_uri']}")
+    root = runs_folder(runs)
+    close_abandoned(root)
+    sync_all([folder for name in names for folder in find_runs(root, name)], _say)
 
 
 @app.command()

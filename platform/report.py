@@ -13,8 +13,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from starlab.platform.journal import FILE, Point, read_points
+from starlab.platform.mlflow_run import flatten
 from starlab.platform.run_folder import RunFolder
-from starlab.platform.tracking import flatten
 
 
 def write_artifacts(folder: RunFolder) -> list[Path]:

@@ -16,6 +16,7 @@ def result_lines(result: RunResult) -> list[str]:
         f"test top-1 {metrics['test/top1']:.3f}, mean class {metrics['test/mean_class']:.3f}, "
         f"validation {metrics['val/top1']:.3f}  ({done})",
         f"run        {result.folder}",
+        *_replay_lines(result),
         *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
     ]
 
@@ -34,6 +35,15 @@ def search_lines(result: SearchResult) -> list[str]:
         f"best       {best.run_id}: test top-1 {best.metrics['test/top1']:.3f}",
         f"search     {result.folder}",
         *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
+    ]
+
+
+def _replay_lines(result: RunResult) -> list[str]:
+    if not result.replayed_differently:
+        return []
+    return [
+        f"note       {result.replayed_differently} points came out differently when they were computed again after a restart; "
+        "the first values were kept, the others are in journal.differences.jsonl"
     ]
 
 
