@@ -54,7 +54,8 @@ class Journal:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of one step that are not there yet. They outlive this process at once, the machine in a second.
 
-        On a full disk the points are kept and written with the next that can be.
+        Raises:
+            OSError: the disk takes no more; the points are kept, and written with the next that can be.
         """
         now = time.time_ns() // 1_000_000
         lines = []
@@ -66,8 +67,7 @@ class Journal:
             elif not key.startswith(SYSTEM) and stored != value and not (math.isnan(stored) and math.isnan(value)):
                 self._note_difference(key, step, stored, value)
         self._unwritten += "".join(lines).encode()
-        with contextlib.suppress(OSError):
-            self._write()
+        self._write()
 
     def sync(self) -> None:
         """Put everything written so far on the disk.

@@ -5,6 +5,7 @@ The names are MLflow's own, so that its page shows them under "System metrics". 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import threading
@@ -40,13 +41,12 @@ class SystemMetrics:
         journal = Journal(self._path)
         psutil.cpu_percent()  # the first call only starts the measurement
         wait = min(1.0, self._every_seconds)
-        try:
-            while not self._stop.wait(wait):
+        while not self._stop.wait(wait):
+            with contextlib.suppress(OSError):  # a full disk: the next sample takes this one along
                 journal.log(sample, machine_metrics() | gpu_metrics())
-                sample, wait = sample + 1, self._every_seconds
+            sample, wait = sample + 1, self._every_seconds
+        with contextlib.suppress(OSError):
             journal.close()
-        except OSError:  # a full disk, a removed folder: no sample is worth a run
-            return
 
 
 def machine_metrics() -> dict[str, float]:

@@ -8,6 +8,7 @@ new; a dead or slow server delays the curves in MLflow and nothing else.
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import logging
 import os
@@ -79,14 +80,21 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
 
 
 def _send(client: MlflowClient, folder: RunFolder, state: dict[str, Any], address: str) -> int:
-    before = dict(state)
+    before = copy.deepcopy(state)
     run = folder.read_json("run.json")
     if "run_id" not in state:
         found = find_or_create(client, folder)
         if found is None:
             return 0
         send_params(client, found, folder)
-        state = {"uri": without_password(address), "run_id": found, "offsets": {}, "artifacts": {}, "status": "RUNNING"}
+        state = {
+            "uri": without_password(address),
+            "run_id": found,
+            "status": "RUNNING",
+            "offsets": {},
+            "artifacts": {},
+            "tags": {},
+        }
         folder.write_json("mlflow.json", state)
     run_id, sent = state["run_id"], 0
     for name in (FILE, SYSTEM_FILE):
@@ -97,10 +105,12 @@ def _send(client: MlflowClient, folder: RunFolder, state: dict[str, Any], addres
             sent += len(metrics)
     if run["status"] != "RUNNING":
         _send_artifacts(client, folder, state)
-        if state["status"] != run["status"]:
-            tags = {**run["tags"], "starlab.replayed_differently": str(count_differences(folder.path / FILE))}
-            for key, value in tags.items():
+        tags = {**run["tags"], "starlab.replayed_differently": str(count_differences(folder.path / FILE))}
+        for key, value in tags.items():
+            if state["tags"].get(key) != value:
                 client.set_tag(run_id, key, without_secrets(value))
+        state["tags"] = tags
+        if state["status"] != run["status"]:
             delete_doubles(client, run_id, folder)
             client.set_terminated(run_id, run["status"])
             state["status"] = run["status"]
