@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-_IN_ADDRESS = re.compile(r"(?P<start>\w+://[^/@\s:]*):(?P<password>[^/\s]*)@")
+_IN_ADDRESS = re.compile(r"(?P<start>\w+://[^/@\s:]*):\S*@")  # to the last @: too much hidden is better than too little
 _IN_QUERY = re.compile(r"(?P<start>[?&](?:[\w-]*(?:password|passwd|pwd|token|secret|api_?key|sig|signature))=)[^&\s]+", re.I)
 _SECRET_NAME = re.compile(r"passw|pwd|secret|token|credential|api_?key|access_?key|private_?key", re.I)
 _SHORTEST = 6

@@ -37,6 +37,8 @@ class TrainConfig:
     """Besides the checkpoint at every evaluation; null writes none in between."""
     log_every_steps: int = 10
     """Steps between two points of the training curve."""
+    profile: bool = False
+    """Trace a few steps of rank 0 into the run's artifacts. No part of the run's identity."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "train.epochs", self.epochs, "be above 0")

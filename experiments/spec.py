@@ -63,6 +63,7 @@ class Spec:
         """Name + 8 hex digits over data, model and train: where the data lie and where it computes do not matter."""
         resolved = self.to_dict()
         del resolved["data"]["store"]
+        del resolved["train"]["profile"]
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""`train.profile=true`: a few steps of rank 0 as a Chrome trace, to see where a step's time goes (chrome://tracing, Perfetto)."""
+"""`train.profile=true`: a few steps of rank 0 as a Chrome trace, which chrome://tracing and Perfetto show."""
 
 from __future__ import annotations
 
