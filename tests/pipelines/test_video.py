@@ -200,3 +200,28 @@ def test_a_file_without_a_picture_is_an_error(tmp_path: Path) -> None:
         container.mux(stream.encode(sound))
     with pytest.raises(ValueError, match="no video stream"):
         list(decode_video(path, 1, 32))
+
+
+def test_how_many_single_flipped_bits_are_noticed(videos: Path, tmp_path: Path) -> None:
+    """Run with -rP for the counts. What is not noticed decodes to as many frames, in some cases with wrong pixels: a video has
+    no checksum."""
+    rng = np.random.default_rng(0)
+    noticed = {}
+    for name in FILES:
+        content = (videos / name).read_bytes()
+        good = [frame for _, frame in decode_video(videos / name, NUM_FRAMES, HEIGHT)]
+        counts = {"noticed": 0, "harmless": 0, "wrong pixels": 0}
+        for _ in range(60):
+            damaged_content = bytearray(content)
+            damaged_content[rng.integers(len(content) // 4, len(content) * 3 // 4)] ^= 1 << int(rng.integers(8))
+            (tmp_path / name).write_bytes(damaged_content)
+            try:
+                frames = [frame for _, frame in decode_video(tmp_path / name, NUM_FRAMES, HEIGHT)]
+            except ValueError:
+                counts["noticed"] += 1
+                continue
+            assert len(frames) == NUM_FRAMES
+            counts["harmless" if np.array_equal(frames, good) else "wrong pixels"] += 1
+        print(name, counts)
+        noticed[name] = counts["noticed"]
+    assert noticed[NTU_LIKE] > 20
