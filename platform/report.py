@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from starlab.platform.journal import FILE, Point, read_points
 from starlab.platform.run_folder import RunFolder
@@ -60,6 +61,8 @@ def search_figure(trials: Sequence[dict[str, Any]], keys: Sequence[str]) -> Figu
         axes.grid(alpha=0.3)
         if key.endswith(".lr"):
             axes.set_xscale("log")
+        elif all(isinstance(trial["values"].get(key), int) for trial in trials):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel("validation top-1")
     return figure
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -119,6 +120,8 @@ def search(
         folder.write_json("search.json", {"trials": trials, "best": best.run_id, "test_top1": best.metrics["test/top1"]})
         write_search_artifacts(folder, trials)
         close_run(folder, "FINISHED")
+    if len(trials) >= spec.search.trials:  # a failed trial's log stays
+        shutil.rmtree(folder.path / "ray", ignore_errors=True)
     mlflow_run_id = folder.read_json("mlflow.json").get("run_id")
     return SearchResult(folder.path, trials, best, time.monotonic() - began, mlflow_run_id, sender.problem)
 
