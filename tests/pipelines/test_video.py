@@ -32,7 +32,7 @@ def number_on(frame: np.ndarray) -> int:
 
 
 def write_video(path: Path, codec: str, options: dict[str, str], times_ms: list[int] | None = None) -> None:
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.thread_count = 1
@@ -46,6 +46,8 @@ def write_video(path: Path, codec: str, options: dict[str, str], times_ms: list[
         container.mux(stream.encode())
 
 
+EXACT = {"flags": "+bitexact", "x264-params": "mbtree=0"}
+"""Equal frames give equal files."""
 NTU_LIKE = "h264_b_frames_no_pts.avi"
 FILES = (NTU_LIKE, "mpeg4_b_frames.avi", "variable_rate.mp4", "h264.mp4")
 
@@ -54,10 +56,10 @@ FILES = (NTU_LIKE, "mpeg4_b_frames.avi", "variable_rate.mp4", "h264.mp4")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     times = np.cumsum(np.random.default_rng(0).integers(10, 90, NUM_FRAMES)).tolist()
-    write_video(folder / FILES[0], "libx264", {"g": "9999", "bf": "3", "sc_threshold": "0"})
+    write_video(folder / FILES[0], "libx264", {"g": "9999", "bf": "3", "sc_threshold": "0", **EXACT})
     write_video(folder / FILES[1], "mpeg4", {"g": "9999", "bf": "2"})
-    write_video(folder / FILES[2], "libx264", {"bf": "3"}, times)
-    write_video(folder / FILES[3], "libx264", {"bf": "3"})
+    write_video(folder / FILES[2], "libx264", {"bf": "3", **EXACT}, times)
+    write_video(folder / FILES[3], "libx264", {"bf": "3", **EXACT})
     return folder
 
 
