@@ -30,6 +30,9 @@ test: setup ## All tests but the slowest
 bench-model: setup ## Measure the model's parts against their limits (minutes; wants a quiet machine)
 	$(BIN)/python tests/benchmarks/bench_model.py
 
+bench-data: setup ## Measure stores and the stream against their limits (minutes; wants a quiet machine)
+	$(BIN)/python tests/benchmarks/bench_data.py
+
 wheel: setup ## Build dist/starlab-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -41,4 +44,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test bench-model wheel lock format
+.PHONY: help setup demo check test bench-model bench-data wheel lock format

@@ -200,7 +200,9 @@ def _section(kind: type[T], raw: object, path: str, where: str) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in (*path.split("."), *first["loc"]) if part != "")
+        # Where a value may be of several kinds, pydantic puts the kind it tried into the place: literal['balanced'], dict[…].
+        place = [str(part) for part in (*path.split("."), *first["loc"]) if part != "" and "[" not in str(part)]
+        key = ".".join(place)
         if first["type"] == "value_error":  # a config's own check: it names the key itself
             said = str(first["ctx"]["error"]).replace(f"{StarConfig.__name__}.", "model.")
             raise SpecError(f"{where}: {said}") from None
