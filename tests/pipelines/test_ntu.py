@@ -227,9 +227,12 @@ def test_the_folders_may_be_laid_out_in_any_way_but_not_hold_a_clip_twice(copy: 
         opened(copy)
 
 
-def test_equal_files_give_equal_fingerprints_and_changes_others(copy: Path, source: NtuSource) -> None:
+def test_equal_files_give_equal_fingerprints_and_changes_others(copy: Path, source: NtuSource, tmp_path: Path) -> None:
+    assert opened(copy).fingerprint == source.fingerprint
+    for kind in range(2):  # unusable files, too, are the same wherever they lie
+        (copy / source.paths(source.clips[kind])[kind].relative_to(source.root)).write_bytes(b"")
     first = opened(copy)
-    assert first.fingerprint == source.fingerprint
+    assert opened(Path(shutil.copytree(copy, tmp_path / "elsewhere"))).fingerprint == first.fingerprint != source.fingerprint
     video, skeleton = first.paths(first.clips[0])
     seen = {first.fingerprint}
     changes = (
