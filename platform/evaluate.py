@@ -37,8 +37,7 @@ class Evaluation:
         """top1, top5, mean_class (recall averaged over the classes present), all in [0, 1], and loss (cross-entropy, nats)."""
         if not len(self.labels):
             return {}
-        order = np.argsort(-self.logits, axis=1, kind="stable")
-        hits = order == self.labels[:, None]
+        hits = self._ranking() == self.labels[:, None]
         shifted = self.logits - self.logits.max(axis=1, keepdims=True)
         log_likelihood = shifted[np.arange(len(self.labels)), self.labels] - np.log(np.exp(shifted).sum(axis=1))
         recall = self.per_class()
@@ -59,8 +58,24 @@ class Evaluation:
     def confusion(self) -> NDArray[np.int64]:
         """(C, C) counts: row = true class, column = predicted class."""
         classes = self.logits.shape[1]
-        cells = self.labels * classes + self.logits.argmax(axis=1)
+        cells = self.labels * classes + self.predicted
         return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """(n,) class with the largest logit; of equal ones the first."""
+        return self._ranking()[:, 0]
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """(n, C) softmax of the logits."""
+        shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True, initial=-np.inf)
+        weights = np.exp(shifted)
+        probabilities: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def _ranking(self) -> NDArray[np.int64]:
+        """(n, C) classes, most likely first. A logit that is not a number comes last."""
+        return np.argsort(-self.logits, axis=1, kind="stable")
 
 
 @torch.no_grad()

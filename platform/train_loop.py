@@ -37,7 +37,9 @@ from starlab.platform.optimization import (
     make_optimizer,
     optimizer_tensors,
 )
+from starlab.platform.predictions import write_predictions
 from starlab.platform.ranks import Ranks
+from starlab.platform.step_profile import StepProfile
 
 
 class StopRunError(Exception):
@@ -97,6 +99,7 @@ class _Worker:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.journal = journal.Journal(self.folder.path / journal.FILE) if rank == 0 else None
         self.writer = CheckpointWriter(self.folder.checkpoints) if rank == 0 else None
+        self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", rank == 0 and self.spec.train.profile)
 
     # ------------------------------------------------------------------ the loop
 
@@ -110,6 +113,7 @@ class _Worker:
             batch = next(self.batches)
             waited += time.perf_counter() - asked
             self._step(batch)
+            self.profile.step()
             last_of_epoch = self.step in evaluate_at
             logged = self.step % config.log_every_steps == 0 or last_of_epoch
             if logged:
@@ -224,6 +228,8 @@ class _Worker:
             result["test"] = evaluation.metrics()
             result["test_clips"] = len(evaluation.clips)
             result["confusion"] = evaluation.confusion().tolist()
+            if self.ranks.rank == 0:
+                write_predictions(self.folder.artifacts / "predictions.parquet", evaluation, self.job.source)
         result["unreadable"] = self._gather_unreadable()
         if self.ranks.rank == 0:
             self.folder.write_json("result.json", result)
@@ -328,6 +334,7 @@ class _Worker:
 
     def close(self) -> None:
         """Nothing stays in flight."""
+        self.profile.close()
         if self.writer:
             self.writer.wait()
         if self.journal:

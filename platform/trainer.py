@@ -17,6 +17,7 @@ from typing import Any
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from starlab.experiments.credentials import without_password
 from starlab.experiments.spec import Spec
 from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
@@ -24,11 +25,16 @@ from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows
 from starlab.platform.allotment import Allotment, allot
 from starlab.platform.cluster import Cluster, connect, wait_for_room
+from starlab.platform.cockpit import Cockpit
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.job import TrainJob
+from starlab.platform.journal import FILE, count_differences
 from starlab.platform.progress import Progress
 from starlab.platform.provenance import provenance
+from starlab.platform.reaper import close_abandoned_everywhere, this_process
+from starlab.platform.registry import write_best_model
 from starlab.platform.run_folder import RunFolder, runs_folder
+from starlab.platform.system_metrics import SystemMetrics
 from starlab.platform.tracking import Sender, tracking_uri
 from starlab.platform.train_loop import train_loop
 
@@ -51,6 +57,8 @@ class RunResult:
     mlflow_run_id: str | None
     """None while MLflow has not been reached."""
     tracking_problem: str | None
+    replayed_differently: int
+    """Points of the curve that came out otherwise when they were computed again after a restart; 0 where resume is exact."""
 
 
 def train(
@@ -59,6 +67,7 @@ def train(
     runs: str | Path | None = None,
     fresh: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    live: bool = False,
 ) -> RunResult:
     """Train `spec` to its end, or go on where an earlier call stopped; a finished run is only read.
 
@@ -67,6 +76,7 @@ def train(
         runs: folder of runs; None takes STARLAB_RUNS, else ./runs. All nodes must see it under this path.
         fresh: set an earlier run of this spec aside and start anew.
         say: is given lines for the user.
+        live: show a view that changes in place, on a terminal, instead of a line per epoch.
 
     Raises:
         DataError: the data set cannot be used.
@@ -76,8 +86,10 @@ def train(
     root = runs_folder(runs)
     check_weights(spec)
     source, parts = open_data(spec, root, say)
+    for abandoned in close_abandoned_everywhere(root):
+        say(f"closed   {abandoned.path.name}: its driver was gone")
     cluster = join_cluster(spec, 1, say)
-    return run_training(spec, source, parts, root, cluster, fresh=fresh, say=say)
+    return run_training(spec, source, parts, root, cluster, fresh=fresh, say=say, live=live)
 
 
 def check_weights(spec: Spec) -> None:
@@ -146,6 +158,7 @@ def run_training(
     parent: RunFolder | None = None,
     share: float = 1.0,
     look_at_test: bool = True,
+    live: bool = False,
 ) -> RunResult:
     """`train` with the data open and the cluster joined; a trial of a search is one of these.
 
@@ -167,11 +180,11 @@ def run_training(
     open_run(folder, spec, source, runs, parent)
     state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
     say(f"run      {folder.path.name} {state}; {folder.path}")
-    with Sender(folder) as sender:
+    with Sender(folder, tracking_uri(spec.tracking.uri, runs)) as sender:
         try:
             if not was_complete:
-                job = TrainJob(spec, source, parts, folder, allotment.limits, look_at_test)
-                with Progress(job, say):
+                job = TrainJob(spec.without_password(), source, parts, folder, allotment.limits, look_at_test)
+                with SystemMetrics(folder.path), Cockpit(job) if live else Progress(job, say):
                     _fit(job, allotment, callbacks)
         except BaseException:
             close_run(folder, "FAILED")
@@ -179,6 +192,8 @@ def run_training(
         from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
 
         write_artifacts(folder)
+        if look_at_test:
+            write_best_model(folder)
         close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
 
@@ -268,10 +283,11 @@ def open_run(
         "run_id": folder.path.name,
         "experiment": spec.name,
         "mlflow_experiment": spec.tracking.experiment or spec.name,
-        "tracking_uri": tracking_uri(spec.tracking.uri, runs),
+        "tracking_uri": without_password(tracking_uri(spec.tracking.uri, runs)),
         "runs": str(runs),
         "parent": str(parent.path) if parent else None,
         "status": "RUNNING",
+        "driver": this_process(),
     }
     folder.write_json("run.json", {**fixed, **earlier, **place})
 
@@ -298,4 +314,5 @@ def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str 
         tracking_uri=folder.read_json("run.json")["tracking_uri"],
         mlflow_run_id=folder.read_json("mlflow.json").get("run_id"),
         tracking_problem=problem,
+        replayed_differently=count_differences(folder.path / FILE),
     )

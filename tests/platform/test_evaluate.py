@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from starlab.pipelines.schedule import EvalPlan
 from starlab.platform.evaluate import Evaluation, _merge
 
 
@@ -70,3 +71,51 @@ def test_one_view_keeps_the_models_logits_to_the_last_bit() -> None:
 def test_a_class_without_any_probability_has_a_finite_loss() -> None:
     merged = _merge([share([0, 1, 2], [[0.0, 2000.0, 0, 0]] * 3)], views=3)
     assert np.isfinite(merged.metrics()["loss"])
+
+
+@given(
+    st.integers(1, 7), st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40), st.integers(0, 99)
+)
+def test_any_number_of_workers_and_any_batch_give_every_readable_clip_once_in_order(
+    world: int, batch: int, clips: list[tuple[int, bool]], seed: int
+) -> None:
+    """Ranks that share the clips as `EvalPlan` does, in batches, some unreadable, merge to what one would have predicted."""
+    logits = np.random.default_rng(seed).normal(size=(len(clips), 4)).astype(np.float32)
+    indices = tuple(1000 + 7 * position for position in range(len(clips)))
+    shares = []
+    for rank in range(world):
+        plan = EvalPlan(indices, rank, world)
+        mine = [plan.position(row) for row in range(plan.num_rows())]
+        loaded = [[p for p in mine[first : first + batch] if clips[p][1]] for first in range(0, len(mine), batch)]
+        loaded = [positions for positions in loaded if positions]
+        columns = [
+            [np.array(positions) for positions in loaded],
+            [np.array([clips[p][0] for p in positions]) for positions in loaded],
+            [np.array([indices[p] for p in positions]) for positions in loaded],
+            [logits[positions] for positions in loaded],
+            [(f"clip {p}", "torn") for p in mine if not clips[p][1]],
+        ]
+        shares.append(tuple(columns))
+    merged = _merge(shares, views=1)
+    readable = [position for position, (_, fine) in enumerate(clips) if fine]
+    assert merged.clips.tolist() == [indices[position] for position in readable]
+    assert merged.labels.tolist() == [clips[position][0] for position in readable]
+    assert {clip for clip, _ in merged.unreadable} == {f"clip {p}" for p, (_, fine) in enumerate(clips) if not fine}
+    if readable:
+        assert np.array_equal(merged.logits, logits[readable])
+        alone = Evaluation(merged.clips, merged.labels, logits[readable], ())
+        assert merged.metrics() == alone.metrics()
+
+
+def test_a_logit_that_is_not_a_number_is_never_the_prediction() -> None:
+    result = evaluation([1, 0], [[np.nan, 1, 0], [2, np.nan, 3]])
+    assert result.predicted.tolist() == [1, 2]
+    assert result.metrics()["top1"] == result.confusion().trace() / 2 == 0.5
+
+
+@given(st.lists(st.lists(st.floats(-50, 50), min_size=4, max_size=4), min_size=1, max_size=9))
+def test_probabilities_sum_to_one_and_rank_as_the_logits(rows: list[list[float]]) -> None:
+    result = evaluation([0] * len(rows), rows)
+    probabilities = result.probabilities()
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert (probabilities[np.arange(len(rows)), result.predicted] == probabilities.max(axis=1)).all()
