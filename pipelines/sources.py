@@ -109,7 +109,7 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
     """
     facts = DATASETS[config.dataset]
     if config.dataset == "synthetic_penn_action":
-        root = Path(config.store) if config.store else runs / "data" / f"synthetic-{_digest(config.synthetic)}"
+        root = Path(config.store) if config.store else generated_folder(config, runs)
         if not root.exists():
             say(f"data     generating people into {root}")
         write_penn_action(root, config.synthetic, workers=os.cpu_count() or 1)
@@ -117,6 +117,11 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
     if config.store is None:
         raise DataError(f"data.store is missing: name the folder that holds {config.dataset}")
     return PennActionSource(Path(config.store), classes=facts.classes)
+
+
+def generated_folder(config: DataConfig, runs: Path) -> Path:
+    """Where the synthetic data set of `config` is, or would be, generated."""
+    return runs / "data" / f"synthetic-{_digest(config.synthetic)}"
 
 
 def _digest(config: SyntheticConfig) -> str:
