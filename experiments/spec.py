@@ -19,7 +19,7 @@ from starlab.experiments.catalog import SpecError, parse_value, read_experiment
 from starlab.experiments.credentials import without_password
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.models.star import StarConfig
-from starlab.pipelines.sources import DATASETS, DataConfig
+from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "load_search", "load_spec", "override_spec", "spec_from_dict"]
 
@@ -62,7 +62,8 @@ class Spec:
     def run_id(self, fingerprint: str) -> str:
         """Name + 8 hex digits over data, model and train: where the data lie and where it computes do not matter."""
         resolved = self.to_dict()
-        del resolved["data"]["store"]
+        for place in ("store", "source", "decode", "estimated_joints"):
+            del resolved["data"][place]
         del resolved["train"]["profile"]
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
@@ -147,7 +148,7 @@ def spec_from_dict(raw: Mapping[str, Any], where: str) -> Spec:
         missing = [section for section in ("data", "model") if section not in merged]
         raise SpecError(f"{where}: section '{missing[0]}' is missing")
     data = _section(DataConfig, merged["data"], "data", where)
-    facts = DATASETS[data.dataset]
+    facts = data.facts()
     fixed = {
         "num_classes": len(facts.classes),
         "num_joints": len(facts.skeleton.joints),
@@ -226,7 +227,9 @@ def _section(kind: type[T], raw: object, path: str, where: str) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in (*path.split("."), *first["loc"]) if part != "")
+        # Where a value may be of several kinds, pydantic puts the kind it tried into the place: literal['balanced'], dict[…].
+        place = [str(part) for part in (*path.split("."), *first["loc"]) if part != "" and "[" not in str(part)]
+        key = ".".join(place)
         if first["type"] == "value_error":  # a config's own check: it names the key itself
             said = str(first["ctx"]["error"]).replace(f"{StarConfig.__name__}.", "model.")
             raise SpecError(f"{where}: {said}") from None

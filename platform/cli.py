@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from starlab.platform import data_commands
+
 app = typer.Typer(
     name="starlab",
     help="Train, search and compare STAR-transformers (video + skeleton action recognition) on Ray.",
@@ -193,6 +195,11 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.command()(data_commands.prepare)
+app.command()(data_commands.verify)
+app.add_typer(data_commands.data)
+
+
 def main() -> None:
     """Entry point: runs a verb; a user's mistake ends with exit code 2 and one message, a failed run with 1."""
     debug = "--debug" in sys.argv
@@ -201,7 +208,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from the newest checkpoint")
+        _complain("interrupted; the same command goes on where this one stopped")
         sys.exit(130)
     except Exception as error:
         code = _exit_code(error)

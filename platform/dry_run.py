@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlab.experiments.spec import Spec
 from starlab.models.cost import Cost, cost
 from starlab.models.star import StarConfig, StarTransformer
 from starlab.pipelines.clip import ClipSource
-from starlab.pipelines.sources import DATASETS, generated_folder
+from starlab.pipelines.sources import DataConfig, generated_folder
 from starlab.pipelines.splits import Parts
 from starlab.platform.allotment import Allotment, divide
 from starlab.platform.cluster import Cluster, connect
@@ -125,22 +126,31 @@ def activation_bytes(config: StarConfig, clips: int, size: int) -> int:
 
 
 def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, Parts]:
-    if spec.data.dataset == "synthetic_penn_action" and spec.data.store is None:
-        place = generated_folder(spec.data, root)
-        if not place.exists():
-            made, classes = spec.data.synthetic, len(DATASETS[spec.data.dataset].classes)
-            held_out = round(spec.data.validation_fraction * made.train_clips_per_class) * classes
-            train, test = made.train_clips_per_class * classes, made.test_clips_per_class * classes
-            lines.append(
-                f"data       {spec.data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} "
-                f"validation, {test} test clips of {classes} classes"
-            )
-            return None, Parts(
-                train=tuple(range(train - held_out)),
-                validation=tuple(range(train - held_out, train)),
-                test=tuple(range(train, train + test)),
-            )
+    data = spec.data
+    if data.store is None and not (place := generated_folder(data, root)).exists():
+        train, held_out, test = _generated_clips(data)
+        lines.append(
+            f"data       {data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} validation, "
+            f"{test} test clips of {len(data.facts().classes)} classes"
+        )
+        numbers = iter(range(train + test))
+        first, second, third = (tuple(itertools.islice(numbers, count)) for count in (train - held_out, held_out, test))
+        return None, Parts(train=first, validation=second, test=third)
     return open_data(spec, root, lambda line: lines.append(f"{line[:9]}  {line[9:]}" if line[:1] != " " else f"  {line}"))
+
+
+def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
+    """Training clips, those of them held out for validation, and test clips."""
+    classes, ntu = len(data.facts().classes), data.synthetic_ntu
+    if data.dataset == "synthetic_ntu":
+        train, test = ntu.train_performers * ntu.cameras, ntu.test_performers * ntu.cameras
+    else:
+        train, test = data.synthetic.train_clips_per_class, data.synthetic.test_clips_per_class
+    held_out = max(1, round(data.validation_fraction * train)) if data.validation_fraction else 0
+    if data.limit is not None:
+        kept = [min(count, data.limit) for count in (train - held_out, held_out, test)]
+        train, held_out, test = kept[0] + kept[1], kept[1], kept[2]
+    return train * classes, held_out * classes, test * classes
 
 
 def _state(folder: RunFolder) -> str:
@@ -201,8 +211,8 @@ def _resources(spec: Spec, cluster: Cluster, allotment: Allotment) -> str:
     gpus = f" and {wanted.gpus_per_worker} GPU" if wanted.gpus_per_worker else ""
     where = "this machine" if cluster.local else f"the cluster of {cluster.nodes} nodes"
     return (
-        f"resources  {wanted.workers} workers of {allotment.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of {cluster.cpus:g} CPUs "
-        f"of {where} decode; {2 * wanted.workers * allotment.limits.object_store_bytes / 1e6:,.0f} MB of object store"
+        f"resources  {wanted.workers} workers of {allotment.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of the "
+        f"{cluster.cpus:g} CPUs of {where} decode; {2 * wanted.workers * allotment.limits.object_store_bytes / 1e6:,.0f} MB of object store"
     )
 
 
@@ -230,8 +240,8 @@ def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list
     if need <= there:
         return []
     return [
-        f"the run needs about {need / 1e9:.1f} GB of memory and {what} has {there / 1e9:.1f}; use a smaller train.global_batch, "
-        "more resources.workers (on GPUs), model.activation_checkpointing=true, or a smaller data.size or model"
+        f"the run needs about {need / 1e9:.1f} GB of memory and {what} has {there / 1e9:.1f}; use a smaller "
+        "train.global_batch, more resources.workers (on GPUs), model.activation_checkpointing=true or a smaller data.size"
     ]
 
 

@@ -72,6 +72,8 @@ class _Job:
     spec: Spec
     source: ClipSource
     clips: tuple[int, ...]
+    views: tuple[int, int]
+    """Of each clip, in time and in the picture."""
     folder: RunFolder
     step: int
     precision: str
@@ -123,7 +125,15 @@ def evaluate_run(
     target = _new_folder(folder, part, step)
     precision = folder.read_json("result.json").get("precision") or folder.read_json("choices.json").get("precision")
     job = _Job(
-        spec.without_password(), source, clips, folder, step, precision or spec.train.precision, allotment.limits, target
+        spec.without_password(),
+        source,
+        clips,
+        spec.data.test_views if part == "test" else (1, 1),
+        folder,
+        step,
+        precision or spec.train.precision,
+        allotment.limits,
+        target,
     )
     try:
         _run_workers(job, allotment)
@@ -230,6 +240,8 @@ def _loop(config: dict[str, _Job]) -> None:
         job.source,
         job.spec.data,
         job.clips,
+        times=job.views[0],
+        places=job.views[1],
         ranks=ranks,
         device=device,
         limits=job.limits,

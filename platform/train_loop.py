@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import DataError
-from starlab.pipelines.schedule import Schedule, TrainPlan, rank_slice
+from starlab.pipelines.schedule import Schedule, TrainPlan, clip_weights, rank_slice
 from starlab.pipelines.stream import Batch, train_batches
 from starlab.platform import journal
 from starlab.platform.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, newest_checkpoint
@@ -72,7 +72,7 @@ class _Worker:
 
         checkpoint = self._agree_on_checkpoint()
         self.step = checkpoint.step if checkpoint else 0
-        schedule = Schedule(self.spec.train.seed, len(job.parts.train))
+        schedule = Schedule(self.spec.train.seed, len(job.parts.train), self._clip_weights())
         low, high = rank_slice(self.spec.train.global_batch, rank, world)
         self.clips_per_step = high - low
         plan = TrainPlan(schedule, job.parts.train, self.spec.train.global_batch, rank, world, first_step=self.step)
@@ -222,7 +222,7 @@ class _Worker:
         if self.job.look_at_test:
             best = find_checkpoint(self.folder.checkpoints, int(self.best["step"]))
             self.core.load_state_dict(_under("model/", best.tensors))
-            evaluation = self._evaluate(self.job.parts.test)
+            evaluation = self._evaluate(self.job.parts.test, *self.spec.data.test_views)
             self.unreadable.update(evaluation.unreadable)
             self._write_points({f"test/{name}": value for name, value in evaluation.metrics().items()})
             result["test"] = evaluation.metrics()
@@ -234,13 +234,15 @@ class _Worker:
         if self.ranks.rank == 0:
             self.folder.write_json("result.json", result)
 
-    def _evaluate(self, clips: tuple[int, ...]) -> Evaluation:
+    def _evaluate(self, clips: tuple[int, ...], times: int = 1, places: int = 1) -> Evaluation:
         self.ranks.share_buffers(self.core)
         return evaluate(
             self.core,
             self.job.source,
             self.spec.data,
             clips,
+            times=times,
+            places=places,
             ranks=self.ranks,
             device=self.device,
             limits=self.job.limits,
@@ -318,6 +320,13 @@ class _Worker:
             if self.ranks.rank == 0:
                 self.folder.write_json("choices.json", {"precision": chosen})
         return str(chosen)
+
+    def _clip_weights(self) -> bytes:
+        source, oversample = self.job.source, self.spec.data.oversample
+        labels = [source.clips[index].label for index in self.job.parts.train]
+        if isinstance(oversample, dict):
+            return clip_weights(labels, {source.classes.index(name): weight for name, weight in oversample.items()})
+        return clip_weights(labels, oversample)
 
     def _write_points(self, metrics: Mapping[str, float]) -> None:
         if self.journal:

@@ -22,7 +22,7 @@ from starlab.experiments.spec import Spec
 from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
-from starlab.pipelines.splits import Parts, split_rows
+from starlab.pipelines.splits import Parts, limit_parts, split_rows
 from starlab.platform.allotment import Allotment, allot
 from starlab.platform.cluster import Cluster, connect, wait_for_room
 from starlab.platform.cockpit import Cockpit
@@ -128,6 +128,7 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
     """
     source = open_source(spec.data, runs, say)
     parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
+    parts = limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
     for name in ("train", "test"):
         if not getattr(parts, name):
             raise DataError(f"{spec.data.dataset} has no {name} clip among its {len(source.clips)} readable ones")

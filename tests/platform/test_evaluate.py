@@ -39,6 +39,40 @@ def test_loss_is_the_cross_entropy_that_torch_computes(labels: list[int], seed: 
     assert evaluation(labels, logits.tolist()).metrics()["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def share(positions: list[int], logits: list[list[float]], unreadable: list[tuple[str, str]] | None = None) -> tuple:
+    clips = [10 + position // 3 for position in positions]
+    arrays = (np.array(positions), np.array(clips) % 2, np.array(clips), np.array(logits, np.float32))
+    return *([array] for array in arrays), unreadable or []
+
+
+def test_views_of_a_clip_are_averaged_as_probabilities_whichever_rank_saw_them() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(9, 4)) * 3
+    ranks = [share(list(range(rank, 9, 2)), logits[rank::2].tolist()) for rank in (1, 0)]
+    merged = _merge(ranks, views=3)
+    assert merged.clips.tolist() == [10, 11, 12]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert np.exp(merged.logits) == pytest.approx(probabilities.reshape(3, 3, 4).mean(axis=1), rel=1e-5)
+    assert np.exp(merged.logits).sum(axis=1) == pytest.approx(np.ones(3), rel=1e-5)
+
+
+def test_a_clip_of_which_one_view_is_missing_is_left_out_and_listed_once() -> None:
+    bad = [("clip", "frame 3 is damaged"), ("clip", "frame 3 is damaged")]
+    merged = _merge([share([0, 1, 2, 4, 6, 7, 8], np.eye(7, 4).tolist(), bad)], views=3)
+    assert merged.clips.tolist() == [10, 12]
+    assert merged.unreadable == (("clip", "frame 3 is damaged"),)
+
+
+def test_one_view_keeps_the_models_logits_to_the_last_bit() -> None:
+    logits = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+    assert (_merge([share([3, 1, 0, 4, 2], logits.tolist())], views=1).logits == logits[[2, 1, 4, 0, 3]]).all()
+
+
+def test_a_class_without_any_probability_has_a_finite_loss() -> None:
+    merged = _merge([share([0, 1, 2], [[0.0, 2000.0, 0, 0]] * 3)], views=3)
+    assert np.isfinite(merged.metrics()["loss"])
+
+
 @given(
     st.integers(1, 7), st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40), st.integers(0, 99)
 )
@@ -62,7 +96,7 @@ def test_any_number_of_workers_and_any_batch_give_every_readable_clip_once_in_or
             [(f"clip {p}", "torn") for p in mine if not clips[p][1]],
         ]
         shares.append(tuple(columns))
-    merged = _merge(shares)
+    merged = _merge(shares, views=1)
     readable = [position for position, (_, fine) in enumerate(clips) if fine]
     assert merged.clips.tolist() == [indices[position] for position in readable]
     assert merged.labels.tolist() == [clips[position][0] for position in readable]
