@@ -6,11 +6,12 @@ import itertools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import psutil
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from starlab.experiments.spec import Spec
 from starlab.models.cost import Cost, cost
@@ -99,30 +100,46 @@ class _WorkerBytes:
 
 
 def activation_bytes(config: StarConfig, clips: int, size: int) -> int:
-    """What autograd keeps of one forward pass of `clips` clips in fp32, by fused attention; counted without computing.
-
-    The model runs on PyTorch's meta device. Attention is not fused there and would store its weights, which no
-    real device does: those are left out.
-    """
+    """What autograd keeps of one forward pass of `clips` clips in fp32, counted on the meta device without computing."""
     with torch.device("meta"):
         model = StarTransformer(replace(config, weights="none")).train()
         frames = torch.empty(clips, config.frames, size, size, 3, dtype=torch.uint8)
         joints = torch.empty(clips, config.frames, config.max_bodies, config.num_joints, 3)
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
-    counted: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        weights = tensor.ndim == 4 and tensor.shape[-1] == tensor.shape[-2] and tensor.shape[-1] > config.dim // config.heads
         storage = tensor.untyped_storage()._cdata
-        if id(tensor) not in own and not weights and storage not in counted:
-            kept[storage] = tensor  # alive, so that no later storage gets its number
-            counted[storage] = tensor.untyped_storage().nbytes()
+        if storage not in own:
+            kept.setdefault(storage, tensor)  # alive, so that no later storage gets its number
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
         model(frames, joints)
-    return sum(counted.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention keeps what a fused kernel keeps; the meta device would store the L × L weights, which no real one does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _Fused.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Fused(torch.autograd.Function):
+    """Queries, keys and values in; the result, of which a sum per query is kept besides."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        out = values.new_empty((*queries.shape[:-1], values.shape[-1]))
+        ctx.save_for_backward(queries, keys, values, out, queries.new_empty(queries.shape[:-1]))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError("only the forward pass is counted")
 
 
 def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, Parts]:
@@ -130,8 +147,8 @@ def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, 
     if data.store is None and not (place := generated_folder(data, root)).exists():
         train, held_out, test = _generated_clips(data)
         lines.append(
-            f"data       {data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} validation, "
-            f"{test} test clips of {len(data.facts().classes)} classes"
+            f"data       {data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} "
+            f"validation, {test} test clips of {len(data.facts().classes)} classes"
         )
         numbers = iter(range(train + test))
         first, second, third = (tuple(itertools.islice(numbers, count)) for count in (train - held_out, held_out, test))
@@ -210,9 +227,10 @@ def _resources(spec: Spec, cluster: Cluster, allotment: Allotment) -> str:
     decoding = cluster.cpus - wanted.workers * allotment.cpus_per_worker
     gpus = f" and {wanted.gpus_per_worker} GPU" if wanted.gpus_per_worker else ""
     where = "this machine" if cluster.local else f"the cluster of {cluster.nodes} nodes"
+    store = 2 * wanted.workers * allotment.limits.object_store_bytes
     return (
         f"resources  {wanted.workers} workers of {allotment.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of the "
-        f"{cluster.cpus:g} CPUs of {where} decode; {2 * wanted.workers * allotment.limits.object_store_bytes / 1e6:,.0f} MB of object store"
+        f"{cluster.cpus:g} CPUs of {where} decode; {store / 1e6:,.0f} MB of object store"
     )
 
 
