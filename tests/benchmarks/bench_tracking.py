@@ -1,4 +1,4 @@
-"""What tracking costs the training thread, per step, with its server well, stopped and dead: a table and runs/bench_tracking.json.
+"""What tracking costs the training thread, per step, its server well, stopped and dead: a table and runs/bench_tracking.json.
 
     .venv/bin/python tests/benchmarks/bench_tracking.py          # about two minutes
 
