@@ -13,7 +13,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,13 +122,15 @@ def train_batches(
     num_steps: int,
     limits: StreamLimits,
     window_steps: int = WINDOW_STEPS,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This rank's slice of each of `num_steps` steps from `plan.first_step` on, in order, one batch a step."""
     low, high = rank_slice(plan.global_batch, plan.rank, plan.world)
     return _stream(source, config, plan, num_steps * (high - low), high - low, limits, window_steps)
 
 
-def eval_batches(source: ClipSource, config: DataConfig, plan: EvalPlan, batch: int, limits: StreamLimits) -> Iterator[Batch]:
+def eval_batches(
+    source: ClipSource, config: DataConfig, plan: EvalPlan, batch: int, limits: StreamLimits
+) -> Generator[Batch, None, None]:
     """This rank's clips of `plan`, in order, in batches of `batch` (the last may be smaller)."""
     return _stream(source, config, plan, plan.num_rows(), batch, limits, WINDOW_STEPS)
 
@@ -141,7 +143,7 @@ def _stream(
     batch: int,
     limits: StreamLimits,
     window_steps: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Start the first window at once: it fills while the caller builds its model. The rest start as they are needed."""
     window_rows = window_steps * batch
     windows = [
@@ -153,7 +155,7 @@ def _stream(
     return _drain(windows)
 
 
-def _drain(windows: list[_Window]) -> Iterator[Batch]:
+def _drain(windows: list[_Window]) -> Generator[Batch, None, None]:
     try:
         for window, following in itertools.zip_longest(windows, windows[1:]):
             for step in range(window.num_batches):

@@ -10,6 +10,7 @@ from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.run_folder import RunFolder
+from starlab.platform.storage import Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,14 @@ class TrainJob:
     limits: StreamLimits
     look_at_test: bool = True
     """False for a trial of a search: it never sees the test part, and ends early when its folder is asked to."""
+
+    fence: int = 0
+    """Number of the lease (lease.py) under which the run trains; with an older one nothing more is written."""
+
+    @property
+    def checkpoints(self) -> Storage:
+        """Where its checkpoints lie."""
+        return checkpoint_storage(self.spec, self.folder)
 
     @property
     def total_steps(self) -> int:
@@ -42,3 +51,9 @@ class TrainJob:
 
     def _steps(self, epochs: float) -> int:
         return math.ceil(epochs * len(self.parts.train) / self.spec.train.global_batch)
+
+
+def checkpoint_storage(spec: Spec, folder: RunFolder) -> Storage:
+    """Where the checkpoints of a run lie: in its own folder, unless the spec says elsewhere."""
+    elsewhere = spec.resources.checkpoints
+    return open_storage(folder.checkpoints if elsewhere is None else f"{elsewhere.rstrip('/')}/{folder.path.name}")

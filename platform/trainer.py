@@ -22,10 +22,14 @@ from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, split_rows
+from starlab.platform import preemption
 from starlab.platform.allotment import Allotment, allot
 from starlab.platform.cluster import Cluster, connect, wait_for_room
 from starlab.platform.errors import RunFailedError, UserError
-from starlab.platform.job import TrainJob
+from starlab.platform.events import EventReader
+from starlab.platform.job import TrainJob, checkpoint_storage
+from starlab.platform.lease import Lease, check_fence
+from starlab.platform.preemption import RunPreemptedError, heed_sigterm
 from starlab.platform.progress import Progress
 from starlab.platform.provenance import provenance
 from starlab.platform.run_folder import RunFolder, runs_folder
@@ -71,7 +75,9 @@ def train(
     Raises:
         DataError: the data set cannot be used.
         UserError: the pre-trained weights are not there, or the cluster cannot hold the run.
+        RunTakenError: another process trains this run.
         RunFailedError: training did not finish; what it reached is kept and the same call goes on from there.
+        RunPreemptedError: the same, because it was asked to end.
     """
     root = runs_folder(runs)
     check_weights(spec)
@@ -158,33 +164,65 @@ def run_training(
     place = runs if parent is None else parent.path / "trials"
     folder = RunFolder(place / spec.run_id(source.fingerprint))
     if fresh and folder.path.exists():
-        say(f"fresh    the earlier run is kept as {folder.set_aside()}")
+        with Lease.claim(folder.path):  # not while somebody trains it
+            kept = folder.set_aside()
+        say(f"fresh    the earlier run is kept as {kept}")
     earlier = folder.read_json("result.json")
     was_complete = bool(earlier) and ("test" in earlier or not look_at_test)
-    resumed = not was_complete and folder.checkpoints.is_dir()
     allotment = allot(spec, cluster, share)
-    open_run(folder, spec, source, runs, parent)
-    state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
-    say(f"run      {folder.path.name} {state}; {folder.path}")
-    with Sender(folder) as sender:
-        try:
-            if not was_complete:
-                job = TrainJob(spec, source, parts, folder, allotment.limits, look_at_test)
-                with Progress(job, say):
-                    _fit(job, allotment, callbacks)
-        except BaseException:
-            close_run(folder, "FAILED")
-            raise
-        from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
+    with Lease.claim(folder.path) as lease:
+        resumed = not was_complete and bool(checkpoint_storage(spec, folder).folders())
+        open_run(folder, spec, source, runs, parent)
+        state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
+        say(f"run      {folder.path.name} {state}; {folder.path}")
+        with Sender(folder) as sender:
+            try:
+                if not was_complete:
+                    job = TrainJob(spec, source, parts, folder, allotment.limits, look_at_test, lease.fence)
+                    with Progress(job, say), EventReader(folder.path, say), heed_sigterm(folder, spec.resources.grace_seconds):
+                        _fit(job, allotment, callbacks)
+            except BaseException as error:
+                if lease.holds():
+                    close_run(folder, "KILLED" if isinstance(error, RunPreemptedError) else "FAILED")
+                raise
+            from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
 
-        write_artifacts(folder)
-        close_run(folder, "FINISHED")
+            write_artifacts(folder)
+            close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
 
 
 def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...]) -> None:
-    spec, folder = job.spec, job.folder
+    """Train to the end, over nodes that go away; a run that has nowhere to go on, or is asked to end, ends as preempted."""
+    folder, resources = job.folder, job.spec.resources
     (folder.path / "stopped.json").unlink(missing_ok=True)
+    while True:
+        _attempt(job, allotment, callbacks)
+        preempted = folder.read_json(preemption.DONE)
+        if not preempted:
+            break
+        asked = (folder.path / preemption.REQUEST).exists()
+        wanted = resources.workers * allotment.cpus_per_worker, float(resources.workers * resources.gpus_per_worker)
+        if asked or not preemption.room_elsewhere(*wanted):
+            raise RunPreemptedError(
+                f"run {folder.path.name} ended at step {preempted['step']} because {preempted['reason']}; "
+                "its checkpoint is complete and the same command goes on from there"
+            )
+        (folder.path / preemption.DONE).unlink()
+    stopped = folder.read_json("stopped.json")
+    if stopped:
+        raise RunFailedError(f"run {folder.path.name} stopped at step {stopped['step']}: {stopped['reason']}")
+    check_fence(folder.path, job.fence)
+    if not folder.read_json("result.json"):
+        raise RunFailedError(
+            f"run {folder.path.name} ended without a result: the workers do not see {folder.path}; "
+            "the runs folder (--runs, STARLAB_RUNS) must be on storage that all nodes share"
+        )
+
+
+def _attempt(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...]) -> None:
+    """One Ray Train run, which starts its workers again `resources.max_failures` times."""
+    spec, folder = job.spec, job.folder
     with _ray_folder(folder) as ray_folder:
         trainer = TorchTrainer(
             train_loop,
@@ -210,14 +248,6 @@ def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...
             raise RunFailedError(
                 f"run {folder.path.name} failed; it goes on from its newest checkpoint when started again.\n{_cause(error)}"
             ) from error
-    stopped = folder.read_json("stopped.json")
-    if stopped:
-        raise RunFailedError(f"run {folder.path.name} stopped at step {stopped['step']}: {stopped['reason']}")
-    if not folder.read_json("result.json"):
-        raise RunFailedError(
-            f"run {folder.path.name} ended without a result: the workers do not see {folder.path}; "
-            "the runs folder (--runs, STARLAB_RUNS) must be on storage that all nodes share"
-        )
 
 
 @contextmanager
@@ -276,7 +306,7 @@ def open_run(
 
 
 def close_run(folder: RunFolder, status: str) -> None:
-    """Write down how it ended: FINISHED or FAILED, MLflow's words."""
+    """Write down how it ended: FINISHED, FAILED or KILLED (preempted), MLflow's words."""
     run = folder.read_json("run.json")
     early = {"starlab.ended_early": "true"} if folder.ended_early else {}
     folder.write_json("run.json", {**run, "status": status, "tags": {**run["tags"], **early}})
