@@ -55,6 +55,9 @@ class SearchResult:
     best: RunResult
     """The best trial with its look at the test part."""
     seconds: float
+    mlflow_run_id: str | None
+    """The parent of the trials' runs; None while MLflow has not been reached."""
+    tracking_problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ def search(
         folder.write_json("search.json", {"trials": trials, "best": best.run_id, "test_top1": best.metrics["test/top1"]})
         write_search_artifacts(folder, trials)
         close_run(folder, "FINISHED")
-    return SearchResult(folder.path, trials, best, time.monotonic() - began)
+    mlflow_run_id = folder.read_json("mlflow.json").get("run_id")
+    return SearchResult(folder.path, trials, best, time.monotonic() - began, mlflow_run_id, sender.problem)
 
 
 def search_id(spec: SearchSpec, fingerprint: str) -> str:

@@ -16,7 +16,7 @@ def result_lines(result: RunResult) -> list[str]:
         f"test top-1 {metrics['test/top1']:.3f}, mean class {metrics['test/mean_class']:.3f}, "
         f"validation {metrics['val/top1']:.3f}  ({done})",
         f"run        {result.folder}",
-        *_tracking_lines(result),
+        *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
     ]
 
 
@@ -33,15 +33,15 @@ def search_lines(result: SearchResult) -> list[str]:
         "",
         f"best       {best.run_id}: test top-1 {best.metrics['test/top1']:.3f}",
         f"search     {result.folder}",
-        *_tracking_lines(best),
+        *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
 
 
-def _tracking_lines(result: RunResult) -> list[str]:
-    where = f"run {result.mlflow_run_id} in {result.tracking_uri}"
-    if result.tracking_problem:
-        return [f"MLflow     not up to date ({result.tracking_problem}); later: starlab sync {result.run_id}"]
-    if result.tracking_uri.startswith("sqlite:"):
-        runs = result.tracking_uri.removeprefix("sqlite:///").removesuffix("/mlflow.db")
+def _tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: str | None) -> list[str]:
+    where = f"run {mlflow_run_id} in {uri}"
+    if problem:
+        return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]
+    if uri.startswith("sqlite:"):
+        runs = uri.removeprefix("sqlite:///").removesuffix("/mlflow.db")
         return [f"MLflow     {where}", f"look at it starlab ui --runs {runs}"]
-    return [f"MLflow     {where}", f"look at it {result.tracking_uri}"]
+    return [f"MLflow     {where}", f"look at it {uri}"]

@@ -42,12 +42,15 @@ def test_an_output_depends_on_its_own_token_and_on_every_frame_of_the_other_grou
     tokens.requires_grad_()
     direction = torch.randn(DIM, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((module(tokens)[0, frame, token] * direction).sum(), tokens)
-    touched = gradient[0].abs().amax(-1) > 0
+    influence = gradient[0].abs().amax(-1)
     group = group_of(pattern, frames)
     expected = torch.tensor([[group[other] != group[frame]] * size for other in range(frames)])
-    # One key leaves the softmax constant, and then the query has no say; beside two keys or more it must have one.
-    expected[frame, token] = frames // 2 * size > 1
-    assert torch.equal(touched, expected)
+    if frames // 2 * size > 1:
+        expected[frame, token] = True
+    else:  # one key leaves the softmax constant: the query has no say, but for the rounding of some processors' kernels
+        assert influence[frame, token] < 1e-12
+        influence[frame, token] = 0
+    assert torch.equal(influence > 0, expected)
 
 
 @settings(deadline=None, max_examples=25)

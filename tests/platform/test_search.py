@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from starlab.experiments.spec import SearchSpec, load_search
 from starlab.platform.cluster import Cluster
 from starlab.platform.search import SearchResult, _take_up, search, search_id, trials_at_once
+from starlab.platform.summary import search_lines
 
 SMALL = [
     "data.synthetic.train_clips_per_class=4",
@@ -42,7 +43,8 @@ def test_every_trial_is_a_child_run_with_its_point_of_the_space(searched: tuple[
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert [run.info.run_name for run in parents] == [result.folder.name]
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id} == {result.mlflow_run_id}
+    assert search_lines(result)[-2].startswith(f"MLflow     run {result.mlflow_run_id} in sqlite:")
     assert {run.info.run_name for run in children} == {trial["run"] for trial in result.trials}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for trial in result.trials:
