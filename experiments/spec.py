@@ -49,8 +49,8 @@ class Spec:
         if self.train.accumulate > self.train.global_batch // self.resources.workers:
             raise ValueError(
                 f"train.accumulate is {self.train.accumulate}, but a worker has only "
-                f"{self.train.global_batch // self.resources.workers} clips per step (train.global_batch {self.train.global_batch} "
-                f"over {self.resources.workers} resources.workers); use a smaller one"
+                f"{self.train.global_batch // self.resources.workers} clips per step (train.global_batch "
+                f"{self.train.global_batch} over {self.resources.workers} resources.workers); use a smaller one"
             )
         if self.model.batch_norm == "sync" and not self.resources.gpus_per_worker:
             raise ValueError(

@@ -83,7 +83,8 @@ def read_checkpoint(place: Place, name: str) -> Checkpoint:
     """
     storage = _storage(place)
     try:
-        manifest, contents = json.loads(storage.read(f"{name}/{_MANIFEST}")), {}
+        manifest = json.loads(storage.read(f"{name}/{_MANIFEST}"))
+        contents: dict[str, bytes] = {}
         for file, expected in manifest["files"].items():
             data = contents[file] = storage.read(f"{name}/{file}")
             if len(data) != expected["bytes"]:
@@ -98,7 +99,8 @@ def read_checkpoint(place: Place, name: str) -> Checkpoint:
 
 def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with the newer ones, which are set aside: never tried again."""
-    storage, complaints = _storage(place), []
+    storage = _storage(place)
+    complaints: list[str] = []
     for name in reversed(_complete(storage)):
         try:
             return read_checkpoint(storage, name), complaints

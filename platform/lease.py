@@ -3,8 +3,8 @@
     lease.json   {"fence": 7, "owner": {"host": …, "pid": …, "started": …}, "renewed": …, "seconds": 60, "released": false}
 
 The fencing number grows by one with every lease. A process that was stopped and wakes up after its lease had run out still
-holds the old number, and with it can no longer complete a checkpoint or write a metric. On the same machine a dead owner is known
-to be dead, so nobody waits for its lease to run out.
+holds the old number, and with it can no longer complete a checkpoint or write a metric. On the same machine a dead owner is
+known to be dead, so nobody waits for its lease to run out.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def check_fence(folder: Path, fence: int) -> None:
     if held.get("fence") != fence:
         owner = held.get("owner", {})
         raise LeaseLostError(
-            f"run {folder.name} was taken over by process {owner.get('pid')} on {owner.get('host')} (lease {held.get('fence')}, "
-            f"ours was {fence}); this process leaves it alone"
+            f"run {folder.name} was taken over by process {owner.get('pid')} on {owner.get('host')} "
+            f"(lease {held.get('fence')}, ours was {fence}); this process leaves it alone"
         )
 
 

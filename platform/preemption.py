@@ -41,11 +41,11 @@ def heed_sigterm(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
         yield
         return
 
-    def on_term(signum: int, frame: FrameType | None) -> None:
+    def on_term(_: int, __: FrameType | None) -> None:
         folder.write_json(REQUEST, {"reason": "the driver got SIGTERM"})
         signal.setitimer(signal.ITIMER_REAL, grace_seconds)
 
-    def on_alarm(signum: int, frame: FrameType | None) -> None:
+    def on_alarm(_: int, __: FrameType | None) -> None:
         raise RunPreemptedError(
             f"run {folder.path.name} was asked to end and did not within {grace_seconds:g} s (resources.grace_seconds); "
             "the same command goes on from its newest checkpoint"
@@ -73,4 +73,5 @@ def room_elsewhere(cpus: float, gpus: float) -> bool:
     """Whether the nodes that stay have so many CPUs and GPUs in all."""
     leaving = ray._private.state.state.get_draining_nodes()
     staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return sum(r.get("CPU", 0) for r in staying) >= cpus and sum(r.get("GPU", 0) for r in staying) >= gpus
+    free = {kind: sum(resources.get(kind, 0.0) for resources in staying) for kind in ("CPU", "GPU")}
+    return bool(free["CPU"] >= cpus and free["GPU"] >= gpus)

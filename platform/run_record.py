@@ -1,4 +1,4 @@
-"""What a rank leaves behind: metrics, events, checkpoints. Only rank 0 writes metrics and checkpoints, and only while the run is its own."""
+"""What a rank leaves behind: metrics and checkpoints (rank 0 alone, and only while the run is its own), and events."""
 
 from __future__ import annotations
 

@@ -155,8 +155,8 @@ class _Worker:
             self.record.event("bad_loss", f"a loss or gradient was not finite; {verdict.value}", state.step)
         if verdict is Verdict.STOP:
             raise StopRunError(
-                f"a loss or gradient was not finite at steps {state.guard.streak} (train.on_bad_loss {self.spec.train.on_bad_loss}, "
-                f"{state.guard.rollbacks} roll-backs); try a lower train.lr or train.clip_norm=1.0"
+                f"a loss or gradient was not finite at steps {state.guard.streak}, after {state.guard.rollbacks} roll-backs "
+                f"(train.on_bad_loss={self.spec.train.on_bad_loss}); try a lower train.lr or train.clip_norm=1.0"
             )
         if verdict is Verdict.ROLL_BACK:
             streak, self.local = state.guard.streak, torch.zeros_like(self.local)

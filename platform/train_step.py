@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class TrainStep:
             self._model = DistributedDataParallel(state.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Gradients of the global batch's mean loss. Returns this rank's sums, float64 (4,): loss, hits, clips, unreadable clips."""
+        """Gradients of the global batch's mean loss. Returns this rank's sums, float64 (4,): loss, hits, clips, unreadable."""
         config, state, clips = self._config, self._state, len(batch.labels)
         torch.manual_seed(_step_seed(config.seed, state.step, self._ranks.rank))  # dropout and drop-path of this step
         share = mixing_share(config.mixup, config.seed, state.step)
@@ -42,12 +42,10 @@ class TrainStep:
             frames = torch.from_numpy(batch.frames[part]).to(self._device, non_blocking=True)
             joints = torch.from_numpy(batch.joints[part]).to(self._device, non_blocking=True)
             labels = torch.from_numpy(batch.labels[part]).to(self._device)
-            model = self._model
-            waits = isinstance(model, DistributedDataParallel) and number + 1 < config.accumulate
-            with model.no_sync() if waits else nullcontext():
+            with self._alone(number + 1 < config.accumulate):
                 dtype = AUTOCAST[state.precision]
                 with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-                    logits = model(*mix(frames, joints, share))
+                    logits: Tensor = self._model(*mix(frames, joints, share))
                 losses = _losses(logits.float(), labels, config.label_smoothing, share)
                 # DDP averages over ranks; ranks may hold unequal slices. So: the sum here, times world / G, is the global mean.
                 state.scaler.scale(losses.sum() * self._ranks.world / config.global_batch).backward()
@@ -56,12 +54,16 @@ class TrainStep:
         return sums
 
     def clip(self) -> bool:
-        """Clip the gradient. False where it is not finite, on all ranks alike; fp16's scaler expects those, and takes care of them."""
+        """Clip the gradient. False where it is not finite, on all ranks alike; in fp16 the loss scaler takes care of those."""
         if self._config.clip_norm is None:
             return True
         self._state.scaler.unscale_(self._state.optimizer)
         norm = nn.utils.clip_grad_norm_(self._state.model.parameters(), self._config.clip_norm)
         return self._state.precision == "fp16" or bool(norm.isfinite())
+
+    def _alone(self, wanted: bool) -> AbstractContextManager[None]:
+        """Gradients stay on this rank until the last part of its share."""
+        return self._model.no_sync() if wanted and isinstance(self._model, DistributedDataParallel) else nullcontext()
 
     def apply(self) -> None:
         """Move the weights, and their average."""

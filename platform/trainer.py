@@ -5,17 +5,14 @@ The driver opens the data, places the workers, watches the journal and keeps MLf
 
 from __future__ import annotations
 
-import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import UserCallback
 
 from starlab.experiments.spec import Spec
 from starlab.models.backbone import kinetics400_file
@@ -24,6 +21,7 @@ from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, split_rows
 from starlab.platform import preemption
 from starlab.platform.allotment import Allotment, allot
+from starlab.platform.attempt import attempt
 from starlab.platform.cluster import Cluster, connect, wait_for_room
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.events import EventReader
@@ -34,7 +32,6 @@ from starlab.platform.progress import Progress
 from starlab.platform.provenance import provenance
 from starlab.platform.run_folder import RunFolder, runs_folder
 from starlab.platform.tracking import Sender, tracking_uri
-from starlab.platform.train_loop import train_loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +194,7 @@ def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...
     folder, resources = job.folder, job.spec.resources
     (folder.path / "stopped.json").unlink(missing_ok=True)
     while True:
-        _attempt(job, allotment, callbacks)
+        attempt(job, allotment, callbacks)
         preempted = folder.read_json(preemption.DONE)
         if not preempted:
             break
@@ -218,59 +215,6 @@ def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...
             f"run {folder.path.name} ended without a result: the workers do not see {folder.path}; "
             "the runs folder (--runs, STARLAB_RUNS) must be on storage that all nodes share"
         )
-
-
-def _attempt(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...]) -> None:
-    """One Ray Train run, which starts its workers again `resources.max_failures` times."""
-    spec, folder = job.spec, job.folder
-    with _ray_folder(folder) as ray_folder:
-        trainer = TorchTrainer(
-            train_loop,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(timeout_s=600),
-            scaling_config=ScalingConfig(
-                num_workers=spec.resources.workers,
-                use_gpu=spec.resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": allotment.cpus_per_worker, **_gpu(spec)},
-                accelerator_type=spec.resources.accelerator if spec.resources.gpus_per_worker else None,
-            ),
-            run_config=RunConfig(
-                name=ray_folder.name,
-                storage_path=str(ray_folder.parent),
-                failure_config=FailureConfig(max_failures=spec.resources.max_failures, controller_failure_limit=3),
-                logging_config=LoggingConfig(log_level="WARNING"),
-                callbacks=list(callbacks),
-            ),
-        )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise RunFailedError(
-                f"run {folder.path.name} failed; it goes on from its newest checkpoint when started again.\n{_cause(error)}"
-            ) from error
-
-
-@contextmanager
-def _ray_folder(folder: RunFolder) -> Iterator[Path]:
-    """A folder for Ray's own records of one attempt. Never the same twice: Ray would take it for a run to resume."""
-    path = folder.path / "ray" / uuid.uuid4().hex[:8]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path.parent, ignore_errors=True)
-
-
-def _gpu(spec: Spec) -> dict[str, float]:
-    return {"GPU": float(spec.resources.gpus_per_worker)} if spec.resources.gpus_per_worker else {}
-
-
-def _cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        rank, first = sorted(failures.items())[0]
-        return f"worker {rank}: {str(first).strip().splitlines()[-1]}"
-    return str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
 
 
 def open_run(

@@ -1,4 +1,4 @@
-"""Everything that a training step changes, and so everything that a checkpoint holds; what a step draws comes from its number."""
+"""Everything that a training step changes, and so all that a checkpoint holds. What a step draws comes from its number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TrainingState:
         self.best: dict[str, float] = {}
         """Step and the selection's metrics of the best checkpoint so far."""
         self.unreadable: dict[str, str] = {}
-        """Reason by clip id: all ranks' after a look at the selection clips or a checkpoint, else also this rank's newer ones."""
+        """Reason by clip id: all ranks' up to the last checkpoint, and this rank's since."""
         # loss sum, hits, clips, unreadable
         self.pending = torch.zeros(4, dtype=torch.float64, device=device)
         """Sums over all ranks since the last point of the curve."""

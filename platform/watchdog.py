@@ -3,8 +3,8 @@
 Ray Train sees a dead worker, not one that sleeps, waits for ever or hangs in C code; a process that is stopped by a signal it
 sees after ten minutes. So each rank starts this file as a process of its own and sends it a byte per forward pass. When none
 comes for `stuck_after_seconds`, every thread's stack goes to the run's folder (by a C signal handler, which needs no Python
-lock), and a little later, when all ranks have written theirs, the rank is killed: to Ray a dead worker, whose group it starts again
-from the newest checkpoint.
+lock), and a little later, when all ranks have written theirs, the rank is killed: to Ray a dead worker, whose group it starts
+again from the newest checkpoint.
 
 Standard library only: the supervisor is started by path, without the rest of the package.
 """
