@@ -23,7 +23,7 @@ class Event:
     time: float
     """Seconds since 1970."""
     kind: str
-    """bad_loss, rollback, stuck, preempted, checkpoint_failed, checkpoint_damaged, journal_failed, lease …"""
+    """bad_loss, stuck, preempted, resumed, checkpoint_failed, checkpoint_damaged, orphan_removed, journal_failed."""
     rank: int | None
     step: int | None
     says: str

@@ -36,6 +36,8 @@ class RunRecord:
         newest, complaints = newest_checkpoint(storage)
         for complaint in complaints:
             self.event("checkpoint_damaged", f"set aside: {complaint}")
+        if newest:
+            self.event("resumed", f"from {storage}/{newest.name}", newest.step)
         return newest
 
     def points(self, step: int, metrics: Mapping[str, float]) -> None:
