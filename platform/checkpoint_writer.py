@@ -48,13 +48,19 @@ class CheckpointWriter:
 
     def _write(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], keep_steps: set[int]) -> None:
         try:
-            write_checkpoint(self._storage, step, tensors, state, self._before_commit)
+            try:
+                write_checkpoint(self._storage, step, tensors, state, self._before_commit)
+            except OSError:  # once more, without what is half written and with only one older one
+                remove_orphans(self._storage)
+                prune_checkpoints(self._storage, keep_steps, newest=1)
+                write_checkpoint(self._storage, step, tensors, state, self._before_commit)
             self.written = step
-            prune_checkpoints(self._storage, keep_steps)
         except OSError as error:
-            # What is half written takes up the room that the next one needs.
             with contextlib.suppress(OSError):
                 remove_orphans(self._storage)
             self._alert(step, f"the checkpoint could not be written ({error}); training goes on, older ones are kept")
         except BaseException as error:  # raised by the next wait()
             self._failure = error
+        else:
+            with contextlib.suppress(OSError):  # the next one tries again
+                prune_checkpoints(self._storage, keep_steps)

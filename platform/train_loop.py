@@ -25,6 +25,7 @@ from starlab.pipelines.schedule import Schedule, TrainPlan, rank_slice
 from starlab.pipelines.stream import Batch, train_batches
 from starlab.platform import loss_guard
 from starlab.platform.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.errors import StopRunError
 from starlab.platform.evaluate import Evaluation, evaluate
 from starlab.platform.job import TrainJob
 from starlab.platform.loss_guard import Verdict
@@ -36,10 +37,6 @@ from starlab.platform.run_record import RunRecord
 from starlab.platform.train_step import TrainStep
 from starlab.platform.training_state import TrainingState
 from starlab.platform.watchdog import Watchdog
-
-
-class StopRunError(Exception):
-    """Training again would end the same way, so the run stops; raised on every rank at the same step."""
 
 
 def train_loop(config: dict[str, TrainJob]) -> None:
@@ -72,6 +69,7 @@ class _Worker:
         low, high = rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)
         self.clips_per_step = high - low
         self.evaluate_at = job.evaluation_steps()
+        self.last_look: dict[str, float] = {}  # step and the selection's metrics
         self.ending: str | None = None
         """Why this rank wants the run to end after this step; all ranks hear of it with the step."""
 
@@ -210,8 +208,9 @@ class _Worker:
         selected = self._evaluate(self.job.selection).metrics()
         better = not state.best or (selected["top1"], -selected["loss"]) > (state.best["top1"], -state.best["loss"])
         is_kept = self.ranks.first(checkpointed or self.record.wait() == state.step)
+        self.last_look = {"step": float(state.step), **selected}
         if better and is_kept:  # a checkpoint that the disk had no room for cannot be the best
-            state.best = {"step": float(state.step), **selected}
+            state.best = self.last_look
         state.epoch.zero_()
         train = {"epoch/train_loss": loss / clips, "epoch/train_top1": hits / clips} if clips else {}
         self.record.points(
@@ -230,23 +229,20 @@ class _Worker:
         """Predict every test clip once with the best checkpoint, if the run is to look; rank 0 writes `result.json`."""
         self.record.wait()
         state = self.state
-        state.best = self.ranks.first(state.best)
-        if not state.best:
-            raise StopRunError(
-                f"no checkpoint could be written, so there is no result; see {self.folder.path / 'events.jsonl'}"
-            )
+        best = self.ranks.first(state.best or self.last_look)
         result: dict[str, Any] = {
             "steps": state.step,
             "total_steps": self.job.total_steps,
-            "best_step": int(state.best["step"]),
+            "best_step": int(best["step"]),
             "selected_by": self.spec.data.select,
             "precision": self.precision,
             "classes": list(self.job.source.classes),
-            "val": {name: value for name, value in state.best.items() if name != "step"},
+            "val": {name: value for name, value in best.items() if name != "step"},
         }
         if self.job.look_at_test:
-            self.core.load_state_dict(find_checkpoint(self.job.checkpoints, result["best_step"]).weights())
-            evaluation = self._evaluate(self.job.parts.test, averaged=True)
+            if state.best:  # else no checkpoint could be kept, and the last weights are all there is
+                self.core.load_state_dict(find_checkpoint(self.job.checkpoints, result["best_step"]).weights())
+            evaluation = self._evaluate(self.job.parts.test, averaged=bool(state.best))
             state.unreadable.update(evaluation.unreadable)
             self.record.points(state.step, {f"test/{name}": value for name, value in evaluation.metrics().items()})
             result["test"] = evaluation.metrics()

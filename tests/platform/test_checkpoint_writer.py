@@ -62,6 +62,16 @@ def test_a_disk_without_room_costs_that_checkpoint_only_and_the_next_one_finds_w
     assert complaints == []
 
 
+def test_a_disk_with_room_for_two_checkpoints_gives_up_the_oldest_for_the_newest(small_disk: Path) -> None:
+    alerts: list[tuple[int, str]] = []
+    one = writer(Disk(small_disk), alerts)
+    for step in (1, 2, 3):
+        one.save(step, {"t": torch.ones(100_000)}, STATE, set())
+    one.wait()
+    assert (one.written, alerts) == (3, [])
+    assert [name[:13] for name in Disk(small_disk).folders()] == ["step_00000002", "step_00000003"]
+
+
 def test_a_process_that_lost_its_lease_completes_no_checkpoint(tmp_path: Path) -> None:
     def refuse() -> None:
         raise LeaseLostError("somebody else's")

@@ -26,6 +26,12 @@ def test_the_papers_rate_is_constant() -> None:
     assert {learning_rate(TrainConfig(), step, 100) for step in range(100)} == {2e-4}
 
 
+def test_a_scaled_rate_follows_the_global_batch_and_an_unscaled_one_does_not() -> None:
+    scaled = TrainConfig(lr=0.1, lr_scaling="linear", reference_batch=16, global_batch=64)
+    assert learning_rate(scaled, 0, 100) == pytest.approx(0.4)
+    assert learning_rate(dataclasses.replace(scaled, lr_scaling="none"), 0, 100) == 0.1
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_an_optimizer_goes_on_bit_for_bit_from_its_stored_tensors(optimizer: str) -> None:
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
