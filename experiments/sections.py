@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -53,6 +53,8 @@ class TrainConfig:
     """Besides the checkpoint at every evaluation; null writes none in between."""
     log_every_steps: int = 10
     """Steps between two points of the training curve."""
+    profile: bool = False
+    """Trace a few steps of rank 0 into the run's artifacts. No part of the run's identity."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "train.epochs", self.epochs, "be above 0")
@@ -119,8 +121,8 @@ class ResourcesConfig:
 class TrackingConfig:
     """The `tracking` section. No part of the run's identity."""
 
-    uri: str | None = None
-    """An MLflow server's address; null is sqlite under the runs folder."""
+    uri: str | None = field(default=None, repr=False)
+    """An MLflow server's address; null is sqlite under the runs folder. A password in it is never stored (docs/tracking.md)."""
     experiment: str | None = None
     """MLflow experiment; null takes the spec's name."""
 

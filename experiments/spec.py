@@ -10,17 +10,18 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from starlab.experiments.catalog import SpecError, parse_value, read_experiment
+from starlab.experiments.credentials import without_password
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.models.star import StarConfig
-from starlab.pipelines.sources import DATASETS, DataConfig
+from starlab.pipelines.sources import DataConfig
 
-__all__ = ["SearchSpec", "Spec", "SpecError", "load_search", "load_spec", "spec_from_dict"]
+__all__ = ["SearchSpec", "Spec", "SpecError", "load_search", "load_spec", "override_spec", "spec_from_dict"]
 
 T = TypeVar("T")
 _DISTRIBUTIONS = ("int", "float", "log", "choice")
@@ -59,14 +60,22 @@ class Spec:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved spec in plain JSON types; `spec_from_dict` reads it back."""
+        """The resolved spec in plain JSON types, without passwords; `spec_from_dict` reads it back."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.tracking.uri is not None:
+            plain["tracking"]["uri"] = without_password(self.tracking.uri)
         return plain
+
+    def without_password(self) -> Spec:
+        """The spec as the workers get it: they never talk to the tracking server."""
+        return spec_from_dict(self.to_dict(), self.name)
 
     def run_id(self, fingerprint: str) -> str:
         """Name + 8 hex digits over data, model and train: where the data lie and where it computes do not matter."""
         resolved = self.to_dict()
-        del resolved["data"]["store"]
+        for place in ("store", "source", "decode", "estimated_joints"):
+            del resolved["data"][place]
+        del resolved["train"]["profile"]
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -96,7 +105,8 @@ class SearchSpec:
         raw = self.base.to_dict()
         for key, value in values.items():
             _put(raw, key, value)
-        return spec_from_dict(raw, f"{self.base.name} at {dict(values)}")
+        spec = spec_from_dict(raw, f"{self.base.name} at {dict(values)}")
+        return replace(spec, tracking=self.base.tracking)  # with its password, which `to_dict` left out
 
 
 def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
@@ -149,7 +159,7 @@ def spec_from_dict(raw: Mapping[str, Any], where: str) -> Spec:
         missing = [section for section in ("data", "model") if section not in merged]
         raise SpecError(f"{where}: section '{missing[0]}' is missing")
     data = _section(DataConfig, merged["data"], "data", where)
-    facts = DATASETS[data.dataset]
+    facts = data.facts()
     fixed = {
         "num_classes": len(facts.classes),
         "num_joints": len(facts.skeleton.joints),
@@ -162,6 +172,24 @@ def spec_from_dict(raw: Mapping[str, Any], where: str) -> Spec:
         if merged["model"].setdefault(key, value) != value:
             raise SpecError(f"{where}: model.{key} is {merged['model'][key]!r}, but the data fix it at {value}; remove the key")
     return _section(Spec, merged, "", where)
+
+
+def override_spec(spec: Spec, overrides: Sequence[str], allowed: Sequence[str], where: str) -> Spec:
+    """Lay dotted overrides over a spec that is resolved already, e.g. a run's stored one.
+
+    Args:
+        allowed: the keys, or sections, that may be changed: ["data.store", "resources"].
+
+    Raises:
+        SpecError: as `load_spec`; also another key.
+    """
+    raw = spec.to_dict()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not any(key == name or key.startswith(f"{name}.") for name in allowed):
+            raise SpecError(f"{where}: override {override!r}: only {', '.join(allowed)} can be changed of a run that is there")
+        _put(raw, key, parse_value(value, override))
+    return replace(spec_from_dict(raw, where), tracking=spec.tracking)
 
 
 def _gather(experiment: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -210,7 +238,9 @@ def _section(kind: type[T], raw: object, path: str, where: str) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in (*path.split("."), *first["loc"]) if part != "")
+        # Where a value may be of several kinds, pydantic puts the kind it tried into the place: literal['balanced'], dict[…].
+        place = [str(part) for part in (*path.split("."), *first["loc"]) if part != "" and "[" not in str(part)]
+        key = ".".join(place)
         if first["type"] == "value_error":  # a config's own check: it names the key itself
             said = str(first["ctx"]["error"]).replace(f"{StarConfig.__name__}.", "model.")
             raise SpecError(f"{where}: {said}") from None

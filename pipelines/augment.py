@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import DecodedClip
+from starlab.pipelines.sampling import MIDDLE, View
 
 CROP_ATTEMPTS = 10
 
@@ -34,6 +35,8 @@ class AugmentConfig:
     """Mirror half of the clips. Leave it off where left or right tells classes apart."""
     color_jitter: float = 0.0
     """Strength s in [0, 1): brightness and contrast are each multiplied by a draw from [1 − s, 1 + s]."""
+    test_crop: float = 1.0
+    """Share of the frame's width and height that a view shows when nothing is drawn; 1 is the whole frame."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("none", "standard"):
@@ -46,6 +49,8 @@ class AugmentConfig:
             raise ValueError(f"crop_aspect must be two ascending ratios around 1, got {self.crop_aspect}")
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"color_jitter must be in [0, 1), got {self.color_jitter}")
+        if not 0 < self.test_crop <= 1:
+            raise ValueError(f"test_crop must be in (0, 1], got {self.test_crop}")
 
 
 def fit(
@@ -54,6 +59,8 @@ def fit(
     config: AugmentConfig,
     mirror: tuple[int, ...],
     rng: np.random.Generator | None,
+    view: View = MIDDLE,
+    out: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Bring a clip to a square of `size_px`, its joints moved exactly with the pixels.
 
@@ -62,7 +69,9 @@ def fit(
         size_px: Side of the frames returned.
         config: What may be drawn.
         mirror: The skeleton's left/right partners (`Skeleton.mirror`), for the flip.
-        rng: Where the draws come from; None (evaluation) resizes the whole frame whatever `config` says.
+        rng: Where the draws come from; None (evaluation) shows a window of `config.test_crop` whatever else `config` says.
+        view: Where that window lies.
+        out: Where the frames go, of the shape returned; None makes a new array.
 
     Returns:
         Frames, uint8 (T, size_px, size_px, 3), RGB; and joints, float32 (T, M, N, 3), x and y as fractions of these
@@ -73,19 +82,21 @@ def fit(
     left, top, crop_width, crop_height = 0, 0, width, height
     if augment is not None:
         left, top, crop_width, crop_height = _draw_crop(width, height, config, augment)
+    elif rng is None:
+        left, top, crop_width, crop_height = _test_window(width, height, config.test_crop, view)
     flip = augment is not None and config.flip and bool(augment.random() < 0.5)
 
     # Averaging over areas when both sides shrink; elsewhere it would degrade to nearest neighbours.
     shrinks = crop_width >= size_px and crop_height >= size_px
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    frames = np.empty((len(clip.frames), size_px, size_px, 3), np.uint8)
+    frames = np.empty((len(clip.frames), size_px, size_px, 3), np.uint8) if out is None else out
     for target, frame in zip(frames, clip.frames, strict=True):
         crop = frame[top : top + crop_height, left : left + crop_width]
         cv2.resize(crop, (size_px, size_px), dst=target, interpolation=interpolation)
-    if flip:
-        frames = np.ascontiguousarray(frames[:, :, ::-1])
+        if flip:
+            target[:] = target[:, ::-1].copy()
     if augment is not None and config.color_jitter > 0:
-        frames = _jitter_colors(frames, config.color_jitter, augment)
+        _jitter_colors(frames, config.color_jitter, augment)
 
     joints = clip.joints.astype(np.float32, copy=True)
     joints[..., 0] = (joints[..., 0] * width - left) / crop_width
@@ -113,11 +124,23 @@ def _draw_crop(width: int, height: int, config: AugmentConfig, rng: np.random.Ge
     return 0, 0, width, height
 
 
-def _jitter_colors(frames: NDArray[np.uint8], strength: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One brightness and one contrast factor for the whole clip; contrast turns around the clip's mean level."""
+def _test_window(width: int, height: int, share: float, view: View) -> tuple[int, int, int, int]:
+    """Left, top, width, height in whole pixels of a window of the frame's own shape; the middle one, or one of several in a row
+    along the longer side, from its one end to its other."""
+    window_width, window_height = max(1, round(share * width)), max(1, round(share * height))
+    left, top = (width - window_width) // 2, (height - window_height) // 2
+    if view.places > 1 and width >= height:
+        left = (width - window_width) * view.place // (view.places - 1)
+    elif view.places > 1:
+        top = (height - window_height) * view.place // (view.places - 1)
+    return left, top, window_width, window_height
+
+
+def _jitter_colors(frames: NDArray[np.uint8], strength: float, rng: np.random.Generator) -> None:
+    """One brightness and one contrast factor for the whole clip, in place; contrast turns around the clip's mean level."""
     brightness, contrast = rng.uniform(1 - strength, 1 + strength, size=2)
-    mean = float(frames.mean())
+    pixels = frames.reshape(len(frames), -1, 3)
+    mean = sum(cv2.sumElems(pixels)) / pixels.size  # the sums are whole numbers, so this is the mean to the last bit
     levels = (np.arange(256) - mean) * contrast + mean
     table = np.clip(np.rint(levels * brightness), 0, 255).astype(np.uint8)
-    jittered: NDArray[np.uint8] = table[frames]
-    return jittered
+    cv2.LUT(pixels, table, dst=pixels)

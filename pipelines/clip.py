@@ -60,6 +60,18 @@ class DecodedClip:
     and the confidence in [0, 1]; 0 marks a joint that was not seen."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """A whole clip ready for a store."""
+
+    jpegs: tuple[bytes, ...]
+    """Every frame in decode order."""
+    joints: NDArray[np.float32]
+    """(n, M, N, 3): x, y as fractions of the frame's width and height, and the confidence, as in `DecodedClip`."""
+    joints_3d: NDArray[np.float32] | None
+    """(n, M, N, 3): metres, where the data set has them."""
+
+
 class ClipSource(Protocol):
     """A data set on disk: an index of its clips and a way to read chosen frames of one. Picklable and small."""
 
@@ -79,5 +91,15 @@ class ClipSource(Protocol):
 
         Raises:
             UnreadableClipError: a frame or label of this clip is missing or corrupt.
+        """
+        ...
+
+    def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
+        """Every frame of the clip as a JPEG, each checked, with the joints.
+
+        `short_side_px`: what a video's frames are scaled to; JPEGs that the authors ship stay byte for byte as they are.
+
+        Raises:
+            UnreadableClipError: decoded frames, container and skeleton disagree, or a frame is corrupt; says which.
         """
         ...

@@ -10,8 +10,11 @@ SMALLEST_USEFUL_SHRINK = 1.6
 """A JPEG decoder can leave out high frequencies and return N/8 of the size. It saves time from 8/5 = 1.6 on; a smaller
 shrink (7/8, 6/8) is slower than decoding everything."""
 
+NO_SHRINK = 2**16
+"""As `min_side_px`: more than a JPEG's side can be."""
 
-def decode_jpeg(data: bytes, min_side_px: int) -> NDArray[np.uint8]:
+
+def decode_jpeg(data: bytes | memoryview, min_side_px: int) -> NDArray[np.uint8]:
     """Decode one JPEG to uint8 (H, W, 3), RGB.
 
     The picture comes back smaller than it was stored, by N/8 with N ≤ 5, where its short side then still measures

@@ -7,7 +7,7 @@ middle of the first pixel is at 0.5.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -95,19 +95,12 @@ def render(
         rng: For sensor noise and flicker; the same draws whatever `only` is.
         only: Which of the T frames.
     """
-    num_frames = len(joints_px)
-    backdrop, screen = _backdrop(look, size_px), _panel(look, size_px)
-    noise = np.clip(rng.normal(16, 1.2, (size_px + 16, size_px + 16, 3)), 0, 32).astype(np.uint8)
-    shifts = rng.integers(0, 16, (num_frames, 2))
-    light = look.light * (1 + 0.02 * np.sin(np.arange(num_frames) * rng.uniform(0.05, 0.3) + rng.uniform(0, 2 * math.pi)))
-
-    soles = joints_px[:, 11:13] + np.array([0.0, 0.02 * look.height_px])
-    chest = joints_px[:, 1:3].mean(axis=1, keepdims=True)
-    drawn = np.concatenate([joints_px, soles, chest], axis=1)
-    points = np.rint((drawn - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32)
+    backdrop, screen = _backdrop(look, size_px, size_px), _panel(look, size_px)
+    grain = _Grain(look, len(joints_px), size_px, size_px, rng)
+    points = _points(joints_px, look)
     frames = np.empty((len(only), size_px, size_px, 3), np.uint8)
     for frame, index in zip(frames, only, strict=True):
-        joints, (down, right) = points[index], shifts[index]
+        joints = points[index]
         picture = backdrop.copy()
         _draw_body(picture, joints, person, look, legs=not panel)
         if ball is not None:
@@ -116,16 +109,71 @@ def render(
             # Across the whole picture, from just above the hips: no leg can show beside or over it.
             top = max(0, int(joints_px[index, 7:9, 1].min() - 0.05 * look.height_px))
             picture[top:] = screen[top:]
-        grain = noise[down : down + size_px, right : right + size_px]
-        cv2.addWeighted(picture, float(light[index]), grain, 1.0, -16.0, dst=frame)
+        grain.add(picture, index, frame)
     return frames
 
 
-def _backdrop(look: Look, size_px: int) -> NDArray[np.uint8]:
-    rows = np.linspace(0, 1, size_px)[:, None]
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One of the people in a picture."""
+
+    joints_px: Floats
+    """(T, J, 2), from `place`."""
+    person: Person
+    look: Look
+    """Its clothes and its size."""
+
+
+def render_scene(
+    figures: Sequence[Figure], place: Look, height_px: int, width_px: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.uint8]]:
+    """Draw people into one place, the first one in front: T frames, uint8 (height_px, width_px, 3), RGB.
+
+    `place` gives the wall, the floor and the light; `rng` the sensor's noise and flicker.
+    """
+    backdrop = _backdrop(place, height_px, width_px)
+    num_frames = len(figures[0].joints_px)
+    grain = _Grain(place, num_frames, height_px, width_px, rng)
+    points = [_points(figure.joints_px, figure.look) for figure in figures]
+    for index in range(num_frames):
+        picture = backdrop.copy()
+        for figure, joints in reversed(list(zip(figures, points, strict=True))):
+            _draw_body(picture, joints[index], figure.person, figure.look, legs=True)
+        frame = np.empty_like(picture)
+        grain.add(picture, index, frame)
+        yield frame
+
+
+class _Grain:
+    """What the camera adds to each frame: sensor noise, and light that flickers."""
+
+    def __init__(self, look: Look, num_frames: int, height_px: int, width_px: int, rng: np.random.Generator) -> None:
+        self._noise = np.clip(rng.normal(16, 1.2, (height_px + 16, width_px + 16, 3)), 0, 32).astype(np.uint8)
+        self._shifts = rng.integers(0, 16, (num_frames, 2))
+        wave = np.sin(np.arange(num_frames) * rng.uniform(0.05, 0.3) + rng.uniform(0, 2 * math.pi))
+        self._light = look.light * (1 + 0.02 * wave)
+
+    def add(self, picture: NDArray[np.uint8], index: int, frame: NDArray[np.uint8]) -> None:
+        """Frame number `index` of `picture`, written into `frame`."""
+        (down, right), (height, width) = self._shifts[index], picture.shape[:2]
+        noise = self._noise[down : down + height, right : right + width]
+        cv2.addWeighted(picture, float(self._light[index]), noise, 1.0, -16.0, dst=frame)
+
+
+def _points(joints_px: Floats, look: Look) -> Points:
+    """(T, 16, 2): the 13 joints, then the soles and the top of the chest."""
+    soles = joints_px[:, 11:13] + np.array([0.0, 0.02 * look.height_px])
+    chest = joints_px[:, 1:3].mean(axis=1, keepdims=True)
+    drawn = np.concatenate([joints_px, soles, chest], axis=1)
+    points: Points = np.rint((drawn - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32)
+    return points
+
+
+def _backdrop(look: Look, height_px: int, width_px: int) -> NDArray[np.uint8]:
+    rows = np.linspace(0, 1, height_px)[:, None]
     wall = np.asarray(look.wall[0]) * (1 - rows) + np.asarray(look.wall[1]) * rows
-    wall[int(0.8 * size_px) :] = look.floor
-    return _picture(np.repeat(wall[:, None], size_px, axis=1))
+    wall[int(0.8 * height_px) :] = look.floor
+    return _picture(np.repeat(wall[:, None], width_px, axis=1))
 
 
 def _panel(look: Look, size_px: int) -> NDArray[np.uint8]:

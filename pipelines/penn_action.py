@@ -17,8 +17,8 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, SkippedClip, Split, UnreadableClipError
-from starlab.pipelines.decode import decode_jpeg
+from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, Split, UnreadableClipError
+from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.skeletons import PENN_ACTION, Skeleton
 
 PENN_ACTION_CLASSES = (
@@ -62,6 +62,8 @@ class Label:
     subject: str | None
     """Only synthetic folders name one."""
     num_frames: int
+    height: int
+    width: int
     joints: NDArray[np.float32]
     """(num_frames, 1, 13, 3): x, y as fractions of the frame, confidence 0 or 1; all 0 where not visible."""
 
@@ -156,14 +158,7 @@ class PennActionSource:
         Raises:
             UnreadableClipError: a frame or the label is missing or corrupt; the message names the file.
         """
-        label_path = self.root / "labels" / f"{row.clip_id}.mat"
-        try:
-            label = parse_label(label_path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UnreadableClipError(f"{label_path}: {error}") from error
-        if label.num_frames != row.num_frames:
-            raise UnreadableClipError(f"{label_path}: {label.num_frames} frames, {row.num_frames} when it was indexed")
-
+        label = self._label(row)
         frames: dict[int, NDArray[np.uint8]] = {}
         for index in frame_indices:
             if index in frames:
@@ -177,6 +172,39 @@ class PennActionSource:
             sizes = sorted({frame.shape[:2] for frame in frames.values()})
             raise UnreadableClipError(f"{self.root / 'frames' / row.clip_id}: frames of different sizes {sizes}")
         return DecodedClip([frames[index] for index in frame_indices], label.joints[np.asarray(frame_indices)])
+
+    def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
+        """The authors' JPEGs as they are, whatever `short_side_px` says: each is decoded once and measured.
+
+        See `clip.ClipSource.encode`.
+
+        Raises:
+            UnreadableClipError: a frame or the label is missing or corrupt, or a frame is not of the size that the label
+                tells (its joints would lie elsewhere); the message names the file.
+        """
+        label = self._label(row)
+        jpegs = []
+        for index in range(row.num_frames):
+            path = self.root / "frames" / row.clip_id / _jpeg_name(index)
+            try:
+                data = path.read_bytes()
+                height, width, _ = decode_jpeg(data, NO_SHRINK).shape
+            except (OSError, ValueError) as error:
+                raise UnreadableClipError(f"{path}: {error}") from error
+            if (height, width) != (label.height, label.width):
+                raise UnreadableClipError(f"{path}: {height}×{width} pixels, its label says {label.height}×{label.width}")
+            jpegs.append(data)
+        return EncodedClip(tuple(jpegs), label.joints, joints_3d=None)
+
+    def _label(self, row: ClipRow) -> Label:
+        path = self.root / "labels" / f"{row.clip_id}.mat"
+        try:
+            label = parse_label(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UnreadableClipError(f"{path}: {error}") from error
+        if label.num_frames != row.num_frames:
+            raise UnreadableClipError(f"{path}: {label.num_frames} frames, {row.num_frames} when it was indexed")
+        return label
 
 
 def parse_label(data: bytes) -> Label:
@@ -231,6 +259,8 @@ def parse_label(data: bytes) -> Label:
         split="train" if train == 1 else "test",
         subject=subject,
         num_frames=num_frames,
+        height=height,
+        width=width,
         joints=joints[:, None],
     )
 

@@ -7,14 +7,20 @@ raw output of a Philox generator, whose bits NumPy guarantees, and seeds from BL
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starlab.pipelines.sampling import MIDDLE, View
+
 _MAX_ATTEMPTS = 20
+_LARGEST_WEIGHT = 2**20
+"""Weights are whole numbers up to this, so that no rounding of a machine decides which clip is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +42,23 @@ class Draw:
 class Schedule:
     """The endless training stream over `num_clips` clips: epoch after epoch, each a permutation of all clips.
 
+    With weights an epoch is as long, but a clip stands in it as often as its weight says, rounded up or down by a draw of that
+    epoch, so that over epochs the shares are exact.
+
     Raises:
-        ValueError: `num_clips` is not positive.
+        ValueError: `num_clips` is not positive, or there is not a weight for each.
     """
 
     seed: int
     num_clips: int
+    weights: bytes = b""
+    """From `clip_weights`; empty draws all clips equally often."""
 
     def __post_init__(self) -> None:
         if self.num_clips < 1:
             raise ValueError(f"the training part holds {self.num_clips} clips; a schedule needs at least 1")
+        if self.weights and len(self.weights) != 4 * self.num_clips:
+            raise ValueError(f"{len(self.weights) // 4} weights for {self.num_clips} clips")
 
     def at(self, position: int, attempt: int = 0) -> Draw:
         """The clip and the random seed at `position` ≥ 0.
@@ -56,7 +69,7 @@ class Schedule:
         epoch, offset = divmod(position, self.num_clips)
         seed = _seed("augment", self.seed, position, attempt)
         if attempt == 0:
-            clip = int(_permutation(self.seed, epoch, self.num_clips)[offset])
+            clip = int(_order(self.seed, epoch, self.num_clips, self.weights)[offset])
         else:
             clip = _seed("replace", self.seed, position, attempt) % self.num_clips
         return Draw(clip, epoch, seed)
@@ -78,6 +91,17 @@ def rank_slice(global_batch: int, rank: int, world: int) -> tuple[int, int]:
     return global_batch * rank // world, global_batch * (rank + 1) // world
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to be loaded at a position."""
+
+    clip: int
+    """Index into the source."""
+    rng: np.random.Generator | None
+    """Where its augmentation draws; None in an evaluation."""
+    view: View = MIDDLE
+
+
 class Plan(Protocol):
     """Turns a row number of one rank's stream into a position, and a position into a clip."""
 
@@ -85,8 +109,8 @@ class Plan(Protocol):
         """The position of the rank's `row`-th clip."""
         ...
 
-    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
-        """Source index and random generator at `position`; None when there is no further replacement."""
+    def clip(self, position: int, attempt: int) -> Choice | None:
+        """What stands at `position`; None when there is no further replacement."""
         ...
 
 
@@ -108,38 +132,81 @@ class TrainPlan:
         step, offset = divmod(row, high - low)
         return (self.first_step + step) * self.global_batch + low + offset
 
-    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+    def clip(self, position: int, attempt: int) -> Choice | None:
         """The scheduled clip, or its replacement."""
         if attempt > _MAX_ATTEMPTS:
             return None
         draw = self.schedule.at(position, attempt)
-        return self.train[draw.clip], draw.rng()
+        return Choice(self.train[draw.clip], draw.rng())
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPlan:
-    """A rank's part of a list of clips, each exactly once over all ranks, nothing random."""
+    """A rank's part of a list of clips, each view of each clip exactly once over all ranks, nothing random."""
 
     clips: tuple[int, ...]
     rank: int
     world: int
+    times: int = 1
+    """Views of a clip in time."""
+    places: int = 1
+    """Views of its picture, for each of those in time."""
+
+    @property
+    def views(self) -> int:
+        """Positions per clip: position p shows clip p // views."""
+        return self.times * self.places
 
     def position(self, row: int) -> int:
-        """Every `world`-th clip."""
+        """Every `world`-th view."""
         return self.rank + row * self.world
 
-    def clip(self, position: int, attempt: int) -> tuple[int, np.random.Generator | None] | None:
+    def clip(self, position: int, attempt: int) -> Choice | None:
         """The listed clip; one that cannot be read has no replacement."""
-        return None if attempt else (self.clips[position], None)
+        index, view = divmod(position, self.views)
+        time, place = divmod(view, self.places)
+        return None if attempt else Choice(self.clips[index], None, View(time, self.times, place, self.places))
 
     def num_rows(self) -> int:
-        """Clips of this rank; ranks differ by one at most."""
-        return len(range(self.rank, len(self.clips), self.world))
+        """Views of this rank; ranks differ by one at most."""
+        return len(range(self.rank, len(self.clips) * self.views, self.world))
+
+
+def clip_weights(labels: Sequence[int], oversample: Literal["balanced"] | Mapping[int, float] | None) -> bytes:
+    """How often each clip is drawn, for `Schedule.weights`.
+
+    Args:
+        labels: The class of each clip.
+        oversample: None draws all equally often; "balanced" every class; a mapping gives classes weights other than 1.
+    """
+    if oversample is None:
+        return b""
+    if oversample == "balanced":
+        counts = Counter(labels)
+        weights = np.array([1 / counts[label] for label in labels])
+    else:
+        weights = np.array([float(oversample.get(label, 1.0)) for label in labels])
+    whole: NDArray[np.uint32] = np.maximum(1, np.rint(weights / weights.max() * _LARGEST_WEIGHT)).astype("<u4")
+    return whole.tobytes()
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_clips: int) -> NDArray[np.int64]:
-    bits = np.random.Philox(key=_seed("epoch", seed, epoch)).random_raw(num_clips)
+def _order(seed: int, epoch: int, num_clips: int, weights: bytes) -> NDArray[np.int64]:
+    order = _permutation("epoch", seed, epoch, num_clips)
+    if not weights:
+        return order
+    # Lay the weights end to end in this epoch's order and step through them evenly from a drawn start: a clip is met as often
+    # as its share says, rounded up or down. Then shuffle what was met.
+    ends = np.cumsum(np.frombuffer(weights, "<u4")[order], dtype=np.uint64).astype(object) * num_clips
+    total = int(ends[-1]) // num_clips
+    start = _seed("oversample", seed, epoch) % total
+    met = ((ends + start) // total).astype(np.int64)
+    drawn = np.repeat(order, np.diff(met, prepend=0))
+    return drawn[_permutation("oversampled", seed, epoch, num_clips)]
+
+
+def _permutation(purpose: str, seed: int, epoch: int, num_clips: int) -> NDArray[np.int64]:
+    bits = np.random.Philox(key=_seed(purpose, seed, epoch)).random_raw(num_clips)
     return np.argsort(bits, kind="stable")
 
 

@@ -70,5 +70,20 @@ def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -
     )
 
 
+def limit_parts(parts: Parts, rows: Sequence[ClipRow], limit: int | None, seed: int) -> Parts:
+    """Keep at most `limit` clips of each class in each part, the first in the order of a hash of (seed, name)."""
+    if limit is None:
+        return parts
+
+    def few(indices: tuple[int, ...]) -> tuple[int, ...]:
+        kept: defaultdict[int, list[int]] = defaultdict(list)
+        for index in sorted(indices, key=lambda index: _hash(seed, rows[index].clip_id)):
+            if len(kept[rows[index].label]) < limit:
+                kept[rows[index].label].append(index)
+        return tuple(sorted(index for indices in kept.values() for index in indices))
+
+    return Parts(train=few(parts.train), validation=few(parts.validation), test=few(parts.test))
+
+
 def _hash(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()

@@ -2,7 +2,7 @@
 
 Each rank streams its own slice of every step, in *windows* of at most `WINDOW_STEPS` steps, each a small Ray Data
 pipeline; the next window starts before the current one drains. So the first batch never waits for the plan of a long run,
-and a stream can start at any step.
+and a stream can start at any step. With `data.decode: worker` the same work is done by threads of the training process.
 
 Letters: B clips  T frames  H W pixels  M bodies  N joints.
 """
@@ -13,7 +13,9 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from starlab.pipelines.schedule import EvalPlan, Plan, TrainPlan, rank_slice
 from starlab.pipelines.sources import DataConfig
 
 WINDOW_STEPS = 1000
+BATCHES_AHEAD = 3
 _BLOCK_BYTES = 16 * 2**20
 Columns = dict[str, NDArray[Any]]
 
@@ -42,6 +45,8 @@ class StreamLimits:
     """Logical CPUs of all its decode tasks together."""
     cpus_per_task: float
     object_store_bytes: int
+    threads: int = 1
+    """Of the training process, where it decodes by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LoadClips:
-    """The work of a Ray Data task: row numbers → columns of a batch. Pure: same rows, same bytes."""
+    """The work of a Ray Data task, or of a thread: row numbers → columns of a batch. Pure: same rows, same bytes."""
 
     source: ClipSource
     config: DataConfig
@@ -73,46 +78,49 @@ class LoadClips:
 
     def __call__(self, rows: Columns) -> Columns:
         """Columns frames, joints, label, clip, position, problems (JSON-free: 'id\\treason' lines) for `rows["id"]`."""
-        loaded = [self._load(self.plan.position(self.first_row + int(row))) for row in rows["id"]]
-        return {name: np.stack([clip[name] for clip in loaded]) for name in loaded[0]}
+        columns = self.empty(len(rows["id"]))
+        for slot, row in enumerate(rows["id"]):
+            self.load(int(row), columns, slot)
+        columns["problems"] = columns["problems"].astype(np.str_)  # an array that Arrow takes
+        return columns
 
-    def _load(self, position: int) -> dict[str, Any]:
-        config = self.config
+    def empty(self, num_clips: int) -> Columns:
+        """Room for so many clips."""
+        config, source = self.config, self.source
+        return {
+            "frames": np.empty((num_clips, config.frames, config.size, config.size, 3), np.uint8),
+            "joints": np.empty((num_clips, config.frames, source.max_bodies, len(source.skeleton.joints), 3), np.float32),
+            "label": np.empty(num_clips, np.int64),
+            "clip": np.empty(num_clips, np.int64),
+            "position": np.empty(num_clips, np.int64),
+            "problems": np.full(num_clips, "", object),
+        }
+
+    def load(self, row: int, columns: Columns, slot: int) -> None:
+        """Put one row's clip into its slot; where none can be read, label and clip -1 and nothing to see."""
+        config, source = self.config, self.source
+        position = self.plan.position(self.first_row + row)
         problems: list[str] = []
+        label, index = -1, -1
         for attempt in itertools.count():
             choice = self.plan.clip(position, attempt)
             if choice is None:
-                return self._blank(position, problems)
-            index, rng = choice
-            row = self.source.clips[index]
+                columns["frames"][slot], columns["joints"][slot] = 0, 0
+                break
+            clip, rng = source.clips[choice.clip], choice.rng
+            drawn = rng if config.augment == "standard" else None
             try:
-                picked = pick_frames(row.num_frames, config.frames, rng if config.augment == "standard" else None)
-                decoded = self.source.read(row, picked.tolist(), config.size)
+                picked = pick_frames(clip.num_frames, config.frames, drawn, choice.view)
+                decoded = source.read(clip, picked.tolist(), config.size)
             except UnreadableClipError as error:
-                problems.append(f"{row.clip_id}\t{error}")
+                problems.append(f"{clip.clip_id}\t{error}")
                 continue
-            frames, joints = fit(decoded, config.size, config.augmentation(), self.source.skeleton.mirror, rng)
-            return _columns(frames, joints, row.label, index, position, problems)
-        raise AssertionError("unreachable: the plan ends every loop")
-
-    def _blank(self, position: int, problems: list[str]) -> dict[str, Any]:
-        config, source = self.config, self.source
-        frames = np.zeros((config.frames, config.size, config.size, 3), np.uint8)
-        joints = np.zeros((config.frames, source.max_bodies, len(source.skeleton.joints), 3), np.float32)
-        return _columns(frames, joints, -1, -1, position, problems)
-
-
-def _columns(
-    frames: NDArray[np.uint8], joints: NDArray[np.float32], label: int, clip: int, position: int, problems: list[str]
-) -> dict[str, Any]:
-    return {
-        "frames": frames,
-        "joints": joints,
-        "label": np.int64(label),
-        "clip": np.int64(clip),
-        "position": np.int64(position),
-        "problems": np.str_("\n".join(problems)),
-    }
+            out, mirror = columns["frames"][slot], source.skeleton.mirror
+            _, columns["joints"][slot] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, out)
+            label, index = clip.label, choice.clip
+            break
+        columns["label"][slot], columns["clip"][slot], columns["position"][slot] = label, index, position
+        columns["problems"][slot] = "\n".join(problems)
 
 
 def train_batches(
@@ -123,7 +131,10 @@ def train_batches(
     limits: StreamLimits,
     window_steps: int = WINDOW_STEPS,
 ) -> Generator[Batch, None, None]:
-    """This rank's slice of each of `num_steps` steps from `plan.first_step` on, in order, one batch a step."""
+    """This rank's slice of each of `num_steps` steps from `plan.first_step` on, in order, one batch a step.
+
+    Loading starts at once, before the first batch is asked for; where it happens, `config.decode` says.
+    """
     low, high = rank_slice(plan.global_batch, plan.rank, plan.world)
     return _stream(source, config, plan, num_steps * (high - low), high - low, limits, window_steps)
 
@@ -144,7 +155,9 @@ def _stream(
     limits: StreamLimits,
     window_steps: int,
 ) -> Generator[Batch, None, None]:
-    """Start the first window at once: it fills while the caller builds its model. The rest start as they are needed."""
+    """Start at once: the first batches are loaded while the caller builds its model."""
+    if config.decode == "worker":
+        return _load_in_threads(LoadClips(source, config, plan, 0), num_rows, batch, limits.threads)
     window_rows = window_steps * batch
     windows = [
         _Window(source, config, plan, first, min(window_rows, num_rows - first), batch, limits)
@@ -165,6 +178,35 @@ def _drain(windows: list[_Window]) -> Generator[Batch, None, None]:
     finally:
         for window in windows:
             window.stop()
+
+
+def _load_in_threads(load: LoadClips, num_rows: int, batch: int, threads: int) -> Generator[Batch, None, None]:
+    """Batches in order, `BATCHES_AHEAD` of them in the making; the decoders work outside Python's lock."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="starlab-decode")
+    starts = iter(range(0, num_rows, batch))
+    loading: deque[tuple[Columns, list[Future[None]]]] = deque()
+
+    def begin() -> None:
+        first = next(starts, None)
+        if first is not None:
+            count = min(batch, num_rows - first)
+            columns = load.empty(count)
+            loading.append((columns, [pool.submit(load.load, first + slot, columns, slot) for slot in range(count)]))
+
+    def drain() -> Generator[Batch, None, None]:
+        try:
+            while loading:
+                columns, parts = loading.popleft()
+                for part in parts:
+                    part.result()
+                begin()
+                yield _batch(columns)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    for _ in range(BATCHES_AHEAD):
+        begin()
+    return drain()
 
 
 class _Window:
@@ -260,11 +302,15 @@ class _Breather(ExecutionCallback):
 def _batch(columns: Columns) -> Batch:
     unreadable = [tuple(line.split("\t", 1)) for text in columns["problems"] for line in str(text).splitlines()]
     read = columns["clip"] >= 0
+    if not read.all():
+        columns = {name: values[read] for name, values in columns.items()}
+    elif not columns["frames"].flags.writeable:  # it lies in the object store
+        columns = columns | {name: columns[name].copy() for name in ("frames", "joints", "label", "clip", "position")}
     return Batch(
-        frames=columns["frames"][read],
-        joints=columns["joints"][read],
-        labels=columns["label"][read],
-        clips=columns["clip"][read],
-        positions=columns["position"][read],
+        frames=columns["frames"],
+        joints=columns["joints"],
+        labels=columns["label"],
+        clips=columns["clip"],
+        positions=columns["position"],
         unreadable=tuple((pair[0], pair[1]) for pair in unreadable),
     )

@@ -14,14 +14,10 @@ How this is proven is in docs/data.md. The actions' names are our own; none is a
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-import multiprocessing
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,16 +28,14 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from starlab.pipelines import drawing, people
-from starlab.pipelines.clip import DataError, Split
+from starlab.pipelines.clip import Split
 from starlab.pipelines.drawing import Look
+from starlab.pipelines.generated_folder import write_folder
 from starlab.pipelines.people import Action, Color, Floats, Person
 
-MARKER = "SYNTHETIC.txt"
-"""Its presence says that a folder was generated, and from what; it is written last."""
 GENERATOR_VERSION = 1
 """Counts up with every change to what is drawn; part of the marker and of every label, so the fingerprint shows it."""
 JPEG_QUALITY = 90
-CHUNK_CLIPS = 8
 MAT_HEADER = f"MATLAB 5.0 MAT-file, generated people, version {GENERATOR_VERSION}".encode().ljust(116)
 """Instead of scipy's, which holds the time of day: equal seeds shall give equal bytes."""
 
@@ -228,48 +222,7 @@ def write_penn_action(root: Path, config: SyntheticConfig, workers: int) -> None
     Raises:
         DataError: `root` is there and was not generated from this `config`.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    root = Path(root).absolute()
-    marker = _marker_text(config)
-    if _is_written(root, marker):
-        return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        partial.chmod(0o755)
-        (partial / "labels").mkdir()
-        (partial / "frames").mkdir()
-        chunks = [range(first, min(first + CHUNK_CLIPS, config.num_clips)) for first in range(0, config.num_clips, CHUNK_CLIPS)]
-        if workers == 1:
-            for chunk in chunks:
-                _write_clips(partial, config, chunk)
-        else:
-            with ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn")) as pool:
-                for _ in pool.map(_write_clips, [partial] * len(chunks), [config] * len(chunks), chunks):
-                    pass
-        (partial / MARKER).write_text(marker)
-        try:
-            os.rename(partial, root)  # noqa: PTH104 (Path.rename says less about what it replaces: an empty folder)
-        except OSError:
-            # Somebody else was faster: theirs is as good, if it is the same.
-            if not _is_written(root, marker):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_written(root: Path, marker: str) -> bool:
-    """Whether the folder is complete; False where there is none or an empty one."""
-    if root.exists() and not root.is_dir():
-        raise DataError(f"{root} is not a folder: name another one for synthetic data")
-    if not root.exists() or not any(root.iterdir()):
-        return False
-    if not (root / MARKER).is_file():
-        raise DataError(f"{root} holds files that were not generated (no {MARKER}): name another folder for synthetic data")
-    if (root / MARKER).read_text() != marker:
-        raise DataError(f"{root} was generated with other settings (see {root / MARKER}): delete it, or name another folder")
-    return True
+    write_folder(root, _marker_text(config), functools.partial(_write_clips, config), config.num_clips, workers)
 
 
 def _marker_text(config: SyntheticConfig) -> str:
@@ -280,7 +233,9 @@ def _marker_text(config: SyntheticConfig) -> str:
     )
 
 
-def _write_clips(root: Path, config: SyntheticConfig, indices: range) -> None:
+def _write_clips(config: SyntheticConfig, root: Path, indices: range) -> None:
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "frames").mkdir(exist_ok=True)
     for index in indices:
         kind, number = divmod(index, config.clips_per_class)
         split: Split = "train" if number < config.train_clips_per_class else "test"

@@ -24,19 +24,27 @@ def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
     """Divide `share` of the cluster between the workers and their decode tasks, so that neither can starve the other.
 
     A worker's stream has two overlapping windows (stream.py), and each believes the cluster its own: the limits of all of
-    them together must fit what the workers leave.
+    them together must fit what the workers leave. A worker that decodes by itself takes its share of the machine whole; on a
+    cluster that others may use, what `resources.cpus_per_worker` says, else 1.
 
     Raises:
         UserError: it does not fit; says by how much.
     """
     wanted = spec.resources
     cpus = cluster.cpus * share
-    per_worker = wanted.cpus_per_worker or min(1.0, cpus / 2 / wanted.workers)
+    by_itself = spec.data.decode == "worker"
+    most = cpus / wanted.workers - 0.05 if by_itself else cpus / 2 / wanted.workers  # a crumb for a search's own actors
+    per_worker = wanted.cpus_per_worker or (most if by_itself and cluster.local else min(1.0, most))
     free = cpus - per_worker * wanted.workers
-    if free < 0.05 * wanted.workers:
+    if by_itself and free < -1e-9:
+        raise UserError(
+            f"{wanted.workers} workers of {per_worker:g} CPUs do not fit into {cpus:g} CPUs; use fewer resources.workers or a "
+            "smaller resources.cpus_per_worker"
+        )
+    if not by_itself and free < 0.05 * wanted.workers:
         raise UserError(
             f"{wanted.workers} workers of {per_worker:g} CPUs leave {free:g} of {cpus:g} CPUs for decoding, which would wait "
-            "for ever; use fewer resources.workers or a smaller resources.cpus_per_worker"
+            "for ever; use fewer resources.workers, a smaller resources.cpus_per_worker or data.decode=worker"
         )
     gpus = wanted.workers * wanted.gpus_per_worker
     if cluster.local and gpus > cluster.gpus:
@@ -50,5 +58,6 @@ def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
         cpus=float(int(window_cpus)) if window_cpus >= 1 else window_cpus,
         cpus_per_task=min(1.0, window_cpus / 2),  # two, so that one works while the other's block is fetched
         object_store_bytes=int(store),
+        threads=max(1, round(per_worker)),
     )
     return Allotment(per_worker, limits)

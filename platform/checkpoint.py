@@ -129,6 +129,11 @@ def find_checkpoint(place: Place, step: int) -> Checkpoint:
     return read_checkpoint(storage, names[0])
 
 
+def checkpoint_steps(place: Place) -> list[int]:
+    """Steps of the complete checkpoints, ascending; whether they are whole is not looked at."""
+    return sorted({int(name[5:13]) for name in _complete(_storage(place))})
+
+
 def remove_orphans(place: Place) -> list[str]:
     """Delete folders whose writer was ended before the manifest; their names. Only while nobody else writes here."""
     storage = _storage(place)

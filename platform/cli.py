@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from starlab.platform import data_commands
+
 app = typer.Typer(
     name="starlab",
     help="Train, search and compare STAR-transformers (video + skeleton action recognition) on Ray.",
@@ -54,6 +56,28 @@ def search(experiment: Experiment, overrides: Overrides = None, runs: Runs = Non
 
 
 @app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run, or an experiment of one run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Where its data lie now, or other resources: data.store=…")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last or the step of a checkpoint.")] = "best",
+    part: Annotated[str, typer.Option(help="test or validation; a look at test is counted.")] = "test",
+    runs: Runs = None,
+) -> None:
+    """Evaluate a checkpoint of a run: starlab evaluate demo-1a2b3c4d --checkpoint last --part validation"""
+    from starlab.platform.run_folder import find_runs, runs_folder
+
+    find_runs(runs_folder(runs), run)  # before anything heavy is imported for a name that is wrong
+    from starlab.platform.evaluation_run import evaluate_run
+    from starlab.platform.summary import evaluation_lines
+
+    _print(
+        evaluation_lines(evaluate_run(run, checkpoint=checkpoint, part=part, overrides=overrides or [], runs=runs, say=_say))
+    )
+
+
+@app.command()
 def compare(
     names: Annotated[list[str], typer.Argument(help="Runs, searches, or experiments (all runs of it).")], runs: Runs = None
 ) -> None:
@@ -76,13 +100,14 @@ def compare(
 
 @app.command()
 def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")], runs: Runs = None) -> None:
-    """Send to MLflow what it has not got yet of these runs."""
+    """Send to MLflow what it has not got yet of these runs; ends with 1 when something is left."""
+    from starlab.platform.reaper import close_abandoned
     from starlab.platform.run_folder import find_runs, runs_folder
-    from starlab.platform.tracking import sync as send
+    from starlab.platform.tracking import sync_all
 
-    for name in names:
-        for folder in find_runs(runs_folder(runs), name):
-            _say(f"{folder.path.name}: {send(folder)} points sent to {folder.read_json('run.json')['tracking_uri']}")
+    root = runs_folder(runs)
+    close_abandoned(root)
+    sync_all([folder for name in names for folder in find_runs(root, name)], _say)
 
 
 @app.command()
@@ -153,6 +178,11 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.command()(data_commands.prepare)
+app.command()(data_commands.verify)
+app.add_typer(data_commands.data)
+
+
 def main() -> None:
     """Entry point: runs a verb; a user's mistake ends with exit code 2 and one message, a failed run with 1."""
     debug = "--debug" in sys.argv
@@ -161,7 +191,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from the newest checkpoint")
+        _complain("interrupted; the same command goes on where this one stopped")
         sys.exit(130)
     except Exception as error:
         code = _exit_code(error)

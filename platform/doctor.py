@@ -12,6 +12,7 @@ import torch
 
 from starlab.experiments.spec import Spec
 from starlab.models.cost import cost
+from starlab.platform.device import mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +44,9 @@ def examine(runs: Path) -> Iterator[Finding]:
 def _gpus() -> Finding:
     if not torch.cuda.is_available():
         return Finding("GPU", True, f"none; torch {torch.__version__} computes on {os.cpu_count()} CPUs")
-    built = torch.cuda.get_arch_list()
     for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        # Code for 7.0 runs on 7.5; no code runs on an older or another major architecture.
-        if not any(arch.startswith(f"sm_{major}") and int(arch[3:].rstrip("af")) <= 10 * major + minor for arch in built):
-            name = torch.cuda.get_device_name(index)
-            return Finding(
-                "GPU",
-                False,
-                f"{name} is sm_{major}{minor}, and torch {torch.__version__} was built for {' '.join(built)}; "
-                "a V100 needs PyTorch's CUDA 12.6 build, see docs/cluster.md",
-            )
+        if problem := mismatch(index):
+            return Finding("GPU", False, problem)
     return Finding("GPU", True, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, torch {torch.__version__}")
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from starlab.experiments.spec import Spec
 from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.schedule import Schedule, TrainPlan, clip_weights
 from starlab.pipelines.splits import Parts
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.run_folder import RunFolder
-from starlab.platform.storage import Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,6 @@ class TrainJob:
     """Number of the lease (lease.py) under which the run trains; with an older one nothing more is written."""
 
     @property
-    def checkpoints(self) -> Storage:
-        """Where its checkpoints lie."""
-        return checkpoint_storage(self.spec, self.folder)
-
-    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self._steps(self.spec.train.epochs)
@@ -49,11 +44,19 @@ class TrainJob:
         epochs = range(config.evaluate_every_epochs, math.ceil(config.epochs), config.evaluate_every_epochs)
         return {self._steps(epoch): epoch for epoch in epochs} | {self.total_steps: math.ceil(config.epochs)}
 
+    def plan(self, rank: int, world: int, first_step: int) -> TrainPlan:
+        """A rank's part of the training stream from a step on."""
+        train, config = self.parts.train, self.spec.train
+        return TrainPlan(
+            Schedule(config.seed, len(train), self._clip_weights()), train, config.global_batch, rank, world, first_step
+        )
+
+    def _clip_weights(self) -> bytes:
+        oversample = self.spec.data.oversample
+        labels = [self.source.clips[index].label for index in self.parts.train]
+        if isinstance(oversample, dict):
+            return clip_weights(labels, {self.source.classes.index(name): weight for name, weight in oversample.items()})
+        return clip_weights(labels, oversample)
+
     def _steps(self, epochs: float) -> int:
         return math.ceil(epochs * len(self.parts.train) / self.spec.train.global_batch)
-
-
-def checkpoint_storage(spec: Spec, folder: RunFolder) -> Storage:
-    """Where the checkpoints of a run lie: in its own folder, unless the spec says elsewhere."""
-    elsewhere = spec.resources.checkpoints
-    return open_storage(folder.checkpoints if elsewhere is None else f"{elsewhere.rstrip('/')}/{folder.path.name}")

@@ -12,16 +12,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from starlab.platform.errors import StarlabError, UserError
+from starlab.platform.reaper import is_dead, this_process
 
 FILE = "lease.json"
 SECONDS = 60.0
@@ -36,26 +35,10 @@ class LeaseLostError(StarlabError):
     """This process no longer owns the run that it trains."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """A process, told from every other one that had or will have its number."""
-
-    host: str
-    machine: str
-    """Boot and process-number space: containers of one host may share its name and not its processes."""
-    pid: int
-    started: int
-    """Clock ticks from boot to its start: unlike a time of day, no clock change moves it."""
-
-    def is_dead(self) -> bool:
-        """True when it ran on this machine and is gone; False when it lives or runs elsewhere, where we cannot see it."""
-        return self.machine == _machine() and _start_ticks(self.pid) != self.started
-
-
 class Lease:
     """A run's lease in the hands of this process; a thread renews it until `release`."""
 
-    def __init__(self, folder: Path, fence: int, owner: Owner, seconds: float) -> None:
+    def __init__(self, folder: Path, fence: int, owner: dict[str, Any], seconds: float) -> None:
         """Use `claim`."""
         self.fence = fence
         self._folder, self._owner, self._seconds = folder, owner, seconds
@@ -71,16 +54,16 @@ class Lease:
             RunTakenError: another process has it; names that process and the time left.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        me = _this_process()
+        me = this_process()
         with _locked(folder):
             held = _read(folder)
             if held and not held["released"]:
-                owner = Owner(**held["owner"])
+                owner = held["owner"]
                 left = held["renewed"] + held["seconds"] - time.time()
-                if left > 0 and not owner.is_dead():
+                if left > 0 and not is_dead(owner):
                     raise RunTakenError(
-                        f"run {folder.name} is being trained by process {owner.pid} on {owner.host}; wait for it or end it. "
-                        f"Its lease, unless renewed, runs out in {left:.0f} s (lease {held['fence']}, {folder / FILE})"
+                        f"run {folder.name} is being trained by process {owner['pid']} on {owner['host']}; "
+                        f"wait for it or end it. Its lease, unless renewed, runs out in {left:.0f} s (lease {held['fence']}, {folder / FILE})"
                     )
             fence = held["fence"] + 1 if held else 1
             _write(folder, fence, me, seconds, released=False)
@@ -148,27 +131,8 @@ def _read(folder: Path) -> dict[str, Any]:
     return held
 
 
-def _write(folder: Path, fence: int, owner: Owner, seconds: float, released: bool) -> None:
-    text = {"fence": fence, "owner": asdict(owner), "renewed": time.time(), "seconds": seconds, "released": released}
+def _write(folder: Path, fence: int, owner: dict[str, Any], seconds: float, released: bool) -> None:
+    text = {"fence": fence, "owner": owner, "renewed": time.time(), "seconds": seconds, "released": released}
     draft = folder / f".{FILE}.{os.getpid()}"
     draft.write_text(json.dumps(text, indent=1))
     draft.replace(folder / FILE)
-
-
-def _this_process() -> Owner:
-    ticks = _start_ticks(os.getpid())
-    assert ticks is not None
-    return Owner(socket.gethostname(), _machine(), os.getpid(), ticks)
-
-
-def _machine() -> str:
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
-
-
-def _start_ticks(pid: int) -> int | None:
-    """None when there is no such process, or only what is left of it until its parent has looked."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])

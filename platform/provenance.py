@@ -25,7 +25,14 @@ def provenance() -> dict[str, str]:
         "starlab.python": platform.python_version(),
         "starlab.device": _device(),
     }
-    return tags | {f"starlab.version.{package}": importlib.metadata.version(package) for package in _PACKAGES}
+    return tags | {
+        f"starlab.version.{package}": version for package, version in package_versions().items() if package in _PACKAGES
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Version of starlab and of each library that a result depends on."""
+    return {package: importlib.metadata.version(package) for package in ("starlab", *_PACKAGES)}
 
 
 def code_hash(root: Path) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from starlab.platform.journal import FILE, Point, read_points
+from starlab.platform.mlflow_run import flatten
 from starlab.platform.run_folder import RunFolder
-from starlab.platform.tracking import flatten
 
 
 def write_artifacts(folder: RunFolder) -> list[Path]:
@@ -60,11 +61,13 @@ def search_figure(trials: Sequence[dict[str, Any]], keys: Sequence[str]) -> Figu
         axes.grid(alpha=0.3)
         if key.endswith(".lr"):
             axes.set_xscale("log")
+        elif all(isinstance(trial["values"].get(key), int) for trial in trials):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel("validation top-1")
     return figure
 
 
-def confusion_figure(confusion: np.ndarray[Any, Any], classes: Sequence[str]) -> Figure:
+def confusion_figure(confusion: np.ndarray[Any, Any], classes: Sequence[str], part: str = "test") -> Figure:
     """Rows are true classes, columns predictions; shades are shares of a row, numbers are clips."""
     size = 2.5 + 0.42 * len(classes)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -81,7 +84,7 @@ def confusion_figure(confusion: np.ndarray[Any, Any], classes: Sequence[str]) ->
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     top1 = np.diag(confusion).sum() / max(1, confusion.sum())
-    axes.set_title(f"test part, top-1 {top1:.3f} ({confusion.sum()} clips)")
+    axes.set_title(f"{part} part, top-1 {top1:.3f} ({confusion.sum()} clips)")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     return figure
 
@@ -122,6 +125,8 @@ def comparison(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]
             for part, name in (("val", "top1"), ("test", "top1"), ("test", "mean_class"))
         ]
         selected = {"test": "test (optimistic)"}.get(result.get("selected_by", ""), result.get("selected_by", ""))
+        looks = int(folder.read_json("run.json")["tags"].get("starlab.test_looks", 1))
+        selected += f", {looks} looks at test" if looks > 1 else ""
         rows.append([folder.path.name, status, *(str(spec.get(key, "")) for key in differing), *reached, selected])
     return heads, rows
 

@@ -21,7 +21,7 @@ class RunRecord:
         self._lost = False
         self._journal = journal.Journal(self._folder.path / journal.FILE) if rank == 0 else None
         self._journal_fails = False
-        self._writer = CheckpointWriter(job.checkpoints, self._check, self._alert) if rank == 0 else None
+        self._writer = CheckpointWriter(job.folder.stored_checkpoints, self._check, self._alert) if rank == 0 else None
 
     @property
     def lost(self) -> bool:
@@ -30,7 +30,7 @@ class RunRecord:
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """Rank 0's: the newest whole checkpoint; damaged ones are told of, half-written ones deleted."""
-        storage = self._job.checkpoints
+        storage = self._folder.stored_checkpoints
         for name in remove_orphans(storage):
             self.event("orphan_removed", f"{name} was never completed; deleted")
         newest, complaints = newest_checkpoint(storage)

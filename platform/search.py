@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -38,9 +39,10 @@ from starlab.platform.early_stopping import AskingASHA
 from starlab.platform.errors import RunFailedError
 from starlab.platform.journal import FILE, read_points
 from starlab.platform.lease import Lease
+from starlab.platform.reaper import close_abandoned_everywhere
 from starlab.platform.report import write_search_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
-from starlab.platform.tracking import Sender
+from starlab.platform.tracking import Sender, tracking_uri
 from starlab.platform.trainer import RunResult, check_weights, close_run, join_cluster, open_data, open_run, run_training
 
 _METRIC = "val_top1"
@@ -99,11 +101,12 @@ def search(
         with Lease.claim(folder.path):  # not while somebody runs it
             kept = folder.set_aside()
         say(f"fresh    the earlier search is kept as {kept}")
+    close_abandoned_everywhere(root)
     cluster = join_cluster(spec.base, spec.search.concurrent or 1, say)
     concurrent = spec.search.concurrent or trials_at_once(spec, cluster)
     lease = Lease.claim(folder.path)
     open_run(folder, spec.base, source, root, parent=None, resolved=spec.to_dict())
-    with lease, Sender(folder) as sender:
+    with lease, Sender(folder, tracking_uri(spec.base.tracking.uri, root)) as sender:
         sender.send_now()  # the parent run must be there before its children
         storage = optuna.storages.RDBStorage(f"sqlite:///{folder.path / 'optuna.db'}")
         done = _take_up(folder.path.name, storage)
@@ -123,6 +126,8 @@ def search(
         folder.write_json("search.json", {"trials": trials, "best": best.run_id, "test_top1": best.metrics["test/top1"]})
         write_search_artifacts(folder, trials)
         close_run(folder, "FINISHED")
+    if len(trials) >= spec.search.trials:  # a failed trial's log stays
+        shutil.rmtree(folder.path / "ray", ignore_errors=True)
     mlflow_run_id = folder.read_json("mlflow.json").get("run_id")
     return SearchResult(folder.path, trials, best, time.monotonic() - began, mlflow_run_id, sender.problem)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlab.platform.evaluation_run import EvaluationResult
 from starlab.platform.search import SearchResult, values_text
 from starlab.platform.trainer import RunResult
 
@@ -16,7 +17,29 @@ def result_lines(result: RunResult) -> list[str]:
         f"test top-1 {metrics['test/top1']:.3f}, mean class {metrics['test/mean_class']:.3f}, "
         f"validation {metrics['val/top1']:.3f}  ({done})",
         f"run        {result.folder}",
+        *_replay_lines(result),
         *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
+    ]
+
+
+def evaluation_lines(result: EvaluationResult) -> list[str]:
+    """What an evaluation by hand reached, and the how-manieth look at the test part it was."""
+    metrics = result.metrics
+    look = ""
+    if result.look > 1:
+        look = f"note       look {result.look} at this run's test part; it is recorded, and shown wherever the run is"
+    return [
+        *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
+        "",
+        f"{result.part} top-1 {metrics['top1']:.3f}, top-5 {metrics['top5']:.3f}, mean class {metrics['mean_class']:.3f} "
+        f"({result.clips} clips, checkpoint of step {result.step})",
+        *([look] if look else []),
+        *(
+            [f"MLflow     not told ({result.tracking_problem}); later: starlab sync {result.run_id}"]
+            if result.tracking_problem
+            else []
+        ),
+        f"results    {result.folder}",
     ]
 
 
@@ -34,6 +57,15 @@ def search_lines(result: SearchResult) -> list[str]:
         f"best       {best.run_id}: test top-1 {best.metrics['test/top1']:.3f}",
         f"search     {result.folder}",
         *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
+    ]
+
+
+def _replay_lines(result: RunResult) -> list[str]:
+    if not result.replayed_differently:
+        return []
+    return [
+        f"note       {result.replayed_differently} points came out differently when they were computed again after a restart; "
+        "the first values were kept, the others are in journal.differences.jsonl"
     ]
 
 

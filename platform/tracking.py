@@ -2,30 +2,41 @@
 
 Training never talks to MLflow. The driver's `Sender` thread (or `starlab sync`, later) reads the folder and sends what is
 new; a dead or slow server delays the curves in MLflow and nothing else.
+
+    mlflow.json   {"uri": …, "run_id": …, "offsets": {"journal.jsonl": 4711, …}, "artifacts": {…}, "status": "RUNNING"}
 """
 
 from __future__ import annotations
 
+import copy
+import fcntl
 import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starlab.platform.errors import UserError
-from starlab.platform.journal import FILE, read_points_with_ends
+from starlab.experiments.credentials import HIDDEN, without_password, without_secrets
+from starlab.platform.errors import StarlabError, UserError
+from starlab.platform.journal import FILE, SYSTEM_FILE, count_differences, count_points, read_points_with_ends
+from starlab.platform.mlflow_run import MODEL, delete_doubles, find_or_create, register_model, send_params
 from starlab.platform.run_folder import RunFolder
 
 if TYPE_CHECKING:  # importing MLflow takes seconds: the sender's thread does it, while the workers start
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-_KEY_TAG = "starlab.key"
-_MAX_METRICS, _MAX_PARAMS = 1000, 100
+_MAX_METRICS = 1000
+_LAST_TRY_SECONDS = 30.0
+
+
+class SendingElsewhereError(StarlabError):
+    """Another process sends this run's points just now."""
 
 
 def tracking_uri(uri: str | None, runs: Path) -> str:
@@ -33,65 +44,147 @@ def tracking_uri(uri: str | None, runs: Path) -> str:
     return uri or f"sqlite:///{runs / 'mlflow.db'}"
 
 
-def sync(folder: RunFolder) -> int:
-    """Send everything MLflow lacks of this run: params, tags, points, artifacts, status. Returns the number of points sent.
+def sync(folder: RunFolder, uri: str | None = None) -> int:
+    """Send everything MLflow lacks of this run: params, tags, points, artifacts, model, status.
 
     Safe to repeat, and after a crash at any place: points keep the times of the journal, and MLflow drops exact repeats.
 
+    Args:
+        uri: the address with its password; None takes the stored one, which has none (see `stored_uri`).
+
+    Returns:
+        The number of points sent.
+
     Raises:
         MlflowException: the server refused or cannot be reached.
+        SendingElsewhereError: another process is at it.
+        UserError: the address needs a password.
     """
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     _fail_fast()
+    address = uri or stored_uri(folder)
+    with _alone(folder):
+        client = MlflowClient(address, registry_uri=address)
+        state = folder.read_json("mlflow.json")
+        if state.get("uri", without_password(address)) != without_password(address):
+            state = {}  # another server than before: it has nothing yet
+        try:
+            return _send(client, folder, state, address)
+        except MlflowException as error:
+            # Gone, database and all. (A run that somebody deleted by hand is refused otherwise, and stays deleted.)
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or "run_id" not in state:
+                raise
+            return _send(client, folder, {}, address)
 
+
+def _send(client: MlflowClient, folder: RunFolder, state: dict[str, Any], address: str) -> int:
+    before = copy.deepcopy(state)
     run = folder.read_json("run.json")
-    client = MlflowClient(run["tracking_uri"])
-    state = folder.read_json("mlflow.json")
     if "run_id" not in state:
-        mlflow_id = _find_or_create(client, run, folder)
-        if mlflow_id is None:
+        found = find_or_create(client, folder)
+        if found is None:
             return 0
-        state = {"run_id": mlflow_id, "offset": 0, "artifacts": {}, "status": "RUNNING"}
+        send_params(client, found, folder)
+        state = {
+            "uri": without_password(address),
+            "run_id": found,
+            "status": "RUNNING",
+            "offsets": {},
+            "artifacts": {},
+            "tags": {},
+        }
         folder.write_json("mlflow.json", state)
-    sent = 0
-    for metrics, end in _chunks(folder.path / FILE, state["offset"]):
-        client.log_batch(state["run_id"], metrics=metrics)
-        state["offset"] = end
-        folder.write_json("mlflow.json", state)
-        sent += len(metrics)
+    run_id, sent = state["run_id"], 0
+    for name in (FILE, SYSTEM_FILE):
+        for metrics, end in _chunks(folder.path / name, state["offsets"].get(name, 0)):
+            client.log_batch(run_id, metrics=metrics)
+            state["offsets"][name] = end
+            folder.write_json("mlflow.json", state)
+            sent += len(metrics)
     if run["status"] != "RUNNING":
         _send_artifacts(client, folder, state)
+        tags = {**run["tags"], "starlab.replayed_differently": str(count_differences(folder.path / FILE))}
+        for key, value in tags.items():
+            if state["tags"].get(key) != value:
+                client.set_tag(run_id, key, without_secrets(value))
+        state["tags"] = tags
         if state["status"] != run["status"]:
-            for key, value in run["tags"].items():
-                client.set_tag(state["run_id"], key, value)
-            client.set_terminated(state["run_id"], run["status"])
+            delete_doubles(client, run_id, folder)
+            client.set_terminated(run_id, run["status"])
             state["status"] = run["status"]
     elif state["status"] != "RUNNING":
-        client.update_run(state["run_id"], status="RUNNING")
+        client.update_run(run_id, status="RUNNING")
         state["status"] = "RUNNING"
-    folder.write_json("mlflow.json", state)
+    if state != before:
+        folder.write_json("mlflow.json", state)
     return sent
+
+
+def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
+    """`sync` each run, parents before their trials, and say what was sent; one that fails does not keep the others.
+
+    Raises:
+        StarlabError: something is left; names the runs and why.
+    """
+    failed = []
+    for folder in folders:
+        sender = Sender(folder)
+        sender.send_now()
+        total = count_points(folder.path / FILE) + count_points(folder.path / SYSTEM_FILE)
+        where = folder.read_json("run.json")["tracking_uri"]
+        if sender.problem:
+            failed.append(f"{folder.path.name}: {sender.problem}")
+        else:
+            say(f"{folder.path.name}: {sender.sent} points sent to {where}, which now has all {total}")
+    if failed:
+        raise StarlabError("not everything was sent; the same command goes on from there.\n" + "\n".join(failed))
+
+
+def stored_uri(folder: RunFolder) -> str:
+    """The tracking address of a run, whose password, if it has one, was never stored: MLFLOW_TRACKING_URI gives it again.
+
+    An http address may leave it to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+
+    Raises:
+        UserError: nobody gives the password.
+    """
+    stored = str(folder.read_json("run.json")["tracking_uri"])
+    if f":{HIDDEN}@" not in stored:
+        return stored
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if without_password(given) == stored:
+        return given
+    scheme, _, rest = stored.partition("://")
+    if scheme in ("http", "https") and os.environ.get("MLFLOW_TRACKING_PASSWORD"):
+        return f"{scheme}://{rest.partition('@')[2]}"
+    raise UserError(
+        f"{folder.path.name} was tracked at {stored}, and passwords are not stored: set MLFLOW_TRACKING_URI to the whole "
+        "address, or, for a server, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    )
 
 
 class Sender:
     """Keeps MLflow up to date with a run while it trains, from a thread of the driver."""
 
-    def __init__(self, folder: RunFolder, every_seconds: float = 2.0) -> None:
-        self._folder, self._every_seconds = folder, every_seconds
+    def __init__(self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0) -> None:
+        self._folder, self._uri, self._every_seconds = folder, uri, every_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="starlab-sender", daemon=True)
         self.problem: str | None = None
         """Why the last try failed; None when all is sent."""
+        self.sent = 0
+        """Points sent so far."""
 
     def __enter__(self) -> Sender:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """One last try, half a minute at most."""
+        """One last try, half a minute at most, and longer the more there is to upload."""
         self._stop.set()
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=_LAST_TRY_SECONDS + _artifact_seconds(self._folder))
         if self._thread.is_alive():
             self.problem = "the tracking server does not answer"
 
@@ -105,9 +198,9 @@ class Sender:
     def send_now(self) -> None:
         """Send what is new; a failure is kept in `problem`."""
         try:
-            sync(self._folder)
+            self.sent += sync(self._folder, self._uri)
         except Exception as error:  # whatever tracking does, training goes on
-            self.problem = f"{type(error).__name__}: {error}"
+            self.problem = without_secrets(f"{type(error).__name__}: {error}")
         else:
             self.problem = None
 
@@ -130,49 +223,40 @@ def serve(runs: Path, port: int, say: Callable[[str], None]) -> None:
         )
 
 
-def _find_or_create(client: MlflowClient, run: Mapping[str, Any], folder: RunFolder) -> str | None:
-    """The MLflow run with this run's key; made if there is none. None while the parent has none yet."""
-    experiment = _experiment(client, run["mlflow_experiment"], Path(run["runs"]), run["tracking_uri"])
-    found = client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{run['key']}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
-    tags = dict(run["tags"]) | {_KEY_TAG: run["key"], "starlab.run_id": run["run_id"]}
-    if run.get("parent"):
-        parent = RunFolder(Path(run["parent"])).read_json("mlflow.json").get("run_id")
-        if parent is None:
-            return None
-        tags["mlflow.parentRunId"] = parent
-    made = client.create_run(experiment, run_name=run["run_id"], tags=tags)
-    from mlflow.entities import Param
-
-    params = [Param(key, str(value)) for key, value in flatten(folder.read_json("spec.json")).items()]
-    for first in range(0, len(params), _MAX_PARAMS):
-        client.log_batch(made.info.run_id, params=params[first : first + _MAX_PARAMS])
-    return str(made.info.run_id)
-
-
-def _experiment(client: MlflowClient, name: str, runs: Path, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found:
-        return str(found.experiment_id)
-    try:
-        local = uri.startswith("sqlite:")
-        return str(client.create_experiment(name, artifact_location=(runs / "mlartifacts" / name).as_uri() if local else None))
-    except MlflowException:  # another run made it in the meantime
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """One sender at a time; the lock ends with the process that holds it."""
+    with (folder.path / ".mlflow.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SendingElsewhereError(f"another process sends the points of {folder.path.name} just now") from None
+        yield
 
 
 def _send_artifacts(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
-    for path in sorted(folder.artifacts.glob("*")):
-        stamp = path.stat().st_mtime_ns
-        if state["artifacts"].get(path.name) != stamp:
-            client.log_artifact(state["run_id"], str(path))
-            state["artifacts"][path.name] = stamp
+    before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(int(float(before) + _artifact_seconds(folder)))
+    try:
+        for path in _artifact_files(folder):
+            name, stamp = path.relative_to(folder.artifacts), path.stat().st_mtime_ns
+            if state["artifacts"].get(str(name)) != stamp:
+                client.log_artifact(state["run_id"], str(path), None if str(name.parent) == "." else str(name.parent))
+                state["artifacts"][str(name)] = stamp
+                folder.write_json("mlflow.json", state)
+    finally:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
+    if (folder.artifacts / MODEL).is_dir() and "model_version" not in state:
+        state["model_version"] = register_model(client, folder, state["run_id"])
+
+
+def _artifact_files(folder: RunFolder) -> list[Path]:
+    return sorted(path for path in folder.artifacts.rglob("*") if path.is_file())
+
+
+def _artifact_seconds(folder: RunFolder) -> float:
+    """What an upload may take: a second per megabyte."""
+    return sum(path.stat().st_size for path in _artifact_files(folder)) / 1e6
 
 
 def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
@@ -187,17 +271,6 @@ def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
             metrics = []
     if metrics:
         yield metrics, end
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _fail_fast() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import DataError
-from starlab.pipelines.schedule import Schedule, TrainPlan, rank_slice
+from starlab.pipelines.schedule import rank_slice
 from starlab.pipelines.stream import Batch, train_batches
 from starlab.platform import loss_guard
 from starlab.platform.checkpoint import Checkpoint, find_checkpoint
@@ -31,9 +31,11 @@ from starlab.platform.job import TrainJob
 from starlab.platform.loss_guard import Verdict
 from starlab.platform.optimization import learning_rate
 from starlab.platform.precision import AUTOCAST, agree_on_precision
+from starlab.platform.predictions import write_predictions
 from starlab.platform.preemption import why_to_end
 from starlab.platform.ranks import Ranks
 from starlab.platform.run_record import RunRecord
+from starlab.platform.step_profile import StepProfile
 from starlab.platform.train_step import TrainStep
 from starlab.platform.training_state import TrainingState
 from starlab.platform.watchdog import Watchdog
@@ -52,6 +54,7 @@ def train_loop(config: dict[str, TrainJob]) -> None:
         if ranks.rank == 0:
             job.folder.write_json("stopped.json", {"reason": str(error), "step": worker.state.step})
     finally:
+        worker.profile.close()
         worker.record.close()
         watchdog.close()
 
@@ -86,6 +89,7 @@ class _Worker:
         if checkpoint:
             self.state.restore(checkpoint)
         self.optimization = TrainStep(self.state, self.spec.train, ranks, self.device, job.total_steps)
+        self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", ranks.rank == 0 and self.spec.train.profile)
 
     # ------------------------------------------------------------------ the loop
 
@@ -100,6 +104,7 @@ class _Worker:
             batch = next(self.batches)
             waited += time.perf_counter() - asked
             ending = self._step(batch)
+            self.profile.step()
             step, last_of_epoch = self.state.step, self.state.step in self.evaluate_at
             logged = step % config.log_every_steps == 0 or last_of_epoch
             if logged:
@@ -241,19 +246,21 @@ class _Worker:
         }
         if self.job.look_at_test:
             if state.best:  # else no checkpoint could be kept, and the last weights are all there is
-                self.core.load_state_dict(find_checkpoint(self.job.checkpoints, result["best_step"]).weights())
-            evaluation = self._evaluate(self.job.parts.test, averaged=bool(state.best))
+                self.core.load_state_dict(find_checkpoint(self.folder.stored_checkpoints, result["best_step"]).weights())
+            evaluation = self._evaluate(self.job.parts.test, *self.spec.data.test_views, averaged=bool(state.best))
             state.unreadable.update(evaluation.unreadable)
             self.record.points(state.step, {f"test/{name}": value for name, value in evaluation.metrics().items()})
             result["test"] = evaluation.metrics()
             result["test_clips"] = len(evaluation.clips)
             result["confusion"] = evaluation.confusion().tolist()
+            if self.ranks.rank == 0:
+                write_predictions(self.folder.artifacts / "predictions.parquet", evaluation, self.job.source)
         self._gather_unreadable()
         result["unreadable"] = state.unreadable
         if self.ranks.rank == 0 and not self.record.lost:
             self.folder.write_json("result.json", result)
 
-    def _evaluate(self, clips: tuple[int, ...], *, averaged: bool = False) -> Evaluation:
+    def _evaluate(self, clips: tuple[int, ...], times: int = 1, places: int = 1, *, averaged: bool = False) -> Evaluation:
         """With the averaged weights where the run keeps them; `averaged` says that the model holds them already."""
         self.ranks.share_buffers(self.core)
         average = self.state.average
@@ -263,6 +270,8 @@ class _Worker:
                 self.job.source,
                 self.spec.data,
                 clips,
+                times=times,
+                places=places,
                 ranks=self.ranks,
                 device=self.device,
                 limits=self.job.limits,
@@ -284,13 +293,10 @@ class _Worker:
         step = self.ranks.first(newest.step if newest else -1)
         if step < 0:
             return None
-        return newest or find_checkpoint(self.job.checkpoints, step)
+        return newest or find_checkpoint(self.folder.stored_checkpoints, step)
 
     def _stream(self, first_step: int) -> Generator[Batch, None, None]:
-        train, seed = self.job.parts.train, self.spec.train.seed
-        plan = TrainPlan(
-            Schedule(seed, len(train)), train, self.spec.train.global_batch, self.ranks.rank, self.ranks.world, first_step
-        )
+        plan = self.job.plan(self.ranks.rank, self.ranks.world, first_step)
         return train_batches(self.job.source, self.spec.data, plan, self.job.total_steps - first_step, self.job.limits)
 
     def _fold(self) -> None:

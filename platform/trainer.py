@@ -14,23 +14,29 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from starlab.experiments.credentials import without_password
 from starlab.experiments.spec import Spec
 from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
-from starlab.pipelines.splits import Parts, split_rows
+from starlab.pipelines.splits import Parts, limit_parts, split_rows
 from starlab.platform import preemption
 from starlab.platform.allotment import Allotment, allot
 from starlab.platform.attempt import attempt
 from starlab.platform.cluster import Cluster, connect, wait_for_room
+from starlab.platform.cockpit import Cockpit
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.events import EventReader
-from starlab.platform.job import TrainJob, checkpoint_storage
+from starlab.platform.job import TrainJob
+from starlab.platform.journal import FILE, count_differences
 from starlab.platform.lease import Lease, check_fence
 from starlab.platform.preemption import RunPreemptedError, heed_sigterm
 from starlab.platform.progress import Progress
 from starlab.platform.provenance import provenance
+from starlab.platform.reaper import close_abandoned_everywhere, this_process
+from starlab.platform.registry import write_best_model
 from starlab.platform.run_folder import RunFolder, runs_folder
+from starlab.platform.system_metrics import SystemMetrics
 from starlab.platform.tracking import Sender, tracking_uri
 
 
@@ -52,6 +58,8 @@ class RunResult:
     mlflow_run_id: str | None
     """None while MLflow has not been reached."""
     tracking_problem: str | None
+    replayed_differently: int
+    """Points of the curve that came out otherwise when they were computed again after a restart; 0 where resume is exact."""
 
 
 def train(
@@ -60,6 +68,7 @@ def train(
     runs: str | Path | None = None,
     fresh: bool = False,
     say: Callable[[str], None] = lambda _: None,
+    live: bool = False,
 ) -> RunResult:
     """Train `spec` to its end, or go on where an earlier call stopped; a finished run is only read.
 
@@ -68,6 +77,7 @@ def train(
         runs: folder of runs; None takes STARLAB_RUNS, else ./runs. All nodes must see it under this path.
         fresh: set an earlier run of this spec aside and start anew.
         say: is given lines for the user.
+        live: show a view that changes in place, on a terminal, instead of a line per epoch.
 
     Raises:
         DataError: the data set cannot be used.
@@ -79,8 +89,10 @@ def train(
     root = runs_folder(runs)
     check_weights(spec)
     source, parts = open_data(spec, root, say)
+    for abandoned in close_abandoned_everywhere(root):
+        say(f"closed   {abandoned.path.name}: its driver was gone")
     cluster = join_cluster(spec, 1, say)
-    return run_training(spec, source, parts, root, cluster, fresh=fresh, say=say)
+    return run_training(spec, source, parts, root, cluster, fresh=fresh, say=say, live=live)
 
 
 def check_weights(spec: Spec) -> None:
@@ -119,6 +131,7 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
     """
     source = open_source(spec.data, runs, say)
     parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
+    parts = limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
     for name in ("train", "test"):
         if not getattr(parts, name):
             raise DataError(f"{spec.data.dataset} has no {name} clip among its {len(source.clips)} readable ones")
@@ -148,6 +161,7 @@ def run_training(
     parent: RunFolder | None = None,
     share: float = 1.0,
     look_at_test: bool = True,
+    live: bool = False,
 ) -> RunResult:
     """`train` with the data open and the cluster joined; a trial of a search is one of these.
 
@@ -168,15 +182,20 @@ def run_training(
     was_complete = bool(earlier) and ("test" in earlier or not look_at_test)
     allotment = allot(spec, cluster, share)
     with Lease.claim(folder.path) as lease:
-        resumed = not was_complete and bool(checkpoint_storage(spec, folder).folders())
         open_run(folder, spec, source, runs, parent)
+        resumed = not was_complete and bool(folder.stored_checkpoints.folders())
         state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
         say(f"run      {folder.path.name} {state}; {folder.path}")
-        with Sender(folder) as sender:
+        with Sender(folder, tracking_uri(spec.tracking.uri, runs)) as sender:
             try:
                 if not was_complete:
-                    job = TrainJob(spec, source, parts, folder, allotment.limits, look_at_test, lease.fence)
-                    with Progress(job, say), EventReader(folder.path, say), heed_sigterm(folder, spec.resources.grace_seconds):
+                    job = TrainJob(spec.without_password(), source, parts, folder, allotment.limits, look_at_test, lease.fence)
+                    with (
+                        SystemMetrics(folder.path),
+                        Cockpit(job) if live else Progress(job, say),
+                        EventReader(folder.path, say),
+                        heed_sigterm(folder, spec.resources.grace_seconds),
+                    ):
                         _fit(job, allotment, callbacks)
             except BaseException as error:
                 if lease.holds():
@@ -185,6 +204,8 @@ def run_training(
             from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
 
             write_artifacts(folder)
+            if look_at_test:
+                write_best_model(folder)
             close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
 
@@ -241,10 +262,12 @@ def open_run(
         "run_id": folder.path.name,
         "experiment": spec.name,
         "mlflow_experiment": spec.tracking.experiment or spec.name,
-        "tracking_uri": tracking_uri(spec.tracking.uri, runs),
+        "tracking_uri": without_password(tracking_uri(spec.tracking.uri, runs)),
         "runs": str(runs),
         "parent": str(parent.path) if parent else None,
+        "checkpoints": spec.resources.checkpoints,
         "status": "RUNNING",
+        "driver": this_process(),
     }
     folder.write_json("run.json", {**fixed, **earlier, **place})
 
@@ -271,4 +294,5 @@ def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str 
         tracking_uri=folder.read_json("run.json")["tracking_uri"],
         mlflow_run_id=folder.read_json("mlflow.json").get("run_id"),
         tracking_problem=problem,
+        replayed_differently=count_differences(folder.path / FILE),
     )

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("platform", "models", "pipelines", "experiments")
-RAY_IN_PIPELINES = ("starlab.pipelines.store", "starlab.pipelines.stream")
+RAY_IN_PIPELINES = ("starlab.pipelines.prepare", "starlab.pipelines.stream")
 
 
 def shipped_files(root: Path) -> set[str]:

@@ -1,10 +1,12 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from starlab.experiments.catalog import describe, experiment_names
 from starlab.experiments.spec import SpecError, load_search, load_spec, spec_from_dict
+from starlab.pipelines.sources import DATASETS
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -51,6 +53,16 @@ def test_what_the_data_fix_need_not_be_said_and_cannot_be_contradicted() -> None
         ("resources.workers=9", "resources.workers is 9, above train.global_batch, 8"),
         ("data.validation_fraction=0", "nothing to select by"),
         ("data.dataset=penn_action", "data.store is missing"),
+        ("data.flip=true", "has classes that name a side (raise_left_then_right, raise_right_then_left)"),
+        ("data.limit=0", "data.limit is 0"),
+        ("data.decode=gpu", "data.decode is 'gpu'; it must be 'cluster' or 'worker'"),
+        ("data.source=cooked", "data.source is 'cooked'; it must be 'auto', 'raw' or 'prepared'"),
+        ("data.test_views=[0, 1]", "data.test_views is [0, 1]; it must be [temporal, spatial], each 1 or more"),
+        ("data.test_views=[2, 3]", "use e.g. data.test_crop=0.875"),
+        ("data.test_crop=1.5", "data.test_crop is 1.5"),
+        ("data.oversample={swing_red_bal: 2}", "names 'swing_red_bal', which is no class of the data set; did you mean"),
+        ("data.oversample={swing_red_ball: 0}", "data.oversample.swing_red_ball is 0"),
+        ("data.oversample=evenly", "data.oversample is 'evenly'; it must be 'balanced'"),
         ("name=../../etc", "name is '../../etc'"),
         ("train.lr", "write section.key=value"),
         ("train.lr=[", "not valid YAML"),
@@ -95,6 +107,7 @@ def test_the_run_id_changes_with_what_is_computed_and_with_nothing_else() -> Non
         return load_spec("demo", overrides).run_id(fingerprint)
 
     assert run_id() == run_id("resources.workers=1", "tracking.uri=http://elsewhere", "data.store=there")
+    assert run_id() == run_id("data.decode=worker", "data.source=raw")
     different = [run_id(), run_id("train.seed=1"), run_id("model.layers=2"), run_id("data.size=64"), run_id(fingerprint="g")]
     assert len(set(different)) == 5
     assert run_id().startswith("demo-")
@@ -165,3 +178,17 @@ def test_a_recipe_that_cannot_be_run_is_refused_with_the_way_out(overrides: list
     with pytest.raises(SpecError) as caught:
         load_spec("demo", overrides)
     assert message in str(caught.value)
+
+
+def test_every_class_whose_name_holds_a_side_is_declared_as_one_that_a_flip_would_mislabel() -> None:
+    for name, facts in DATASETS.items():
+        sided = tuple(label for label in facts.classes if {"left", "right"} & set(re.split(r"[^a-z]+", label.lower())))
+        assert facts.sided_classes == sided, name
+
+
+def test_a_flip_is_fine_where_no_class_names_a_side() -> None:
+    overrides = ["data.dataset=penn_action", "data.store=there", "data.flip=true", "data.oversample={bowl: 2.5}"]
+    spec = load_spec("demo", overrides)
+    assert spec.data.oversample == {"bowl": 2.5}
+    assert spec_from_dict(spec.to_dict(), "stored") == spec
+    assert load_spec("demo", ["data.oversample=balanced", "data.test_views=[5, 1]"]).data.test_views == (5, 1)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from starlab.pipelines.augment import AugmentConfig, fit
 from starlab.pipelines.clip import DecodedClip
+from starlab.pipelines.sampling import View
 
 MIRROR = (0, 2, 1)
 """A head, which is its own partner, and two hands."""
@@ -172,3 +173,37 @@ def test_all_corners_of_the_draws_are_reached():
         _, joints = fit(clip, 12, config, MIRROR, np.random.default_rng(seed))
         offsets.add(tuple((-joints[0, 0, 0, :2] * 6).round().astype(int).tolist()))
     assert offsets == set(itertools.product(range(7), repeat=2))
+
+
+@settings(max_examples=60)
+@given(places=st.integers(1, 5), place=st.integers(0, 4), share=st.floats(0.3, 1.0), tall=st.booleans())
+def test_test_windows_show_the_spot_where_its_joint_is_and_reach_both_ends_of_the_longer_side(places, place, share, tall):
+    place = min(place, places - 1)
+    height, width = (150, 90) if tall else (90, 150)
+    middle = np.full((3, 2), 0.5)
+    clip = spots_clip(middle, height, width)
+    config = AugmentConfig(mode="standard", flip=True, color_jitter=0.5, test_crop=share)
+    frames, joints = fit(clip, 80, config, MIRROR, None, View(place=place, places=places))
+    x, y, confidence = joints[0, 0, 0]
+    if confidence and 0.15 < x < 0.85 and 0.15 < y < 0.85:
+        weights = frames[0].astype(float).sum(axis=-1)
+        rows, columns = np.mgrid[0:80, 0:80] + 0.5
+        assert (weights * columns).sum() / weights.sum() == pytest.approx(x * 80, abs=1)
+        assert (weights * rows).sum() / weights.sum() == pytest.approx(y * 80, abs=1)
+    along = y if tall else x
+    expected = 0.5 if places == 1 else (0.5 - (1 - share) * place / (places - 1)) / share
+    assert along == pytest.approx(expected, abs=0.03)
+    assert (x if tall else y) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_frames_go_where_they_are_wanted_and_are_the_same() -> None:
+    clip = random_clip(70, 100)
+    config = AugmentConfig(mode="standard", flip=True, color_jitter=0.4)
+    for seed in range(6):
+        frames, joints = fit(clip, 48, config, MIRROR, np.random.default_rng(seed))
+        room = np.full((3, 2, 48, 48, 3), 7, np.uint8)
+        written, same = fit(clip, 48, config, MIRROR, np.random.default_rng(seed), out=room[1])
+        assert written.base is room
+        assert (room[1] == frames).all()
+        assert (joints == same).all()
+        assert (room[[0, 2]] == 7).all()

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlab.pipelines.sampling import pick_frames
+from starlab.pipelines.sampling import View, pick_frames
 
 NUM_FRAMES = st.integers(1, 2000)
 COUNT = st.integers(1, 64)
@@ -56,3 +56,19 @@ def test_the_same_random_numbers_pick_the_same_frames():
 def test_nothing_to_pick_is_an_error(num_frames, count):
     with pytest.raises(ValueError, match="at least 1"):
         pick_frames(num_frames, count, None)
+
+
+@given(num_frames=st.integers(1, 400), count=st.integers(1, 20), times=st.integers(1, 6))
+def test_views_in_time_stay_in_their_segments_follow_each_other_and_share_no_frame_of_a_long_clip(num_frames, count, times):
+    views = np.array([pick_frames(num_frames, count, None, View(time, times)) for time in range(times)])
+    assert views.min() >= 0
+    assert views.max() < num_frames
+    assert (np.diff(views.T.ravel()) >= 0).all()
+    if num_frames >= count * times:
+        assert len(np.unique(views)) == count * times
+
+
+def test_one_view_in_time_is_the_middle_and_an_odd_number_has_the_middle_in_it() -> None:
+    middle = pick_frames(160, 16, None)
+    assert (pick_frames(160, 16, None, View(0, 1)) == middle).all()
+    assert (pick_frames(160, 16, None, View(1, 3)) == middle).all()

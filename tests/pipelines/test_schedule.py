@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlab.pipelines.schedule import Schedule, rank_slice
+from starlab.pipelines.schedule import EvalPlan, Schedule, clip_weights, rank_slice
 
 
 @given(seed=st.integers(0, 2**31), num_clips=st.integers(1, 200), epoch=st.integers(0, 5))
@@ -55,6 +55,64 @@ def test_the_ranks_cover_each_step_without_gap_or_overlap(batch: int, world: int
     assert covered == list(range(batch))
     sizes = [high - low for low, high in (rank_slice(batch, rank, world) for rank in range(world))]
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=80),
+    weights=st.dictionaries(st.integers(0, 4), st.floats(0.01, 50)),
+    seed=st.integers(0, 2**31),
+)
+def test_an_epoch_with_weights_is_as_long_and_holds_each_clip_as_often_as_its_share_rounded_up_or_down(labels, weights, seed):
+    drawn = clip_weights(labels, weights)
+    schedule = Schedule(seed, len(labels), drawn)
+    whole = np.frombuffer(drawn, "<u4").astype(float)
+    expected = whole / whole.sum() * len(labels)
+    for epoch in range(2):
+        clips = [schedule.at(epoch * len(labels) + offset).clip for offset in range(len(labels))]
+        counts = np.bincount(clips, minlength=len(labels))
+        assert counts.sum() == len(labels)
+        assert (np.abs(counts - expected) < 1 + 1e-6).all()
+
+
+def test_balanced_classes_are_drawn_equally_often_whatever_their_sizes() -> None:
+    labels = [0] * 90 + [1] * 9 + [2]
+    schedule = Schedule(3, 100, clip_weights(labels, "balanced"))
+    counts = Counter(labels[schedule.at(position).clip] for position in range(100 * 60))
+    assert all(abs(counts[label] - 2000) <= 60 for label in (0, 1, 2))
+
+
+def test_weights_over_many_epochs_are_what_was_asked_for_and_the_order_is_pinned() -> None:
+    labels = [0, 1, 0, 1, 2]
+    schedule = Schedule(11, 5, clip_weights(labels, {1: 3.0}))
+    counts = np.bincount([schedule.at(position).clip for position in range(5 * 900)], minlength=5)
+    assert counts / 900 == pytest.approx(np.array([1, 3, 1, 3, 1]) * 5 / 9, abs=0.06)
+    assert [schedule.at(position).clip for position in range(10)] == [1, 0, 4, 3, 1, 1, 3, 1, 4, 0]
+
+
+def test_equal_weights_change_no_share_and_no_weights_change_no_order() -> None:
+    assert clip_weights([0, 1, 1], None) == b""
+    equal = Schedule(7, 10, clip_weights(list(range(10)), {}))
+    assert sorted(equal.at(position).clip for position in range(10)) == list(range(10))
+
+
+def test_a_weight_for_each_clip_is_required() -> None:
+    with pytest.raises(ValueError, match="2 weights for 3 clips"):
+        Schedule(0, 3, clip_weights([0, 1], {0: 2.0}))
+
+
+@given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
+def test_an_evaluation_plan_shows_each_view_of_each_clip_to_one_rank(clips: int, times: int, places: int, world: int) -> None:
+    shown = []
+    for rank in range(world):
+        plan = EvalPlan(tuple(range(100, 100 + clips)), rank, world, times, places)
+        for row in range(plan.num_rows()):
+            choice = plan.clip(plan.position(row), 0)
+            assert choice is not None
+            assert choice.rng is None
+            shown.append((choice.clip, choice.view.time, choice.view.place))
+            assert plan.clip(plan.position(row), 1) is None
+    every = [(100 + clip, time, place) for clip in range(clips) for time in range(times) for place in range(places)]
+    assert sorted(shown) == every
 
 
 def test_an_empty_training_part_is_refused() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starlab.pipelines.clip import ClipRow, DataError
-from starlab.pipelines.splits import split_rows
+from starlab.pipelines.splits import limit_parts, split_rows
 
 
 def row(number: int, label: int, split: str = "train", subject: str | None = None) -> ClipRow:
@@ -118,3 +118,22 @@ def test_subjects_too_few_to_hold_one_out_are_an_error_with_a_way_out():
     rows = [row(n, label=n % 2, subject=f"s{n % 2}") for n in range(40)]  # each subject has a class of its own
     with pytest.raises(DataError, match="set it to 0"):
         split_rows(rows, 0.1, seed=0)
+
+
+@given(CLIPS, st.integers(1, 20), SEED)
+def test_a_limit_keeps_so_many_clips_of_each_class_of_each_part_and_moves_none(rows, limit, seed):
+    parts = split_rows(rows, 0, seed)
+    few = limit_parts(parts, rows, limit, seed)
+    for name in ("train", "validation", "test"):
+        whole, kept = getattr(parts, name), getattr(few, name)
+        assert set(kept) <= set(whole)
+        assert list(kept) == sorted(kept)
+        counts = Counter(rows[index].label for index in whole)
+        assert Counter(rows[index].label for index in kept) == {label: min(limit, count) for label, count in counts.items()}
+    assert limit_parts(parts, rows, None, seed) is parts
+
+
+def test_a_larger_limit_only_adds_clips():
+    rows = [row(number, number % 3) for number in range(60)]
+    parts = split_rows(rows, 0, 0)
+    assert set(limit_parts(parts, rows, 3, 1).train) < set(limit_parts(parts, rows, 5, 1).train)

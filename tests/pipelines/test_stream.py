@@ -1,4 +1,7 @@
 import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -131,6 +134,90 @@ def test_evaluation_sees_every_clip_exactly_once_and_leaves_out_the_unreadable(w
     ]
     assert (frames[:, 0, 0, 0, 0] == clips).all()
     assert [pair for batch in batches for pair in batch.unreadable] == [("0009", "painted clip 0009 is broken")]
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_worker_decodes_the_same_batches_to_the_last_bit_as_the_cluster(small_source: PennActionSource, rank: int) -> None:
+    source = PaintedSource(30, broken=(4, 11))
+    for opened, clips in ((source, 30), (small_source, 60)):
+        train = plan(clips, rank, world=2, first_step=3)
+        listed = EvalPlan(tuple(range(0, clips, 4)), rank, 2, times=2, places=3)
+        streams = []
+        for decode in ("cluster", "worker"):
+            config = dataclasses.replace(CONFIG, decode=decode, test_crop=0.8)
+            limits = dataclasses.replace(LIMITS, threads=3)
+            streams.append(
+                [
+                    *train_batches(opened, config, train, 9, limits, window_steps=4),
+                    *eval_batches(opened, config, listed, 5, limits),
+                ]
+            )
+        for one, other in zip(*streams, strict=True):
+            for name in ("frames", "joints", "labels", "clips", "positions"):
+                mine, theirs = getattr(one, name), getattr(other, name)
+                assert mine.dtype == theirs.dtype
+                assert mine.shape == theirs.shape
+                assert mine.tobytes() == theirs.tobytes()
+            assert one.unreadable == other.unreadable
+            assert other.frames.flags.writeable
+
+
+def test_a_failure_in_a_decoding_thread_reaches_the_consumer_and_a_dropped_stream_ends_its_threads() -> None:
+    config = dataclasses.replace(CONFIG, decode="worker")
+    source = PaintedSource(30)
+    source.clips = ()  # an index out of range
+    with pytest.raises(IndexError):
+        next(train_batches(source, config, plan(30), 5, LIMITS))
+    stream = train_batches(PaintedSource(30), config, plan(30), 1_000_000, dataclasses.replace(LIMITS, threads=2))
+    next(stream)
+    assert any(thread.name.startswith("starlab-decode") for thread in threading.enumerate())
+    stream.close()  # type: ignore[attr-defined]
+    for thread in threading.enumerate():
+        if thread.name.startswith("starlab-decode"):
+            thread.join(timeout=60)
+    assert not any(thread.name.startswith("starlab-decode") for thread in threading.enumerate())
+
+
+class SlowSource(PaintedSource):
+    """Decoding sleeps, as a disk far away does."""
+
+    def read(self, row: ClipRow, frame_indices: list[int], min_side_px: int) -> DecodedClip:
+        time.sleep(0.01)
+        return super().read(row, frame_indices, min_side_px)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("decode", ["cluster", "worker"])
+def test_32_ranks_at_once_with_a_sleeping_decoder_are_all_served_and_evenly(decode: str) -> None:
+    """Many more streams than CPUs, all of them believing the cluster theirs, and every step waits for all, as training does."""
+    world, steps = 32, 12
+    config = dataclasses.replace(CONFIG, decode=decode)
+    limits = StreamLimits(cpus=1, cpus_per_task=0.5, object_store_bytes=4_000_000)
+    step = threading.Barrier(world)
+
+    def consume(rank: int) -> None:
+        positions: list[int] = []
+        for batch in train_batches(SlowSource(64), config, plan(64, rank, world, batch=64), steps, limits, window_steps=5):
+            positions += batch.positions.tolist()
+            step.wait(timeout=240)  # a guard against hanging: a rank that is never served breaks it for all
+        assert positions == [64 * number + 2 * rank + i for number in range(steps) for i in range(2)]
+
+    with ThreadPoolExecutor(world) as pool:
+        for done in [pool.submit(consume, rank) for rank in range(world)]:
+            done.result(timeout=250)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_every_view_of_every_clip_is_seen_exactly_once_over_all_ranks() -> None:
+    listed = (5, 3, 9, 21, 22)
+    config = dataclasses.replace(CONFIG, test_crop=0.5, decode="worker")
+    seen = []
+    for rank in range(3):
+        for batch in eval_batches(PaintedSource(30), config, EvalPlan(listed, rank, 3, times=2, places=2), 3, LIMITS):
+            seen += zip(batch.positions.tolist(), batch.clips.tolist(), strict=True)
+    assert sorted(seen) == [(4 * index + view, clip) for index, clip in enumerate(listed) for view in range(4)]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import scipy.io
 
-from starlab.pipelines import synthetic
+from starlab.pipelines import generated_folder, synthetic
 from starlab.pipelines.augment import AugmentConfig, fit
 from starlab.pipelines.clip import DataError, DecodedClip
+from starlab.pipelines.generated_folder import MARKER
 from starlab.pipelines.penn_action import PENN_ACTION_CLASSES, README_SPELLINGS, PennActionSource, parse_label
 from starlab.pipelines.skeletons import PENN_ACTION
 from starlab.pipelines.splits import split_rows
 from starlab.pipelines.synthetic import (
     JOINT_CLASSES,
-    MARKER,
     ORDER_CLASSES,
     PIXEL_CLASSES,
     SYNTHETIC_CLASSES,
@@ -326,6 +326,6 @@ def test_the_processes_are_started_afresh(tmp_path, monkeypatch):
     def refuse(_workers, context):
         raise RuntimeError(context.get_start_method())
 
-    monkeypatch.setattr(synthetic, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(generated_folder, "ProcessPoolExecutor", refuse)
     with pytest.raises(RuntimeError, match="spawn"):
         write_penn_action(tmp_path / "people", SMALL, workers=2)

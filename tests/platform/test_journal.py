@@ -2,7 +2,7 @@ import json
 import math
 from pathlib import Path
 
-from starlab.platform.journal import Journal, Point, read_points, read_points_with_ends
+from starlab.platform.journal import Journal, Point, count_differences, read_points, read_points_with_ends
 
 
 def test_points_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -25,11 +25,17 @@ def test_a_replayed_step_keeps_the_first_value_and_time_and_a_difference_is_coun
     written = list(read_points(tmp_path / "j"))
     again = Journal(tmp_path / "j")
     again.log(1, {"train/loss": 0.5, "system/data_wait": 0.7})
-    assert again.replayed_differently == 0
+    assert count_differences(tmp_path / "j") == 0
     again.log(1, {"train/loss": 0.6})
     again.log(2, {"train/loss": 0.4})
     again.close()
-    assert again.replayed_differently == 1
+    assert count_differences(tmp_path / "j") == 1
+    assert json.loads((tmp_path / "j.differences.jsonl").read_text()) == {
+        "key": "train/loss",
+        "step": 1,
+        "first": 0.5,
+        "again": 0.6,
+    }
     assert list(read_points(tmp_path / "j"))[:2] == written
     assert len(list(read_points(tmp_path / "j"))) == 3
 

@@ -4,8 +4,9 @@ import pytest
 from mlflow import MlflowClient
 
 from starlab.platform.journal import Journal
+from starlab.platform.mlflow_run import flatten
 from starlab.platform.run_folder import RunFolder
-from starlab.platform.tracking import Sender, flatten, sync, tracking_uri
+from starlab.platform.tracking import Sender, sync, tracking_uri
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_sender_killed_between_sending_and_noting_it_sends_again_and_mlflow_st
         journal.log(step, {"train/loss": step / 7})
     before = folder.read_json("mlflow.json")
     sync(folder)
-    folder.write_json("mlflow.json", folder.read_json("mlflow.json") | {"offset": 0})
+    folder.write_json("mlflow.json", folder.read_json("mlflow.json") | {"offsets": {}})
     assert sync(folder) == 5
     assert len(history(folder, "train/loss")) == 5
     (folder.path / "mlflow.json").unlink()  # not even its run id survived: found again by its key

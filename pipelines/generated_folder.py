@@ -1,0 +1,72 @@
+"""A folder of generated data: whole or not there, marked as generated, and never written over somebody's files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from starlab.pipelines.clip import DataError
+
+MARKER = "SYNTHETIC.txt"
+"""Its presence says that a folder was generated, and from what; it is written last."""
+CHUNK_CLIPS = 8
+
+
+def write_folder(root: Path, marker: str, write_clips: Callable[[Path, range], None], num_clips: int, workers: int) -> None:
+    """Fill a folder, or keep one that is there with the same marker; it appears under its name only when it is complete.
+
+    Args:
+        root: The folder.
+        marker: Text of the marker file: what the folder is and which settings it was made from.
+        write_clips: Writes the clips of the given numbers below a folder; picklable.
+        num_clips: How many clips there are.
+        workers: Processes (started afresh, so a script must guard its entry with `__name__`); 1 writes in this one.
+
+    Raises:
+        ValueError: `workers` is below 1.
+        DataError: `root` is there and has another marker or none.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    root = Path(root).absolute()
+    if _is_written(root, marker):
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        partial.chmod(0o755)
+        chunks = [range(first, min(first + CHUNK_CLIPS, num_clips)) for first in range(0, num_clips, CHUNK_CLIPS)]
+        if workers == 1:
+            for chunk in chunks:
+                write_clips(partial, chunk)
+        else:
+            with ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn")) as pool:
+                for _ in pool.map(write_clips, [partial] * len(chunks), chunks):
+                    pass
+        (partial / MARKER).write_text(marker)
+        try:
+            os.rename(partial, root)  # noqa: PTH104 (Path.rename says less about what it replaces: an empty folder)
+        except OSError:
+            # Somebody else was faster: theirs is as good, if it is the same.
+            if not _is_written(root, marker):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_written(root: Path, marker: str) -> bool:
+    """Whether the folder is complete; False where there is none or an empty one."""
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root} is not a folder: name another one for synthetic data")
+    if not root.exists() or not any(root.iterdir()):
+        return False
+    if not (root / MARKER).is_file():
+        raise DataError(f"{root} holds files that were not generated (no {MARKER}): name another folder for synthetic data")
+    if (root / MARKER).read_text() != marker:
+        raise DataError(f"{root} was generated with other settings (see {root / MARKER}): delete it, or name another folder")
+    return True

@@ -1,0 +1,228 @@
+"""NTU RGB+D 60 and 120 as their authors ship them: `S001C001P001R001A001_rgb.avi` and `S001C001P001R001A001.skeleton`.
+
+Their archives unpack into folders of different names; any layout below one root will do. The folders that `synthetic_ntu.py`
+writes are read by the same code. What the files hold, and their traps, is listed in docs/data.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NtuName, Protocol, names_in, parse_name
+from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton, read_num_frames
+from starlab.pipelines.skeletons import NTU, Skeleton
+from starlab.pipelines.video import decode_video
+
+VIDEO_ENDING, SKELETON_ENDING = "_rgb.avi", ".skeleton"
+MISSING_LISTS = ("NTU_RGBD_samples_with_missing_skeletons.txt", "NTU_RGBD120_samples_with_missing_skeletons.txt")
+"""The authors' lists of clips to ignore, read where one lies at the root."""
+SHORT_SIDE_PX = 256
+"""Frames are shrunk to this, as in a prepared store, so that a model sees the same pixels from both."""
+JPEG_QUALITY = 90
+MAX_FOLDER_DEPTH = 3
+INDEX_THREADS = 16
+"""They wait for the file system more than they compute."""
+EXPECTED_LAYOUT = f"expected S001C001P001R001A001{VIDEO_ENDING} and S001C001P001R001A001{SKELETON_ENDING} … in it or below"
+
+
+class NtuSource:
+    """The clips of an NTU RGB+D folder (`clip.ClipSource`); picklable, holds rows but no joints."""
+
+    def __init__(
+        self,
+        root: Path | str,
+        protocol: Protocol,
+        classes: tuple[str, ...] = NTU60_CLASSES,
+        setups: range = NTU60_SETUPS,
+        missing_skeletons: Path | None = None,
+    ) -> None:
+        """List the folder, and read each skeleton file's first line: it is the clip's length (no video is opened).
+
+        Args:
+            root: The folder under which the files lie.
+            protocol: The official split.
+            classes: Their names begin with the action's number, "A001…"; other actions' files are left alone.
+            setups: The data set's; other setups' files are left alone, so one NTU RGB+D 120 folder serves both.
+            missing_skeletons: A list of clips to leave out; None takes the authors' lists (`MISSING_LISTS`) that lie at
+                the root. Without any, such a clip is found when it is read.
+
+        Raises:
+            DataError: the folder is not there, holds a clip twice or no usable clip; the list names no clip. A single
+                clip that cannot be used is listed in `skipped` instead.
+        """
+        self.root = Path(root)
+        self.classes = classes
+        self.skeleton: Skeleton = NTU
+        self.max_bodies = 2
+        if not self.root.is_dir():
+            raise DataError(f"no folder at {self.root}: {EXPECTED_LAYOUT}")
+        label_of = {int(name[1:4]): label for label, name in enumerate(classes)}
+        videos = _folders_below(self.root, VIDEO_ENDING)
+        skeletons = _folders_below(self.root, SKELETON_ENDING)
+        listed = _listed_as_missing(self.root, missing_skeletons)
+
+        skipped: dict[str, str] = {}
+        wanted: dict[str, NtuName] = {}
+        for clip_id in sorted(videos.keys() | skeletons.keys()):
+            try:
+                name = parse_name(clip_id)
+            except ValueError as error:
+                skipped[clip_id] = str(error)
+                continue
+            if name.action not in label_of or name.setup not in setups:
+                continue
+            if clip_id in listed:
+                skipped[clip_id] = f"{listed[clip_id]} lists it as a clip without a usable skeleton"
+            elif clip_id not in videos:
+                skipped[clip_id] = f"no video: {clip_id}{VIDEO_ENDING} is not below {self.root}"
+            elif clip_id not in skeletons:
+                skipped[clip_id] = f"no skeleton: {clip_id}{SKELETON_ENDING} is not below {self.root}"
+            else:
+                wanted[clip_id] = name
+
+        def look(clip_id: str) -> tuple[int, str]:
+            return _look(
+                self._path(videos[clip_id], clip_id, VIDEO_ENDING), self._path(skeletons[clip_id], clip_id, SKELETON_ENDING)
+            )
+
+        with ThreadPoolExecutor(INDEX_THREADS) as pool:
+            looked = dict(zip(wanted, pool.map(look, wanted), strict=True))
+        digests = [f"{clip_id} {num_frames} {found}" for clip_id, (num_frames, found) in looked.items()]
+        digests += [f"{clip_id} skipped" for clip_id in skipped]
+        self.fingerprint = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+        skipped |= {clip_id: found for clip_id, (num_frames, found) in looked.items() if num_frames == 0}
+        self.skipped = tuple(SkippedClip(clip_id=clip_id, reason=skipped[clip_id]) for clip_id in sorted(skipped))
+        self.clips = tuple(
+            ClipRow(
+                clip_id=clip_id,
+                label=label_of[name.action],
+                split=name.split(protocol),
+                subject=f"P{name.performer:03d}",
+                num_frames=looked[clip_id][0],
+            )
+            for clip_id, name in wanted.items()
+            if clip_id not in skipped
+        )
+        if not self.clips:
+            hint = (
+                f"; the first, {self.skipped[0].clip_id}: {self.skipped[0].reason}" if self.skipped else f": {EXPECTED_LAYOUT}"
+            )
+            raise DataError(f"no usable clip of {len(classes)} actions below {self.root}{hint}")
+        # A name per folder, not a path per file: this travels to every task.
+        self._folders = tuple(sorted({*videos.values(), *skeletons.values()}))
+        number = {folder: place for place, folder in enumerate(self._folders)}
+        places = [[number[videos[row.clip_id]], number[skeletons[row.clip_id]]] for row in self.clips]
+        self._places = np.array(places, np.uint16)
+
+    def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
+        """Decode the whole video and keep the frames asked for, with their joints of at most two people.
+
+        See `clip.ClipSource.read`. Frames come at short side `SHORT_SIDE_PX`, or `min_side_px` if that is more.
+
+        Raises:
+            UnreadableClipError: the video or the skeleton is missing, damaged or of another length than when it was
+                indexed, or nobody is seen in the whole clip; the message names the file.
+        """
+        joints, _ = self._joints(row)
+        frames = dict(self._frames(row, max(SHORT_SIDE_PX, min_side_px), set(frame_indices)))
+        return DecodedClip([frames[index] for index in frame_indices], joints[np.asarray(frame_indices)])
+
+    def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
+        """Decode every frame, shrink it and make it a JPEG of quality 90.
+
+        See `clip.ClipSource.encode`.
+
+        Raises:
+            UnreadableClipError: as `read`.
+        """
+        joints, joints_3d = self._joints(row)
+        jpegs = tuple(
+            simplejpeg.encode_jpeg(frame, quality=JPEG_QUALITY, colorsubsampling="420")
+            for _, frame in self._frames(row, short_side_px, None)
+        )
+        return EncodedClip(jpegs, joints, joints_3d)
+
+    def paths(self, row: ClipRow) -> tuple[Path, Path]:
+        """The clip's video and its skeleton file."""
+        index = bisect_left(self.clips, row.clip_id, key=lambda clip: clip.clip_id)
+        video, skeleton = (self._folders[place] for place in self._places[index])
+        paths = (self._path(video, row.clip_id, VIDEO_ENDING), self._path(skeleton, row.clip_id, SKELETON_ENDING))
+        return Path(paths[0]), Path(paths[1])
+
+    def _path(self, folder: str, clip_id: str, ending: str) -> str:
+        return f"{self.root}/{folder}/{clip_id}{ending}"
+
+    def _joints(self, row: ClipRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        path = self.paths(row)[1]
+        try:
+            skeleton = parse_skeleton(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UnreadableClipError(f"{path}: {error}") from error
+        if skeleton.num_frames != row.num_frames:
+            raise UnreadableClipError(f"{path}: {skeleton.num_frames} frames, {row.num_frames} when it was indexed")
+        joints, joints_3d = pack_tracks(skeleton, self.max_bodies)
+        if not joints[..., 2].any():
+            raise UnreadableClipError(f"{path}: nobody is seen in any of its {row.num_frames} frames (a missing skeleton)")
+        return joints, joints_3d
+
+    def _frames(self, row: ClipRow, short_side_px: int, only: set[int] | None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        path = self.paths(row)[0]
+        try:
+            yield from decode_video(path, row.num_frames, short_side_px, only)
+        except (OSError, ValueError) as error:
+            raise UnreadableClipError(f"{path}: {error}") from error
+
+
+def _folders_below(root: Path, ending: str) -> dict[str, str]:
+    """Clip name → folder, relative to the root, of every file with that ending."""
+    found: dict[str, str] = {}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        relative = os.path.relpath(folder, root)
+        if relative.count(os.sep) + 1 >= MAX_FOLDER_DEPTH:
+            folders.clear()
+        for file in files:
+            if file.endswith(ending):
+                clip_id = file.removesuffix(ending)
+                if clip_id in found:
+                    raise DataError(f"{root} holds {file} twice, in {found[clip_id]} and in {relative}: keep one of the two")
+                found[clip_id] = relative
+    return found
+
+
+def _look(video: str, skeleton: str) -> tuple[int, str]:
+    """The number of frames and both files' sizes; or 0 and why the clip cannot be used."""
+    try:
+        video_bytes = os.stat(video).st_size  # noqa: PTH116 (twice per clip of 114,480)
+        if video_bytes == 0:
+            return 0, f"{video}: empty"
+        with open(skeleton, "rb") as file:  # noqa: PTH123
+            return read_num_frames(file.read(64)), f"{video_bytes} {os.fstat(file.fileno()).st_size}"
+    except (OSError, ValueError) as error:
+        return 0, f"{skeleton}: {error}"
+
+
+def _listed_as_missing(root: Path, given: Path | None) -> dict[str, str]:
+    """Clip name → the list that it is on."""
+    paths = [given] if given is not None else [path for name in MISSING_LISTS if (path := root / name).is_file()]
+    listed: dict[str, str] = {}
+    for path in paths:
+        try:
+            names = names_in(path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"the list of missing skeletons {path} cannot be read: {error}") from None
+        if not names:
+            raise DataError(
+                f"the list of missing skeletons {path} holds no name of the form S001C002P003R002A013 on a line of its own"
+            )
+        listed |= dict.fromkeys(names, path.name)
+    return listed

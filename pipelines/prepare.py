@@ -1,0 +1,261 @@
+"""`starlab prepare`: the authors' files → a store, in parallel, resumable at any moment, and `starlab verify`.
+
+What goes into which shard is fixed before anything is written: the clips in the order of a hash of their names, cut into
+equal pieces, so that classes and subjects mix and every attempt writes the same bytes. A shard is whole when its record is
+there and its bytes still have the hash that the record names; every other one is written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from numpy.typing import NDArray
+
+from starlab.pipelines.clip import ClipRow, ClipSource, DataError, UnreadableClipError
+from starlab.pipelines.storage import PART, Folder
+from starlab.pipelines.store import (
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    StoredClip,
+    StoreSource,
+    shard_name,
+    whole_shard,
+    write_index,
+    write_shard,
+)
+
+CLIPS_PER_SHARD = 64
+"""Some 100 MB: a shard is half a minute's work of one core on 1080p video, the most that a kill can cost."""
+SHORT_SIDE_PX = 256
+QUARANTINE = "quarantine.json"
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a preparation or a verification is."""
+
+    clips_done: int
+    clips: int
+    clips_bad: int
+    clips_per_second: float
+    """Of those that were worked on; 0 before the first."""
+
+    def line(self) -> str:
+        """For a person."""
+        parts = [f"{self.clips_done:>6,}/{self.clips:,} clips"]
+        if self.clips_per_second > 0:
+            seconds = round((self.clips - self.clips_done) / self.clips_per_second)
+            parts.append(
+                f"{self.clips_per_second:.1f} clips/s  {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+            )
+        if self.clips_bad:
+            parts.append(f"{self.clips_bad} bad")
+        return "  ".join(parts)
+
+
+def prepare(
+    source: ClipSource,
+    dataset: str,
+    uri: str | Path,
+    *,
+    short_side_px: int = SHORT_SIDE_PX,
+    clips_per_shard: int = CLIPS_PER_SHARD,
+    max_bad_fraction: float = 0.05,
+    retry: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> StoreSource:
+    """Check every clip of `source` and write those that pass into the store at `uri`, or go on where an earlier call stopped.
+
+    Ray must be running; each shard is one task of one CPU. A store that is complete is only opened.
+
+    Args:
+        source: the data set as its authors ship it.
+        dataset: its name in a spec.
+        uri: where the store goes: a path, or any URI that pyarrow knows.
+        short_side_px: what video frames are scaled to; JPEGs of the authors stay as they are.
+        clips_per_shard: how many clips lie in one file.
+        max_bad_fraction: the whole fails when more of the clips than this cannot be used.
+        retry: look at a complete store's shards again, too, and write anew those that are damaged or hold a clip that is in
+            quarantine.
+        on_progress: called after every shard.
+
+    Raises:
+        DataError: the place holds something else, or too many clips are bad: all of them, with the reasons, are then in
+            `quarantine.json` there.
+    """
+    folder = Folder(uri)
+    plan = {
+        "format": FORMAT,
+        "dataset": dataset,
+        "classes": list(source.classes),
+        "skeleton": source.skeleton.name,
+        "max_bodies": source.max_bodies,
+        "source_fingerprint": source.fingerprint,
+        "short_side_px": short_side_px,
+        "clips_per_shard": clips_per_shard,
+    }
+    _claim(folder, plan)
+    if folder.read_json(MANIFEST) is not None:
+        if not retry:
+            return StoreSource(uri)
+        folder.remove(MANIFEST)
+
+    shards = shard_rows(source.clips, clips_per_shard)
+    total = len(source.clips) + len(source.skipped)
+    quarantine = {clip.clip_id: clip.reason for clip in source.skipped}
+    records: dict[int, dict[str, Any]] = {}
+    _refuse_too_many(folder, quarantine, total, max_bad_fraction)
+
+    def work(tasks: Columns) -> Columns:
+        [shard] = tasks["shard"].tolist()
+        record = whole_shard(folder, shard)
+        kept = record is not None and not (retry and record["quarantine"])
+        if record is None or not kept:
+            record = write_shard(folder, shard, source, shards[shard], short_side_px)
+        return {"shard": np.array([shard]), "kept": np.array([kept]), "record": np.array([json.dumps(record)])}
+
+    began, worked = time.monotonic(), 0
+    for row in _run(work, len(shards)):
+        record = json.loads(row["record"])
+        records[row["shard"]] = record
+        quarantine |= record["quarantine"]
+        done = sum(len(shards[shard]) for shard in records)
+        worked += 0 if row["kept"] else len(shards[row["shard"]])
+        rate = worked / (time.monotonic() - began)
+        on_progress(Progress(clips_done=done, clips=len(source.clips), clips_bad=len(quarantine), clips_per_second=rate))
+        _refuse_too_many(folder, quarantine, total, max_bad_fraction)
+    _finish(folder, plan, [records[shard] for shard in range(len(shards))], quarantine)
+    return StoreSource(uri)
+
+
+def shard_rows(rows: tuple[ClipRow, ...], clips_per_shard: int) -> list[tuple[ClipRow, ...]]:
+    """Which clips go into which shard: a pure function of their names."""
+    if clips_per_shard < 1:
+        raise DataError(f"clips per shard is {clips_per_shard}; a shard holds at least 1")
+    ordered = sorted(rows, key=lambda row: (hashlib.sha256(row.clip_id.encode()).digest(), row.clip_id))
+    return [tuple(ordered[first : first + clips_per_shard]) for first in range(0, len(ordered), clips_per_shard)]
+
+
+def verify(
+    uri: str | Path, *, decode: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
+) -> tuple[StoreSource, list[str]]:
+    """Read every byte of a store again: hashes, counts, each clip's frames and joints. Ray must be running.
+
+    `decode` decodes every JPEG, too, which equal hashes make unnecessary unless whoever prepared it is in doubt.
+
+    Returns:
+        The store, and a line for each thing that is wrong.
+
+    Raises:
+        DataError: it is no store, or its index cannot be read.
+    """
+    source = StoreSource(uri)
+    folder, manifest = source.folder, source.manifest
+    problems = []
+    if folder.sha256(INDEX) != manifest["index"]["sha256"]:
+        problems.append(f"{INDEX}: its bytes are not those that were written")
+    if len(source.clips) != manifest["clips"]:
+        problems.append(f"{INDEX}: {len(source.clips)} clips, the manifest says {manifest['clips']}")
+
+    def work(tasks: Columns) -> Columns:
+        [shard] = tasks["shard"].tolist()
+        return {"shard": np.array([shard]), "found": np.array([json.dumps(check_shard(source, shard, decode))])}
+
+    began, done = time.monotonic(), 0
+    for row in _run(work, len(manifest["shards"])):
+        problems += json.loads(row["found"])
+        done += manifest["shards"][row["shard"]]["clips"]
+        rate = done / (time.monotonic() - began)
+        on_progress(Progress(clips_done=done, clips=len(source.clips), clips_bad=len(problems), clips_per_second=rate))
+    return source, sorted(problems)
+
+
+def check_shard(source: StoreSource, shard: int, decode: bool) -> list[str]:
+    """What is wrong with one shard; nothing, if all is well."""
+    name, expected = shard_name(shard) + ".parquet", source.manifest["shards"][shard]
+    clips = sorted((clip for clip in source.stored if clip.shard == shard), key=lambda clip: clip.row)
+    try:
+        if source.folder.sha256(name) != expected["sha256"]:
+            return [f"{name}: its bytes are not those that were written"]
+        with source.folder.files.open_input_file(name) as file:
+            stored_ids = pq.read_table(file, columns=["clip_id"]).column("clip_id").to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        return [f"{name}: {error}"]
+    if stored_ids != [clip.clip_id for clip in clips]:
+        return [f"{name}: holds other clips than the index says"]
+    problems = []
+    for clip in clips:
+        try:
+            source.check(clip, decode)
+        except UnreadableClipError as error:
+            problems.append(f"{clip.clip_id}: {error}")
+    return problems
+
+
+def _claim(folder: Folder, plan: dict[str, Any]) -> None:
+    earlier = folder.read_json(PLAN)
+    if earlier is None:
+        there = folder.names()
+        if there:
+            raise DataError(f"{folder.uri} holds {there[0]} and no {PLAN}, so it is no store: name a new folder")
+        folder.write_json(PLAN, plan)
+        return
+    for key, value in plan.items():
+        if earlier.get(key) != value:
+            raise DataError(
+                f"{folder.uri} was begun with {key} {earlier.get(key)!r}, now it is {value!r}: "
+                "use the same again, or name a new folder"
+            )
+
+
+def _run(work: Callable[[Columns], Columns], num_shards: int) -> Iterator[dict[str, Any]]:
+    """One Ray Data task per shard; what each returns, as they end."""
+    tasks = ray.data.from_items([{"shard": shard} for shard in range(num_shards)], override_num_blocks=num_shards)
+    done = tasks.map_batches(work, batch_size=None, batch_format="numpy", num_cpus=1)
+    done.context.enable_progress_bars = False
+    yield from done.iter_rows()
+
+
+def _refuse_too_many(folder: Folder, quarantine: dict[str, str], total: int, max_bad_fraction: float) -> None:
+    if len(quarantine) <= max_bad_fraction * total:
+        return
+    folder.write_json(QUARANTINE, quarantine)
+    listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(quarantine.items())[:5])
+    raise DataError(
+        f"{len(quarantine)} of {total} clips cannot be used, more than the allowed share of {max_bad_fraction}; so far found: "
+        f"{folder.uri}/{QUARANTINE}. Mend the source, or allow more (--max-bad). The first: {listed}"
+    )
+
+
+def _finish(folder: Folder, plan: dict[str, Any], records: list[dict[str, Any]], quarantine: dict[str, str]) -> None:
+    clips = [StoredClip(**clip) for record in records for clip in record["clips"]]
+    identity = [[clip.clip_id, clip.label, clip.split, clip.subject, clip.sha256] for clip in clips]
+    manifest = {
+        **plan,
+        "fingerprint": hashlib.sha256(json.dumps([plan["classes"], sorted(identity)]).encode()).hexdigest(),
+        "clips": len(clips),
+        "frames": sum(clip.num_frames for clip in clips),
+        "shards": [
+            {"sha256": record["sha256"], "num_bytes": record["num_bytes"], "clips": len(record["clips"])} for record in records
+        ],
+        "index": write_index(folder, clips),
+        "quarantine": quarantine,
+    }
+    for name in folder.names():  # what killed attempts left
+        if name.endswith(PART):
+            folder.remove(name)
+    folder.remove(QUARANTINE)
+    folder.write_json(MANIFEST, manifest)

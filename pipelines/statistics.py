@@ -1,0 +1,95 @@
+"""What is in a store, counted from its index alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from starlab.pipelines.store import StoredClip, StoreSource
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCount:
+    """One class of a store."""
+
+    name: str
+    train: int
+    test: int
+    mean_frames: float
+    joints_unseen: float
+    """Share of its joints with confidence 0."""
+
+    def cells(self) -> tuple[str, ...]:
+        """For a table."""
+        if not self.train + self.test:
+            return (self.name, "0", "0", "", "")
+        return (self.name, f"{self.train:,}", f"{self.test:,}", f"{self.mean_frames:.0f}", f"{self.joints_unseen:.1%}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """Everything that `starlab data stats` says."""
+
+    classes: tuple[ClassCount, ...]
+    """In the order of their labels; then all of them together."""
+    frames: tuple[int, float, float, float, int]
+    """Shortest, median, mean, 95th percentile and longest clip, in frames."""
+    sizes: tuple[tuple[str, int], ...]
+    """(width×height, clips), the most frequent first."""
+    frames_unseen: tuple[int, int]
+    """Frames without any joint, and the clips that have some."""
+    quarantine: tuple[tuple[str, str], ...]
+    """(clip id, reason)"""
+
+    def lines(self) -> list[str]:
+        """All but the table, for a person."""
+        shortest, median, mean, high, longest = self.frames
+        unseen, clips = self.frames_unseen
+        named = ", ".join(f"{size} ({count:,})" for size, count in self.sizes[:5])
+        more = f" and {len(self.sizes) - 5} more" if len(self.sizes) > 5 else ""
+        return [
+            f"frames     {shortest} to {longest} a clip, median {median:.0f}, mean {mean:.1f}, 95 % below {high:.0f}",
+            f"sizes      {named}{more}",
+            f"joints     {unseen:,} frames of {clips:,} clips have none",
+            f"quarantine {len(self.quarantine)} clips",
+            *(f"           {clip}: {reason}" for clip, reason in self.quarantine),
+        ]
+
+
+def store_statistics(source: StoreSource) -> StoreStatistics:
+    """Count the clips of a store; no shard is opened."""
+    clips = source.stored
+    lengths = np.array([clip.num_frames for clip in clips])
+    sizes: dict[str, int] = {}
+    for clip in clips:
+        size = f"{clip.width}×{clip.height}"
+        sizes[size] = sizes.get(size, 0) + 1
+    per_class = [[clip for clip in clips if clip.label == label] for label in range(len(source.classes))]
+    return StoreStatistics(
+        classes=(
+            *(_count(name, members) for name, members in zip(source.classes, per_class, strict=True)),
+            _count("all", list(clips)),
+        ),
+        frames=(
+            int(lengths.min()),
+            float(np.median(lengths)),
+            float(lengths.mean()),
+            float(np.percentile(lengths, 95)),
+            int(lengths.max()),
+        ),
+        sizes=tuple(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
+        frames_unseen=(sum(clip.frames_unseen for clip in clips), sum(clip.frames_unseen > 0 for clip in clips)),
+        quarantine=tuple((clip.clip_id, clip.reason) for clip in source.skipped),
+    )
+
+
+def _count(name: str, clips: list[StoredClip]) -> ClassCount:
+    frames = sum(clip.num_frames for clip in clips)
+    return ClassCount(
+        name=name,
+        train=sum(clip.split == "train" for clip in clips),
+        test=sum(clip.split == "test" for clip in clips),
+        mean_frames=frames / max(1, len(clips)),
+        joints_unseen=sum(clip.joints_unseen * clip.num_frames for clip in clips) / max(1, frames),
+    )

@@ -1,0 +1,147 @@
+"""A folder on a disk, on S3 or on any file system that pyarrow knows by its URI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+from pyarrow.fs import FileSelector, FileType
+
+from starlab.pipelines.clip import DataError
+
+PART = ".part"
+"""Ends the name of a file that is being written."""
+
+
+class Folder:
+    """Files by name below one place; picklable. A file that `write` or `Draft` leaves is whole or not there."""
+
+    def __init__(self, uri: str | Path) -> None:
+        """Name the folder; nothing is touched.
+
+        Args:
+            uri: A path, or a URI such as s3://bucket/penn or file:///data/penn.
+
+        Raises:
+            DataError: no file system goes by such a URI.
+        """
+        text = str(uri)
+        try:
+            if "://" in text:
+                file_system, path = pyarrow.fs.FileSystem.from_uri(text)
+                self.uri = text.rstrip("/")
+            else:
+                self.uri = path = str(Path(text).expanduser().resolve())
+                file_system = pyarrow.fs.LocalFileSystem()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(
+                f"{text} names no file system: {error}; give a path, or a URI such as s3://bucket/folder"
+            ) from error
+        self.files = pyarrow.fs.SubTreeFileSystem(path, file_system)
+        self.is_local = isinstance(file_system, pyarrow.fs.LocalFileSystem)
+
+    def read(self, name: str) -> bytes:
+        """All of one file.
+
+        Raises:
+            OSError: it is not there or cannot be read.
+        """
+        with self.files.open_input_stream(name) as stream:
+            return bytes(stream.read())
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The mapping in a file; None where there is no file, or none that is whole."""
+        try:
+            value = json.loads(self.read(name))
+        except (FileNotFoundError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file in one step: a reader sees the old or the new one."""
+        with Draft(self, name) as draft:
+            draft.write(data)
+
+    def write_json(self, name: str, value: object) -> None:
+        """As `write`."""
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def make_room_for(self, name: str) -> None:
+        """Create the folder that the file will lie in, where the file system has such things."""
+        parent = name.rpartition("/")[0]
+        self.files.base_fs.create_dir(f"{self.files.base_path}{parent}", recursive=True)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        info = self.files.get_file_info(name)
+        return int(info.size) if info.type == FileType.File else None
+
+    def names(self) -> list[str]:
+        """Every file below, by its path from here, sorted; empty where there is no folder."""
+        found = self.files.get_file_info(FileSelector("", recursive=True, allow_not_found=True))
+        return sorted(info.path for info in found if info.type == FileType.File)
+
+    def remove(self, name: str) -> None:
+        """Delete a file; fine where there is none."""
+        if self.size(name) is not None:
+            self.files.delete_file(name)
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of a file's bytes, read in pieces."""
+        digest = hashlib.sha256()
+        with self.files.open_input_stream(name) as stream:
+            while piece := stream.read(4 * 2**20):
+                digest.update(piece)
+        return digest.hexdigest()
+
+
+class Draft:
+    """A file under a name of its own while it is written (`with`), hashed on the way; takes its name when it is whole.
+
+    Two processes that write the same file do not meet: the last one that ends wins. It is what pyarrow takes for a file.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._draft = f"{name}.{uuid.uuid4().hex[:8]}{PART}"
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+        self.closed = False
+
+    def __enter__(self) -> Draft:
+        self._folder.make_room_for(self._name)
+        self._stream = self._folder.files.open_output_stream(self._draft)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stream.close()
+        if kind is None:
+            self._folder.files.move(self._draft, self._name)
+        else:
+            self._folder.remove(self._draft)
+
+    def write(self, data: Any) -> int:
+        """Append bytes."""
+        self._stream.write(data)
+        self._digest.update(data)
+        self.num_bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.num_bytes
+
+    def flush(self) -> None:
+        """Nothing: the end of the `with` block does it."""
+
+    def close(self) -> None:
+        """Nothing: the end of the `with` block does it."""
+
+    def sha256(self) -> str:
+        """Hex digest of what was written."""
+        return self._digest.hexdigest()

@@ -1,0 +1,393 @@
+"""A prepared data set: Parquet shards of JPEGs and joints, read one clip at a time by its place in an index.
+
+    penn/
+      plan.json               what is being prepared; the first file there
+      shards/00000.parquet    some clips, one row group each, so that one read gets one clip
+      shards/00000.json       that it is whole: its hash, what stands in it, what had to be left out
+      index.parquet           a row per clip: label, split, size, where it lies
+      manifest.json           counts, hashes, quarantine; the last file: without it there is no store
+
+`prepare.py` writes it. Reading never goes through Ray Data's Parquet reader, which loses row groups of a path listed twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+from numpy.typing import NDArray
+
+from starlab.pipelines.clip import (
+    ClipRow,
+    ClipSource,
+    DataError,
+    DecodedClip,
+    EncodedClip,
+    SkippedClip,
+    Split,
+    UnreadableClipError,
+)
+from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
+from starlab.pipelines.ntu_names import Protocol, parse_name
+from starlab.pipelines.skeletons import NTU, PENN_ACTION
+from starlab.pipelines.storage import Draft, Folder
+
+FORMAT = 1
+"""Counts up with every change that an older reader would not understand."""
+MANIFEST, PLAN, INDEX = "manifest.json", "plan.json", "index.parquet"
+SKELETONS = {skeleton.name: skeleton for skeleton in (PENN_ACTION, NTU)}
+_OPEN_SHARDS = 64
+Joints = NDArray[np.float32]
+"""(n, M, N, 3)"""
+
+_BYTES = pa.field("element", pa.binary(), nullable=False)
+_FLOATS = pa.field("element", pa.float32(), nullable=False)
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("action", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("subject", pa.string()),
+        pa.field("frames", pa.list_(_BYTES), nullable=False),  # JPEGs in decode order
+        pa.field("joints", pa.list_(_FLOATS), nullable=False),  # (n, M, N, 3) flattened: x, y of the frame, confidence
+        pa.field("joints_3d", pa.list_(_FLOATS)),  # (n, M, N, 3) flattened: metres
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredClip:
+    """A row of the index."""
+
+    clip_id: str
+    label: int
+    split: str
+    subject: str | None
+    num_frames: int
+    height: int
+    width: int
+    """Of its frames, in pixels."""
+    shard: int
+    row: int
+    """Row group in the shard."""
+    num_bytes: int
+    """Of its JPEGs."""
+    joints_unseen: float
+    """Share of the joints with confidence 0, of the bodies that are there at all."""
+    frames_unseen: int
+    """Frames without any joint."""
+    sha256: str
+    """Over its JPEGs and joints."""
+
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=name == "subject")
+        for name, kind in {
+            "clip_id": pa.string(),
+            "label": pa.int32(),
+            "split": pa.string(),
+            "subject": pa.string(),
+            "num_frames": pa.int32(),
+            "height": pa.int32(),
+            "width": pa.int32(),
+            "shard": pa.int32(),
+            "row": pa.int32(),
+            "num_bytes": pa.int64(),
+            "joints_unseen": pa.float64(),
+            "frames_unseen": pa.int32(),
+            "sha256": pa.string(),
+        }.items()
+    ]
+)
+
+
+def shard_name(shard: int) -> str:
+    """Without its ending."""
+    return f"shards/{shard:05d}"
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """What a whole store says of itself.
+
+    Raises:
+        DataError: it is no store, an unfinished one, or one of another format.
+    """
+    manifest = folder.read_json(MANIFEST)
+    if manifest is None:
+        if folder.read_json(PLAN) is not None:
+            raise DataError(f"{folder.uri} is not finished: the same `starlab prepare` goes on where it stopped")
+        raise DataError(f"{folder.uri} is no prepared store (no {MANIFEST} in it): make one with `starlab prepare`")
+    if manifest["format"] != FORMAT:
+        raise DataError(f"{folder.uri} has format {manifest['format']}, this starlab reads {FORMAT}: prepare it again")
+    return manifest
+
+
+def is_store(uri: str | Path) -> bool:
+    """Whether a store was prepared, or begun, there."""
+    folder = Folder(uri)
+    return any(folder.size(name) is not None for name in (MANIFEST, PLAN))
+
+
+def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[ClipRow], short_side_px: int) -> dict[str, Any]:
+    """Write the clips that can be read into one shard, then its record, which is returned. Same clips, same bytes."""
+    clips: list[StoredClip] = []
+    quarantine: dict[str, str] = {}
+    with Draft(folder, shard_name(shard) + ".parquet") as draft:
+        with pq.ParquetWriter(
+            draft, SHARD_SCHEMA, compression="NONE", use_dictionary=False, write_statistics=False, store_schema=False
+        ) as writer:
+            for row in rows:
+                try:
+                    encoded = source.encode(row, short_side_px)
+                    clip = _describe(row, encoded, shard, len(clips))  # before a byte of it is written
+                except UnreadableClipError as error:
+                    quarantine[row.clip_id] = str(error)
+                    continue
+                writer.write_table(_table(row, encoded, source.classes[row.label]))
+                clips.append(clip)
+        record = {
+            "sha256": draft.sha256(),
+            "num_bytes": draft.num_bytes,
+            "clips": [asdict(clip) for clip in clips],
+            "quarantine": quarantine,
+        }
+    folder.write_json(shard_name(shard) + ".json", record)
+    return record
+
+
+def whole_shard(folder: Folder, shard: int) -> dict[str, Any] | None:
+    """The record of a shard that was written to its end and is still what it was; else None."""
+    record = folder.read_json(shard_name(shard) + ".json")
+    name = shard_name(shard) + ".parquet"
+    if record is None or folder.size(name) != record["num_bytes"] or folder.sha256(name) != record["sha256"]:
+        return None
+    return record
+
+
+def write_index(folder: Folder, clips: Sequence[StoredClip]) -> dict[str, Any]:
+    """Write the index, sorted by clip id; returns its hash and size."""
+    ordered = sorted(clips, key=lambda clip: clip.clip_id)
+    table = pa.Table.from_pylist([asdict(clip) for clip in ordered], schema=INDEX_SCHEMA)
+    with Draft(folder, INDEX) as draft:
+        pq.write_table(table, draft, compression="zstd", store_schema=False)
+        return {"sha256": draft.sha256(), "num_bytes": draft.num_bytes}
+
+
+def read_index(folder: Folder) -> tuple[StoredClip, ...]:
+    """Every clip of a store, sorted by clip id.
+
+    Raises:
+        DataError: the index is not there or damaged.
+    """
+    try:
+        with folder.files.open_input_file(INDEX) as file:
+            rows = pq.read_table(file, use_threads=False).to_pylist()
+        return tuple(StoredClip(**row) for row in rows)
+    except (OSError, pa.ArrowException, TypeError) as error:
+        raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; run `starlab verify {folder.uri}`") from error
+
+
+class StoreSource:
+    """The clips of a store (`clip.ClipSource`). It pickles to its address; each process opens what it needs and keeps it."""
+
+    def __init__(self, uri: str | Path, protocol: Protocol | None = None) -> None:
+        """Read the manifest and the index.
+
+        Args:
+            uri: Where the store is.
+            protocol: NTU's official split; None keeps the one that the clips were prepared with.
+
+        Raises:
+            DataError: it is no store, or not a whole one.
+        """
+        self.folder = Folder(uri)
+        self.manifest = read_manifest(self.folder)
+        self.classes: tuple[str, ...] = tuple(self.manifest["classes"])
+        self.skeleton = SKELETONS[self.manifest["skeleton"]]
+        self.max_bodies: int = self.manifest["max_bodies"]
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self.stored = read_index(self.folder)
+        self._protocol = protocol
+        self.clips = tuple(_row(clip, protocol) for clip in self.stored)
+        self.skipped = tuple(SkippedClip(clip_id=name, reason=why) for name, why in sorted(self.manifest["quarantine"].items()))
+        self._place = {clip.clip_id: clip for clip in self.stored}
+        self._threads = threading.local()  # a Parquet reader serves one thread
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self.folder.uri, self.fingerprint, self._protocol)
+
+    def find(self, clip_id: str) -> ClipRow:
+        """The clip of that name.
+
+        Raises:
+            DataError: there is none; a quarantined one is told with its reason.
+        """
+        if clip_id in self._place:
+            return _row(self._place[clip_id], self._protocol)
+        why = self.manifest["quarantine"].get(clip_id)
+        near = difflib.get_close_matches(clip_id, self._place, n=1) or [self.clips[0].clip_id]
+        hint = f"it is in quarantine: {why}" if why else f"did you mean {near[0]}?"
+        raise DataError(f"no clip {clip_id} in {self.folder.uri}; {hint}")
+
+    def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
+        """See `clip.ClipSource.read`: the clip in one read, then each frame asked for decoded once."""
+        jpegs, joints, _ = self._load(row, ("frames", "joints"))
+        frames: dict[int, NDArray[np.uint8]] = {}
+        for index in frame_indices:
+            if index not in frames:
+                frames[index] = self._decode(row, jpegs, index, min_side_px)
+        return DecodedClip([frames[index] for index in frame_indices], joints[np.asarray(frame_indices)])
+
+    def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
+        """The clip as it is stored, whatever `short_side_px` says; see `clip.ClipSource.encode`."""
+        jpegs, joints, joints_3d = self._load(row, ("frames", "joints", "joints_3d"))
+        for index in range(len(jpegs)):
+            self._decode(row, jpegs, index, NO_SHRINK)
+        return EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
+
+    def check(self, stored: StoredClip, decode: bool) -> None:
+        """Read a clip whole and compare it with the index.
+
+        Raises:
+            UnreadableClipError: it cannot be read, or is not what was written.
+        """
+        row = _row(stored)
+        jpegs, joints, joints_3d = self._load(row, ("frames", "joints", "joints_3d"))
+        if decode:
+            for index in range(len(jpegs)):
+                self._decode(row, jpegs, index, NO_SHRINK)
+        encoded = EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
+        if _describe(row, encoded, stored.shard, stored.row) != stored:
+            raise UnreadableClipError(f"{self._where(stored)}: its frames or joints are not what the index says")
+
+    def _load(self, row: ClipRow, columns: tuple[str, ...]) -> tuple[pa.Array, Joints, Joints | None]:
+        """The clip's JPEGs (not copied), its joints, and its joints in metres where they are asked for and there are any."""
+        stored = self._place[row.clip_id]
+        try:
+            group = self._reader(stored.shard).read_row_group(stored.row, columns=list(columns), use_threads=False)
+            jpegs = group.column("frames").chunk(0)[0].values
+            shape = (row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
+            joints = group.column("joints").chunk(0)[0].values.to_numpy().reshape(shape)
+            metres = group.column("joints_3d").chunk(0)[0].values if "joints_3d" in columns else None
+            if len(jpegs) != row.num_frames:
+                raise ValueError(f"{len(jpegs)} frames, the index says {row.num_frames}")
+            return jpegs, joints, None if metres is None else metres.to_numpy().reshape(shape)
+        except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+            raise UnreadableClipError(f"{self._where(stored)}: {error}") from error
+
+    def _decode(self, row: ClipRow, jpegs: pa.Array, index: int, min_side_px: int) -> NDArray[np.uint8]:
+        try:
+            return decode_jpeg(memoryview(jpegs[index].as_buffer()).cast("B"), min_side_px)
+        except (ValueError, IndexError) as error:
+            raise UnreadableClipError(f"{self._where(self._place[row.clip_id])}, frame {index}: {error}") from error
+
+    def _reader(self, shard: int) -> pq.ParquetFile:
+        """This thread's reader of a shard; the last few stay open, with their footers."""
+        if not hasattr(self._threads, "readers"):
+            self._threads.readers = OrderedDict()
+        readers: OrderedDict[int, pq.ParquetFile] = self._threads.readers
+        reader = readers.pop(shard, None)
+        if reader is None:
+            name = shard_name(shard) + ".parquet"
+            size, expected = self.folder.size(name), self.manifest["shards"][shard]["num_bytes"]
+            if size != expected:
+                raise OSError(f"the shard has {size} bytes, the manifest says {expected}")
+            reader = pq.ParquetFile(self.folder.files.open_input_file(name), pre_buffer=not self.folder.is_local)
+            if len(readers) >= _OPEN_SHARDS:
+                readers.popitem(last=False)[1].close(force=True)
+        readers[shard] = reader
+        return reader
+
+    def _where(self, stored: StoredClip) -> str:
+        return f"{self.folder.uri}/{shard_name(stored.shard)}.parquet, row group {stored.row}"
+
+
+@lru_cache(maxsize=4)
+def _opened(uri: str, fingerprint: str, protocol: Protocol | None) -> StoreSource:
+    """This process's one reader of a store: an index of 100,000 clips is not unpickled for every task.
+
+    Raises:
+        DataError: another store lies there by now.
+    """
+    source = StoreSource(uri, protocol)
+    if source.fingerprint != fingerprint:
+        raise DataError(
+            f"{uri} changed while it was in use: fingerprint {source.fingerprint}, {fingerprint} when it was opened"
+        )
+    return source
+
+
+def _row(clip: StoredClip, protocol: Protocol | None = None) -> ClipRow:
+    stored: Split = "train" if clip.split == "train" else "test"
+    return ClipRow(
+        clip_id=clip.clip_id,
+        label=clip.label,
+        split=stored if protocol is None else parse_name(clip.clip_id).split(protocol),
+        subject=clip.subject,
+        num_frames=clip.num_frames,
+    )
+
+
+def _describe(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int) -> StoredClip:
+    """Check that the parts of a clip fit each other, and say what is in it.
+
+    Raises:
+        UnreadableClipError: they do not.
+    """
+    counts = {len(encoded.jpegs), len(encoded.joints), row.num_frames}
+    if encoded.joints_3d is not None:
+        counts.add(len(encoded.joints_3d))
+    if len(counts) > 1:
+        raise UnreadableClipError(
+            f"{len(encoded.jpegs)} frames, {len(encoded.joints)} of joints, {row.num_frames} in the index"
+        )
+    if not np.isfinite(encoded.joints).all():
+        raise UnreadableClipError("a joint is not finite")
+    sizes = {simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in encoded.jpegs}
+    if len(sizes) > 1:
+        raise UnreadableClipError(f"frames of different sizes {sorted(sizes)}")
+    seen = encoded.joints[..., 2] > 0  # (n, M, N)
+    bodies = seen.any(axis=(0, 2))
+    digest = hashlib.sha256()
+    for part in (*encoded.jpegs, _plain(encoded.joints), b"" if encoded.joints_3d is None else _plain(encoded.joints_3d)):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    (height, width), *_ = sizes
+    return StoredClip(
+        clip_id=row.clip_id,
+        label=row.label,
+        split=row.split,
+        subject=row.subject,
+        num_frames=row.num_frames,
+        height=height,
+        width=width,
+        shard=shard,
+        row=row_group,
+        num_bytes=sum(map(len, encoded.jpegs)),
+        joints_unseen=float(1 - seen[:, bodies].mean()) if bodies.any() else 1.0,
+        frames_unseen=int((~seen.any(axis=(1, 2))).sum()),
+        sha256=digest.hexdigest(),
+    )
+
+
+def _plain(joints: Joints) -> bytes:
+    return np.ascontiguousarray(joints, "<f4").tobytes()
+
+
+def _table(row: ClipRow, encoded: EncodedClip, action: str) -> pa.Table:
+    columns: list[Any] = [[row.clip_id], [action], [row.split], [row.subject], [list(encoded.jpegs)], [encoded.joints.ravel()]]
+    columns.append([None if encoded.joints_3d is None else encoded.joints_3d.ravel()])
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SHARD_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=SHARD_SCHEMA)

@@ -1,0 +1,93 @@
+"""Video files to RGB frames, frame-exact: counted in the order in which the decoder hands them out, never by a time stamp.
+
+NTU's AVIs hold H.264 with B-frames, one key frame for the whole clip and no presentation times. On such files seeking
+cannot help and time stamps lie: readers that use them return wrong frames without a word. So a file is always decoded
+from its first frame to its last, whatever is wanted of it; of sixteen frames spread over a clip the last one is near
+the end anyway, and the few percent that remain buy the knowledge that the file is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+CONTAINERS = {".avi": "avi", ".mp4": "mp4"}
+"""File endings and the format that such a file must have. It is not guessed from the content: some formats that a text
+file can claim to be make the library open other files."""
+
+
+def decode_video(
+    path: Path, num_frames: int, short_side_px: int, only: Collection[int] | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Decode a whole file on one thread and yield (frame number, frame), ascending.
+
+    Args:
+        path: A file that ends in .avi or .mp4.
+        num_frames: How many frames it must have.
+        short_side_px: Frames are shrunk to this short side by averaging over areas; never enlarged.
+        only: Yield these frame numbers (0-based) instead of all; the others are decoded and checked as well.
+
+    Yields:
+        The number and the frame, uint8 (H, W, 3), RGB. A damage is raised where the decoder meets it, so that frames
+        yielded before must be given up as well: exhaust the iterator before you trust any of them.
+
+    Raises:
+        ValueError: the file is no such video, is damaged or cut short, or does not have `num_frames` frames.
+        OSError: it cannot be opened.
+    """
+    container_format = CONTAINERS.get(path.suffix.lower())
+    if container_format is None:
+        raise ValueError(f"not a video file that is read here: its name must end in {' or '.join(CONTAINERS)}")
+    try:
+        yield from _decode(path, container_format, num_frames, short_side_px, only)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except av.error.FFmpegError as error:
+        raise ValueError(f"not a readable {container_format} video ({error.strerror or type(error).__name__})") from error
+
+
+def _decode(
+    path: Path, container_format: str, num_frames: int, short_side_px: int, only: Collection[int] | None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    # "explode": what the decoder would conceal is an error instead.
+    with av.open(str(path), format=container_format, options={"err_detect": "explode"}) as container:
+        if not container.streams.video:
+            raise ValueError("it has no video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError("its codec is not known")
+        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.thread_count = 1  # the pipeline runs a task per core already
+        if stream.frames not in (0, num_frames):  # 0: the container does not say
+            raise ValueError(f"its header says {stream.frames} frames, {num_frames} expected")
+        shrink = VideoReformatter()
+        size = (stream.codec_context.height, stream.codec_context.width)
+        target = shrunk_size(*size, short_side_px)
+        count = 0
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise ValueError(f"frame {count} is corrupt")
+            if (frame.height, frame.width) != size:
+                raise ValueError(f"frame {count} is {frame.height}×{frame.width}, the first ones are {size[0]}×{size[1]}")
+            if only is None or count in only:
+                small = shrink.reformat(
+                    frame, width=target[1], height=target[0], format="rgb24", interpolation="AREA", threads=1
+                )
+                pixels: NDArray[np.uint8] = small.to_ndarray().astype(np.uint8, copy=False)
+                yield count, pixels
+            count += 1
+        if count != num_frames:
+            raise ValueError(f"it ends after {count} frames, {num_frames} expected")
+
+
+def shrunk_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
+    """Height and width with the short side brought down to `short_side_px`, the long one in proportion, to a whole pixel."""
+    short = min(height, width)
+    if short <= short_side_px:
+        return height, width
+    return round(height * short_side_px / short), round(width * short_side_px / short)

@@ -1,0 +1,156 @@
+"""The verbs about data: prepare, verify, data show, data stats."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from starlab.pipelines.prepare import Progress
+
+data = typer.Typer(name="data", help="Look at a prepared store: pictures, counts.", no_args_is_help=True)
+
+Store = Annotated[str, typer.Argument(help="A prepared store: a folder, or a URI such as s3://bucket/penn.")]
+
+
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="penn-action, ntu60, ntu120, … (a data set's name in a spec).")],
+    source: Annotated[Path, typer.Argument(help="The folder with the authors' files.")],
+    store: Annotated[str, typer.Argument(help="Where to: a new folder, or a URI such as s3://bucket/penn.")],
+    short_side: Annotated[int, typer.Option(help="Pixels that a video's short side is scaled to.")] = 256,
+    shard: Annotated[int, typer.Option(help="Clips per file.")] = 64,
+    max_bad: Annotated[float, typer.Option(help="Fail as a whole when a larger share of the clips cannot be used.")] = 0.05,
+    retry: Annotated[bool, typer.Option("--retry", help="Write damaged shards and those with bad clips anew.")] = False,
+) -> None:
+    """Check every clip and write a store that trains fast, or go on: starlab prepare penn-action Penn_Action data/penn"""
+    from starlab.pipelines.sources import open_authors_files
+
+    name = dataset.replace("-", "_")
+    opened = open_authors_files(name, source)
+    left_out = f", {len(opened.skipped)} left out" if opened.skipped else ""
+    print(f"source   {source}: {len(opened.clips):,} clips of {len(opened.classes)} classes{left_out}", flush=True)
+    from starlab.pipelines import prepare as preparing
+    from starlab.platform.cluster import connect
+
+    connect()
+    _quiet_ray_data()
+    result = preparing.prepare(
+        opened,
+        name,
+        store,
+        short_side_px=short_side,
+        clips_per_shard=shard,
+        max_bad_fraction=max_bad,
+        retry=retry,
+        on_progress=_Line("prepare"),
+    )
+    for clip in result.skipped[:5]:
+        print(f"bad      {clip.clip_id}: {clip.reason}")
+    if len(result.skipped) > 5:
+        print(f"bad      and {len(result.skipped) - 5} more: starlab data stats {store}")
+    megabytes = sum(shard["num_bytes"] for shard in result.manifest["shards"]) / 1e6
+    print(
+        f"store    {result.folder.uri}: {len(result.clips):,} clips, {result.manifest['frames']:,} frames, "
+        f"{megabytes:,.0f} MB, {len(result.skipped)} clips in quarantine; fingerprint {result.fingerprint[:12]}"
+    )
+    print(f"train on it with data.store={store}")
+
+
+def verify(
+    store: Store,
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode every frame; hashes alone prove the bytes.")] = False,
+) -> None:
+    """Read a whole store again and say what is wrong; exit code 1 if anything is: starlab verify data/penn"""
+    from starlab.pipelines import prepare as preparing
+    from starlab.pipelines.store import StoreSource
+    from starlab.platform.cluster import connect
+
+    StoreSource(store)  # a wrong folder is said before Ray starts
+    connect()
+    _quiet_ray_data()
+    source, problems = preparing.verify(store, decode=decode, on_progress=_Line("verify"))
+    for problem in problems:
+        print(f"PROBLEM  {problem}")
+    if problems:
+        print(f"{len(problems)} problems in {source.folder.uri}; the same `starlab prepare` with --retry writes them anew")
+        raise typer.Exit(1)
+    shards = len(source.manifest["shards"])
+    print(f"ok       {source.folder.uri}: {len(source.clips):,} clips in {shards} shards are what was written")
+
+
+@data.command()
+def show(
+    store: Store,
+    clip: Annotated[str | None, typer.Option(help="Its id; else the store's first.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames that a model would see.")] = 16,
+    size: Annotated[int, typer.Option(help="Their side in pixels.")] = 224,
+    out: Annotated[Path | None, typer.Option(help="The PNG to write; else CLIP.png here.")] = None,
+) -> None:
+    """Draw a clip's sampled frames with their joints, as evaluated and as augmented: starlab data show data/penn --clip 0042"""
+    from starlab.pipelines.clip import UnreadableClipError
+    from starlab.pipelines.contact_sheet import write_contact_sheet
+    from starlab.pipelines.store import StoreSource
+    from starlab.platform.errors import RunFailedError
+
+    source = StoreSource(store)
+    row = source.find(clip) if clip is not None else source.clips[0]
+    path = out or Path(f"{row.clip_id}.png")
+    try:
+        write_contact_sheet(source, row, path, num_frames=frames, size_px=size)
+    except (UnreadableClipError, OSError) as error:
+        raise RunFailedError(f"{row.clip_id} cannot be shown: {error}") from error
+    print(f"clip     {row.clip_id}: {source.classes[row.label]}, {row.split}, {row.num_frames} frames")
+    print(f"picture  {path}: {frames} frames as evaluated, below them augmented")
+
+
+@data.command()
+def stats(store: Store) -> None:
+    """Count what is in a store: classes by split, lengths, missing joints, quarantine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from starlab.pipelines.statistics import store_statistics
+    from starlab.pipelines.store import StoreSource
+
+    source = StoreSource(store)
+    statistics = store_statistics(source)
+    table = Table(
+        "class", "train", "test", "frames", "joints unseen", title=f"{source.folder.uri} ({source.manifest['dataset']})"
+    )
+    for row in statistics.classes:
+        table.add_row(*row.cells())
+    console = Console()
+    Console(width=None if console.is_terminal else 400).print(table)
+    for line in statistics.lines():
+        print(line)
+
+
+def _quiet_ray_data() -> None:
+    """Its log goes to a file; on the screen it would break up our lines."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
+
+
+class _Line:
+    """Says how far it is: on one line that is written over at a terminal, else a line every few seconds."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb, self._terminal = verb, sys.stdout.isatty()
+        self._said_at = -1e9
+
+    def __call__(self, progress: Progress) -> None:
+        last = progress.clips_done >= progress.clips
+        if not last and time.monotonic() - self._said_at < (0.2 if self._terminal else 10.0):
+            return
+        self._said_at = time.monotonic()
+        line = f"{self._verb:<9}{progress.line()}"
+        if self._terminal:
+            print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
+        else:
+            print(line, flush=True)

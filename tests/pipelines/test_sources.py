@@ -1,0 +1,107 @@
+"""Which data sets a spec can name, and what it must say of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from starlab.experiments.spec import SpecError, load_spec
+from starlab.pipelines.clip import DataError
+from starlab.pipelines.estimated_joints import EstimatedJoints, write_joints
+from starlab.pipelines.ntu import NtuSource
+from starlab.pipelines.skeletons import COCO, NTU
+from starlab.pipelines.sources import DATASETS, DataConfig, open_source
+from starlab.pipelines.synthetic_ntu import SyntheticNtuConfig
+
+SMALL = SyntheticNtuConfig(train_performers=2, test_performers=1, cameras=2, height_px=90, min_frames=40, max_frames=44)
+
+
+def ntu_data(**changed: Any) -> DataConfig:
+    return DataConfig(**({"dataset": "synthetic_ntu", "protocol": "xsub", "synthetic_ntu": SMALL} | changed))
+
+
+def test_the_classes_the_skeleton_and_two_bodies_come_from_the_data_set() -> None:
+    for name, classes in (("ntu60_xsub", 60), ("ntu60_xview", 60), ("ntu120_xsub", 120), ("ntu120_xset", 120)):
+        spec = load_spec(name)
+        assert (spec.model.num_classes, spec.model.num_joints, spec.model.max_bodies) == (classes, 25, 2)
+        assert spec.data.protocol == name.partition("_")[2]
+        assert spec.data.store == f"data/{spec.data.dataset}"
+        assert (spec.train.epochs, spec.train.global_batch, spec.model.layers) == (300, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "override", "message"),
+    [
+        ("ntu60_xsub", "data.protocol=xset", "data.protocol is xset; ntu60 is split by one of: xsub, xview"),
+        ("ntu120_xsub", "data.protocol=xview", "data.protocol is xview; ntu120 is split by one of: xsub, xset"),
+        ("ntu60_xsub", "data.protocol=null", "data.protocol is None; ntu60 is split by one of: xsub, xview"),
+        ("ntu60_xsub", "data.protocol=cross_subject", "data.protocol is 'cross_subject'; it must be 'xsub', 'xview' or 'xset'"),
+        (
+            "demo",
+            "data.protocol=xsub",
+            "data.protocol is xsub, but synthetic_penn_action has one official split: remove the key",
+        ),
+        ("ntu60_xsub", "data.store=null", "data.store is missing"),
+        ("demo", "data.estimated_joints=j.parquet", "give both, the file and whose joints it holds"),
+        ("demo", "data.estimated_skeleton=coco", "give both, the file and whose joints it holds"),
+    ],
+)
+def test_a_split_or_an_estimator_that_does_not_apply_is_an_error_that_says_what_does(
+    experiment: str, override: str, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_spec(experiment, [override])
+
+
+def test_generated_ntu_is_written_under_the_runs_folder_and_read_again(tmp_path: Path) -> None:
+    tiny = replace(SMALL, train_performers=1, cameras=1, max_frames=40)
+    said: list[str] = []
+    source = open_source(ntu_data(synthetic_ntu=tiny), tmp_path, said.append)
+    assert isinstance(source, NtuSource)
+    assert source.root.parent == tmp_path / "data"
+    assert source.root.name.startswith("synthetic-ntu-")
+    assert len(source.clips) == 12
+    assert len(said) == 1
+    again = open_source(ntu_data(synthetic_ntu=tiny, protocol="xset"), tmp_path, said.append)
+    assert (again.fingerprint, len(said)) == (source.fingerprint, 1)
+    assert [row.split for row in again.clips] != [row.split for row in source.clips]
+
+
+def test_estimated_joints_lie_over_the_data_set_with_their_own_skeleton(ntu_folder: Path, tmp_path: Path) -> None:
+    plain = open_source(ntu_data(store=str(ntu_folder)), tmp_path)
+    path = tmp_path / "coco.parquet"
+    write_joints(path, ((row.clip_id, np.full((row.num_frames, 3, 17, 3), 0.5, np.float32)) for row in plain.clips))
+    data = ntu_data(store=str(ntu_folder), estimated_joints=str(path), estimated_skeleton="coco")
+    source = open_source(data, tmp_path)
+    assert isinstance(source, EstimatedJoints)
+    assert (data.facts().skeleton, DATASETS["synthetic_ntu"].skeleton) == (COCO, NTU)
+    assert source.read(source.clips[0], [0, 3], 48).joints.shape == (2, 2, 17, 3)
+    overrides = [
+        "data.dataset=synthetic_ntu",
+        "data.protocol=xsub",
+        f"data.estimated_joints={path}",
+        "data.estimated_skeleton=coco",
+    ]
+    spec = load_spec("demo", overrides)
+    assert (spec.model.num_joints, spec.model.max_bodies, spec.model.num_classes) == (17, 2, 6)
+    moved = replace(spec, data=replace(spec.data, estimated_joints="elsewhere.parquet"))
+    assert moved.run_id(source.fingerprint) == spec.run_id(source.fingerprint) != spec.run_id(plain.fingerprint)
+
+
+def test_a_real_data_set_is_looked_for_where_the_spec_says(tmp_path: Path) -> None:
+    for dataset, protocol in (("ntu60", "xview"), ("ntu120", "xset")):
+        data = DataConfig(dataset=dataset, protocol=protocol, store=str(tmp_path / "nowhere"))  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=r"no folder at .*nowhere: expected S001C001P001R001A001_rgb\.avi"):
+            open_source(data, tmp_path)
+
+
+def test_the_settings_of_generated_ntu_are_plain_json() -> None:
+    spec = load_spec("demo", ["data.dataset=synthetic_ntu", "data.protocol=xset", "data.synthetic_ntu.height_px=90"])
+    assert json.loads(json.dumps(spec.to_dict()))["data"]["synthetic_ntu"]["height_px"] == 90
+    with pytest.raises(SpecError, match="height_px must be a multiple of 18"):
+        load_spec("demo", ["data.dataset=synthetic_ntu", "data.protocol=xset", "data.synthetic_ntu.height_px=100"])

@@ -1,0 +1,212 @@
+"""What a finished run holds besides its curve: predictions, model, machine metrics, trace, and no password anywhere."""
+
+import dataclasses
+import gzip
+import json
+import os
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from starlab.experiments.spec import SpecError, load_spec
+from starlab.pipelines.clip import DataError
+from starlab.pipelines.synthetic import write_penn_action
+from starlab.platform.cluster import Cluster
+from starlab.platform.errors import UserError
+from starlab.platform.evaluation_run import evaluate_run, looks_at_test
+from starlab.platform.predictions import read_predictions
+from starlab.platform.registry import load_model
+from starlab.platform.report import comparison
+from starlab.platform.run_folder import RunFolder
+from starlab.platform.trainer import RunResult, train
+
+PASSWORD = "correct-horse-battery"
+SECRET = "AKIA-not-to-be-seen-0123"
+SYNTHETIC = dataclasses.replace(load_spec("demo").data.synthetic, train_clips_per_class=6, test_clips_per_class=3, size_px=48)
+TINY = [
+    "data.synthetic.train_clips_per_class=6",
+    "data.synthetic.test_clips_per_class=3",
+    "data.synthetic.size_px=48",
+    "data.frames=4",
+    "data.size=24",
+    "model.dim=16",
+    "model.heads=2",
+    "train.epochs=3",
+    "train.profile=true",
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store") / "people"
+    write_penn_action(root, SYNTHETIC, workers=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(local_ray: Cluster, tmp_path_factory: pytest.TempPathFactory, store: Path, said: list[str]) -> RunResult:
+    """A run tracked at an address with a password, in an environment with a secret."""
+    runs = tmp_path_factory.mktemp("runs")
+    address = f"sqlite:///{runs}/mlflow.db?password={PASSWORD}"  # SQLite does not mind
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        return train(load_spec("demo", [*TINY, f"data.store={store}", f"tracking.uri={address}"]), runs=runs, say=said.append)
+
+
+def client(run: RunResult) -> MlflowClient:
+    uri = f"sqlite:///{run.folder.parent}/mlflow.db"
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def test_neither_password_nor_secret_is_in_anything_that_was_written_or_said(run: RunResult, said: list[str]) -> None:
+    assert run.tracking_problem is None
+    words = (PASSWORD.encode(), SECRET.encode())
+    files = [path for path in run.folder.parent.rglob("*") if path.is_file()]
+    assert {"run.json", "spec.json", "mlflow.db", "MLmodel", "state.json"} <= {path.name for path in files}
+    for path in files:
+        data = path.read_bytes()
+        assert not [word for word in words if word in data], path
+    assert not [line for line in [*said, repr(run)] if PASSWORD in line or SECRET in line]
+    assert json.loads((run.folder / "run.json").read_text())["tracking_uri"].endswith("?password=***")
+    with sqlite3.connect(run.folder.parent / "mlflow.db") as database:
+        dump = "\n".join(database.iterdump())
+    assert "?password=***" in dump  # the param is there, without it
+    assert PASSWORD not in dump
+
+
+def test_mlflow_has_the_machines_metrics_under_its_own_names(run: RunResult) -> None:
+    metrics = client(run).get_run(str(run.mlflow_run_id)).data.metrics
+    assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
+    history = client(run).get_metric_history(str(run.mlflow_run_id), "system/system_memory_usage_megabytes")
+    assert [metric.step for metric in history] == list(range(len(history)))
+
+
+def test_the_predictions_of_the_look_at_test_give_its_metrics_again(run: RunResult) -> None:
+    clips, evaluation, classes = read_predictions(run.folder / "artifacts" / "predictions.parquet")
+    assert len(set(clips)) == len(clips) == 30
+    result = json.loads((run.folder / "result.json").read_text())
+    assert evaluation.metrics() == pytest.approx(result["test"])
+    assert evaluation.confusion().tolist() == result["confusion"]
+    assert classes == result["classes"]
+    assert run.per_class == pytest.approx(dict(zip(classes, evaluation.per_class().tolist(), strict=True)))
+
+
+def test_the_registered_model_is_the_best_checkpoint_by_mlflow_and_by_starlab_without_a_pickle(
+    run: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [version] = client(run).search_model_versions("name = 'demo'")
+    assert version.run_id == run.mlflow_run_id
+    assert version.tags["starlab.val_top1"] == str(run.metrics["val/top1"])
+    uri = f"sqlite:///{run.folder.parent}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        by_mlflow = mlflow.pyfunc.load_model(f"models:/demo/{version.version}")
+        by_starlab = load_model(f"models:/demo/{version.version}")
+        by_folder = load_model(str(run.folder))
+        local = Path(mlflow.artifacts.download_artifacts(f"models:/demo/{version.version}"))
+    finally:
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 4, 24, 24, 3), dtype=np.uint8)
+    joints = rng.random((3, 4, 1, 13, 3), dtype=np.float32)
+    with torch.no_grad():
+        expected = by_starlab(torch.from_numpy(frames), torch.from_numpy(joints)).numpy()
+        assert np.array_equal(expected, by_folder(torch.from_numpy(frames), torch.from_numpy(joints)).numpy())
+    assert np.array_equal(by_mlflow.predict({"frames": frames, "joints": joints}), expected)
+    with pytest.raises(mlflow.MlflowException, match="frames"):  # the signature is enforced
+        by_mlflow.predict({"frames": frames[:, :2], "joints": joints})
+    assert {path.name for path in local.rglob("*") if path.is_file()} >= {"MLmodel", "weights.safetensors", "spec.json"}
+    for path in local.rglob("*"):
+        assert not path.is_file() or not path.read_bytes().startswith((b"\x80", b"PK")), f"{path} is pickled"
+    # the weights are those of the best checkpoint, which the logits of the test part prove
+    result = json.loads((run.folder / "result.json").read_text())
+    assert version.tags["starlab.step"] == str(result["best_step"])
+
+
+def test_best_and_last_checkpoints_are_kept(run: RunResult) -> None:
+    steps = {int(path.parent.name[5:13]) for path in run.folder.glob("checkpoints/*/manifest.json")}
+    result = json.loads((run.folder / "result.json").read_text())
+    assert {result["best_step"], result["total_steps"]} <= steps
+
+
+def test_evaluating_the_best_checkpoint_again_gives_the_same_numbers_and_is_counted_as_a_look(
+    run: RunResult, store: Path
+) -> None:
+    folder = RunFolder(run.folder)
+    moved = store.parent / "moved"
+    store.rename(moved)  # the data lie elsewhere now
+    try:
+        again = evaluate_run(run.run_id, runs=run.folder.parent, overrides=[f"data.store={moved}", "resources.workers=1"])
+        validation = evaluate_run(
+            run.run_id, runs=run.folder.parent, part="validation", checkpoint="last", overrides=[f"data.store={moved}"]
+        )
+    finally:
+        moved.rename(store)
+    before = read_predictions(run.folder / "artifacts" / "predictions.parquet")
+    after = read_predictions(again.folder / "predictions.parquet")
+    assert before[0] == after[0]  # the same clips in the same order, by one worker instead of two
+    assert np.allclose(before[1].logits, after[1].logits, atol=1e-5)
+    assert again.metrics == pytest.approx({name: run.metrics[f"test/{name}"] for name in again.metrics}, abs=1e-5)
+    assert (again.look, looks_at_test(folder)) == (2, 2)
+    assert (validation.look, validation.step) == (0, json.loads((run.folder / "result.json").read_text())["total_steps"])
+    heads, [row] = comparison([folder])
+    assert "2 looks at test" in row[heads.index("selected by")]
+    tags = client(run).get_run(str(run.mlflow_run_id)).data.tags
+    assert tags["starlab.test_looks"] == "2"
+    listed = [file.path for file in client(run).list_artifacts(str(run.mlflow_run_id), "evaluations")]
+    assert sorted(listed) == sorted(f"evaluations/{path.name}" for path in (run.folder / "artifacts" / "evaluations").iterdir())
+
+
+def test_an_evaluation_on_other_data_or_with_another_model_is_refused_and_no_look(run: RunResult, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_penn_action(other, dataclasses.replace(SYNTHETIC, seed=SYNTHETIC.seed + 1), workers=1)
+    looks = looks_at_test(RunFolder(run.folder))
+    with pytest.raises((UserError, DataError), match=r"fingerprint|generated"):
+        evaluate_run(run.run_id, runs=run.folder.parent, overrides=[f"data.store={other}"])
+    with pytest.raises(SpecError, match=r"only data.store.* can be changed"):
+        evaluate_run(run.run_id, runs=run.folder.parent, overrides=["model.layers=2"])
+    with pytest.raises(UserError, match=r"holds no checkpoint of step 7; there are steps \d"):
+        evaluate_run(run.run_id, runs=run.folder.parent, checkpoint="7")
+    with pytest.raises(UserError, match="'newest'; it must be best, last or the step"):
+        evaluate_run(run.run_id, runs=run.folder.parent, checkpoint="newest")
+    assert looks_at_test(RunFolder(run.folder)) == looks
+
+
+def test_a_profile_is_a_trace_of_some_steps(run: RunResult) -> None:
+    with gzip.open(run.folder / "artifacts" / "trace.json.gz", "rt") as file:
+        events = json.load(file)["traceEvents"]
+    names = {event.get("name", "") for event in events}
+    assert any(re.search("convolution", name) for name in names)
+    assert any("backward" in name.lower() for name in names)
+
+
+def test_a_password_that_is_not_stored_is_asked_for(run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from starlab.platform.tracking import stored_uri
+
+    folder = RunFolder(shutil.copytree(run.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints")))
+    stored = "postgresql://me:***@db.example/mlflow"
+    folder.write_json("run.json", folder.read_json("run.json") | {"tracking_uri": stored})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        stored_uri(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{PASSWORD}@db.example/mlflow")
+    assert stored_uri(folder) == os.environ["MLFLOW_TRACKING_URI"]
+    folder.write_json("run.json", folder.read_json("run.json") | {"tracking_uri": "https://me:***@mlflow.example"})
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    assert stored_uri(folder) == "https://mlflow.example"
