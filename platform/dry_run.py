@@ -20,6 +20,7 @@ from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.sources import DataConfig, generated_folder
 from starlab.pipelines.splits import Parts
 from starlab.platform.allotment import Allotment, divide
+from starlab.platform.checkpoint import checkpoint_steps
 from starlab.platform.cluster import Cluster, connect
 from starlab.platform.errors import UserError
 from starlab.platform.job import TrainJob
@@ -173,8 +174,8 @@ def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
 def _state(folder: RunFolder) -> str:
     if folder.read_json("result.json"):
         return "is complete already"
-    steps = [int(path.parent.name[5:13]) for path in folder.checkpoints.glob("step_????????-????/manifest.json")]
-    return f"would go on at step {max(steps)}" if steps else "would be new"
+    steps = checkpoint_steps(folder.stored_checkpoints)
+    return f"would go on at step {steps[-1]}" if steps else "would be new"
 
 
 def _plan(job: TrainJob, total: Cost) -> list[str]:
