@@ -62,8 +62,8 @@ class Lease:
                 left = held["renewed"] + held["seconds"] - time.time()
                 if left > 0 and not is_dead(owner):
                     raise RunTakenError(
-                        f"run {folder.name} is being trained by process {owner['pid']} on {owner['host']}; "
-                        f"wait for it or end it. Its lease, unless renewed, runs out in {left:.0f} s (lease {held['fence']}, {folder / FILE})"
+                        f"run {folder.name} is being trained by process {owner['pid']} on {owner['host']}; wait for it or "
+                        f"end it. Its lease, unless renewed, runs out in {left:.0f} s (lease {held['fence']}, {folder / FILE})"
                     )
             fence = held["fence"] + 1 if held else 1
             _write(folder, fence, me, seconds, released=False)
