@@ -27,6 +27,13 @@ check: setup ## Format, lint, types, import contract
 test: setup ## All tests but the slowest
 	$(BIN)/python -m pytest
 
+test-faults: setup ## Every fault of docs/reliability.md (15 minutes; measures go to runs/faults.json)
+	$(BIN)/python -m pytest tests/faults tests/platform/test_checkpoint.py tests/platform/test_checkpoint_writer.py \
+	  tests/platform/test_lease.py tests/platform/test_watchdog.py -m "slow_fault or not slow_fault"
+
+bench-train: setup ## Measure what a training costs besides its arithmetic (minutes; wants a quiet machine)
+	$(BIN)/python tests/benchmarks/bench_train.py
+
 bench-model: setup ## Measure the model's parts against their limits (minutes; wants a quiet machine)
 	$(BIN)/python tests/benchmarks/bench_model.py
 
@@ -44,4 +51,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test bench-model bench-data wheel lock format
+.PHONY: help setup demo check test test-faults bench-data bench-model bench-train wheel lock format

@@ -14,9 +14,15 @@ class TrainConfig:
     """Passes over the training part; a fraction is fine for a quick try."""
     global_batch: int = 16
     """Clips per step over all workers; does not change with their number. (The paper's 4 on each of 4 GPUs.)"""
+    accumulate: int = 1
+    """Parts that a worker takes its share of a step in, one after the other: less memory, the same global batch."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 2e-4
     """Peak learning rate; never rescaled behind your back."""
+    lr_scaling: Literal["none", "linear"] = "none"
+    """"linear" takes `lr` as the rate for `reference_batch` and multiplies it by global_batch / reference_batch."""
+    reference_batch: int = 16
+    """The global batch that `lr` was found for, where it is scaled."""
     momentum: float = 0.9
     """For sgd."""
     weight_decay: float = 0.0
@@ -27,6 +33,16 @@ class TrainConfig:
     clip_norm: float | None = None
     """Largest norm of the gradient; null does not clip."""
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    """α of mixup's Beta(α, α); 0 is off. Clips are blended within a worker's share, so their number matters."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, e.g. 0.999, which is then what is evaluated; null keeps none."""
+    on_bad_loss: Literal["skip", "rollback", "stop"] = "skip"
+    """When a loss is NaN or infinite: leave the step out, go back to the newest checkpoint and pass the step over, or stop.
+    Too many skips become a roll-back, too many roll-backs a stop."""
+    max_bad_steps: int = 10
+    """Bad steps in a row that are skipped before a roll-back."""
+    max_rollbacks: int = 2
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "auto"
     """"auto" takes bf16 or fp16 on a GPU; on a CPU with bf16 units it measures once and keeps the faster."""
     seed: int = 0
@@ -48,7 +64,11 @@ class TrainConfig:
         _require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "be in [0, 1)")
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "be in [0, 1)")
         _require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "be above 0 or null")
-        for name in ("global_batch", "evaluate_every_epochs", "log_every_steps"):
+        _require(self.mixup >= 0, "train.mixup", self.mixup, "be 0 or more")
+        _require(self.ema is None or 0 < self.ema < 1, "train.ema", self.ema, "be above 0 and below 1, or null")
+        for name in ("max_bad_steps", "max_rollbacks"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "be 0 or more")
+        for name in ("global_batch", "accumulate", "reference_batch", "evaluate_every_epochs", "log_every_steps"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "be 1 or more")
         every = self.checkpoint_every_steps
         _require(every is None or every >= 1, "train.checkpoint_every_steps", every, "be 1 or more, or null")
@@ -70,6 +90,12 @@ class ResourcesConfig:
     """Ray's accelerator type, e.g. V100; null takes any."""
     max_failures: int = 3
     """Restarts of the worker group, each from the newest valid checkpoint, before the run fails."""
+    stuck_after_seconds: float = 600.0
+    """A worker without a forward pass for so long is stuck: its stacks are written and its group is restarted."""
+    grace_seconds: float = 30.0
+    """After SIGTERM, the time to end with a checkpoint before the driver gives up waiting."""
+    checkpoints: str | None = None
+    """Folder or URI (s3://bucket/path) that takes the checkpoints, in a folder named like the run; null is the run's own."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "resources.workers", self.workers, "be 1 or more")
@@ -87,6 +113,8 @@ class ResourcesConfig:
         )
         _require(self.threads_per_worker >= 1, "resources.threads_per_worker", self.threads_per_worker, "be 1 or more")
         _require(self.max_failures >= 0, "resources.max_failures", self.max_failures, "be 0 or more")
+        for name in ("stuck_after_seconds", "grace_seconds"):
+            _require(getattr(self, name) > 0, f"resources.{name}", getattr(self, name), "be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,6 +47,17 @@ class Spec:
                 f"resources.workers is {self.resources.workers}, above train.global_batch, {self.train.global_batch}: "
                 "each worker needs a clip per step; use fewer workers or a larger batch"
             )
+        if self.train.accumulate > self.train.global_batch // self.resources.workers:
+            raise ValueError(
+                f"train.accumulate is {self.train.accumulate}, but a worker has only "
+                f"{self.train.global_batch // self.resources.workers} clips per step (train.global_batch "
+                f"{self.train.global_batch} over {self.resources.workers} resources.workers); use a smaller one"
+            )
+        if self.model.batch_norm == "sync" and not self.resources.gpus_per_worker:
+            raise ValueError(
+                "model.batch_norm is 'sync', which needs GPUs, and resources.gpus_per_worker is 0; "
+                "use model.batch_norm=frozen or train, or resources.gpus_per_worker=1"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved spec in plain JSON types, without passwords; `spec_from_dict` reads it back."""

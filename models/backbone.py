@@ -71,6 +71,7 @@ class Backbone(nn.Module):
                 self.add_module(stage, nn.SyncBatchNorm.convert_sync_batchnorm(module))
         for stage in STAGES[:frozen_stages]:
             self.get_submodule(stage).requires_grad_(False)
+        self.train()  # what is frozen is so from the first pass on
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB (B, T, H, W, 3) → local (B, C', T, H', W') and global map (B, C, T, h, w).

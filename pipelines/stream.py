@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +130,7 @@ def train_batches(
     num_steps: int,
     limits: StreamLimits,
     window_steps: int = WINDOW_STEPS,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This rank's slice of each of `num_steps` steps from `plan.first_step` on, in order, one batch a step.
 
     Loading starts at once, before the first batch is asked for; where it happens, `config.decode` says.
@@ -139,7 +139,9 @@ def train_batches(
     return _stream(source, config, plan, num_steps * (high - low), high - low, limits, window_steps)
 
 
-def eval_batches(source: ClipSource, config: DataConfig, plan: EvalPlan, batch: int, limits: StreamLimits) -> Iterator[Batch]:
+def eval_batches(
+    source: ClipSource, config: DataConfig, plan: EvalPlan, batch: int, limits: StreamLimits
+) -> Generator[Batch, None, None]:
     """This rank's clips of `plan`, in order, in batches of `batch` (the last may be smaller)."""
     return _stream(source, config, plan, plan.num_rows(), batch, limits, WINDOW_STEPS)
 
@@ -152,7 +154,7 @@ def _stream(
     batch: int,
     limits: StreamLimits,
     window_steps: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Start at once: the first batches are loaded while the caller builds its model."""
     if config.decode == "worker":
         return _load_in_threads(LoadClips(source, config, plan, 0), num_rows, batch, limits.threads)
@@ -166,7 +168,7 @@ def _stream(
     return _drain(windows)
 
 
-def _drain(windows: list[_Window]) -> Iterator[Batch]:
+def _drain(windows: list[_Window]) -> Generator[Batch, None, None]:
     try:
         for window, following in itertools.zip_longest(windows, windows[1:]):
             for step in range(window.num_batches):
@@ -178,7 +180,7 @@ def _drain(windows: list[_Window]) -> Iterator[Batch]:
             window.stop()
 
 
-def _load_in_threads(load: LoadClips, num_rows: int, batch: int, threads: int) -> Iterator[Batch]:
+def _load_in_threads(load: LoadClips, num_rows: int, batch: int, threads: int) -> Generator[Batch, None, None]:
     """Batches in order, `BATCHES_AHEAD` of them in the making; the decoders work outside Python's lock."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="starlab-decode")
     starts = iter(range(0, num_rows, batch))
@@ -191,7 +193,7 @@ def _load_in_threads(load: LoadClips, num_rows: int, batch: int, threads: int) -
             columns = load.empty(count)
             loading.append((columns, [pool.submit(load.load, first + slot, columns, slot) for slot in range(count)]))
 
-    def drain() -> Iterator[Batch]:
+    def drain() -> Generator[Batch, None, None]:
         try:
             while loading:
                 columns, parts = loading.popleft()

@@ -21,3 +21,7 @@ class UserError(StarlabError):
 
 class RunFailedError(StarlabError):
     """A run started and did not finish; what it had reached is kept."""
+
+
+class StopRunError(Exception):
+    """Inside a run: training again would end the same way, so it stops; raised on every rank at the same step."""

@@ -30,10 +30,10 @@ from starlab.models.star import StarTransformer, load_state
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.allotment import Allotment, allot
-from starlab.platform.checkpoint import find_checkpoint
+from starlab.platform.checkpoint import checkpoint_steps, find_checkpoint
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.evaluate import evaluate
-from starlab.platform.optimization import AUTOCAST
+from starlab.platform.precision import AUTOCAST
 from starlab.platform.predictions import read_predictions, write_predictions
 from starlab.platform.ranks import Ranks
 from starlab.platform.registry import model_tensors
@@ -154,12 +154,12 @@ def checkpoint_step(folder: RunFolder, checkpoint: str) -> int:
     elif checkpoint in ("best", "last"):
         steps = _steps(folder)
         if not steps:
-            raise UserError(f"run {folder.path.name} has no checkpoint yet in {folder.checkpoints}")
+            raise UserError(f"run {folder.path.name} has no checkpoint yet in {folder.stored_checkpoints}")
         step = steps[-1] if checkpoint == "last" else _best_step(folder, steps[-1])
     else:
         raise UserError(f"--checkpoint is {checkpoint!r}; it must be best, last or the step of a checkpoint")
     try:
-        find_checkpoint(folder.checkpoints, step)
+        find_checkpoint(folder.stored_checkpoints, step)
     except ValueError as error:
         there = ", ".join(map(str, _steps(folder)))
         raise UserError(f"{error}; there are steps {there or 'none'}") from None
@@ -168,13 +168,13 @@ def checkpoint_step(folder: RunFolder, checkpoint: str) -> int:
 
 def _steps(folder: RunFolder) -> list[int]:
     """Steps of the complete checkpoints, ascending. Nothing is set aside: the run may be writing one now."""
-    return sorted({int(path.parent.name[5:13]) for path in folder.checkpoints.glob("step_????????-????/manifest.json")})
+    return checkpoint_steps(folder.stored_checkpoints)
 
 
 def _best_step(folder: RunFolder, last: int) -> int:
     best = folder.read_json("result.json").get("best_step")
     if best is None:
-        best = find_checkpoint(folder.checkpoints, last).state["best"].get("step")
+        best = find_checkpoint(folder.stored_checkpoints, last).state["best"].get("step")
     if best is None:
         raise UserError(f"run {folder.path.name} has not looked at its validation part yet; use --checkpoint last")
     return int(best)
@@ -234,7 +234,7 @@ def _loop(config: dict[str, _Job]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(job.spec.resources.threads_per_worker)
     model = StarTransformer(replace(job.spec.model, weights="none"))  # they come from the checkpoint
-    load_state(model, model_tensors(find_checkpoint(job.folder.checkpoints, job.step)))
+    load_state(model, model_tensors(find_checkpoint(job.folder.stored_checkpoints, job.step)))
     evaluation = evaluate(
         model.to(device),
         job.source,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from starlab.experiments.spec import Spec
 from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.schedule import Schedule, TrainPlan, clip_weights
 from starlab.pipelines.splits import Parts
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.run_folder import RunFolder
@@ -24,6 +25,9 @@ class TrainJob:
     look_at_test: bool = True
     """False for a trial of a search: it never sees the test part, and ends early when its folder is asked to."""
 
+    fence: int = 0
+    """Number of the lease (lease.py) under which the run trains; with an older one nothing more is written."""
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -39,6 +43,20 @@ class TrainJob:
         config = self.spec.train
         epochs = range(config.evaluate_every_epochs, math.ceil(config.epochs), config.evaluate_every_epochs)
         return {self._steps(epoch): epoch for epoch in epochs} | {self.total_steps: math.ceil(config.epochs)}
+
+    def plan(self, rank: int, world: int, first_step: int) -> TrainPlan:
+        """A rank's part of the training stream from a step on."""
+        train, config = self.parts.train, self.spec.train
+        return TrainPlan(
+            Schedule(config.seed, len(train), self._clip_weights()), train, config.global_batch, rank, world, first_step
+        )
+
+    def _clip_weights(self) -> bytes:
+        oversample = self.spec.data.oversample
+        labels = [self.source.clips[index].label for index in self.parts.train]
+        if isinstance(oversample, dict):
+            return clip_weights(labels, {self.source.classes.index(name): weight for name, weight in oversample.items()})
+        return clip_weights(labels, oversample)
 
     def _steps(self, epochs: float) -> int:
         return math.ceil(epochs * len(self.parts.train) / self.spec.train.global_batch)

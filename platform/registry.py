@@ -25,6 +25,7 @@ from starlab.experiments.spec import Spec, spec_from_dict
 from starlab.models.star import StarTransformer, load_state
 from starlab.platform.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.errors import UserError
+from starlab.platform.events import record
 from starlab.platform.mlflow_run import MODEL
 from starlab.platform.provenance import package_versions
 from starlab.platform.run_folder import RunFolder
@@ -38,15 +39,18 @@ def write_best_model(folder: RunFolder) -> None:
     target = folder.artifacts / MODEL
     if (target / _PAGE).is_file():
         return
-    best = find_checkpoint(folder.checkpoints, result["best_step"])
+    try:
+        best = find_checkpoint(folder.stored_checkpoints, result["best_step"])
+    except ValueError as error:  # the disk had no room for it
+        record(folder.path, "no_model", f"the best weights were never stored: {error}", step=result["best_step"])
+        return
     spec = spec_from_dict(folder.read_json("spec.json"), str(folder.path / "spec.json"))
     write_model(target, spec, model_tensors(best), tuple(result["classes"]), best.step)
 
 
 def model_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """The weights that an evaluation of this checkpoint uses, as `StarTransformer.state_dict` names them."""
-    prefix = "model/"
-    return {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
+    return checkpoint.weights()
 
 
 def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], classes: tuple[str, ...], step: int) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from starlab.platform.errors import UserError
+from starlab.platform.storage import Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,14 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go."""
+        """Where checkpoints go, unless the spec says otherwise."""
         return self.path / "checkpoints"
+
+    @property
+    def stored_checkpoints(self) -> Storage:
+        """The place of this run's checkpoints, here or where its spec said."""
+        elsewhere = self.read_json("run.json").get("checkpoints")
+        return open_storage(f"{elsewhere.rstrip('/')}/{self.path.name}" if elsewhere else self.checkpoints)
 
     @property
     def artifacts(self) -> Path:

@@ -38,6 +38,7 @@ from starlab.platform.cluster import Cluster, connect
 from starlab.platform.early_stopping import AskingASHA
 from starlab.platform.errors import RunFailedError
 from starlab.platform.journal import FILE, read_points
+from starlab.platform.lease import Lease
 from starlab.platform.reaper import close_abandoned_everywhere
 from starlab.platform.report import write_search_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
@@ -97,12 +98,15 @@ def search(
     source, parts = open_data(spec.base, root, say)
     folder = RunFolder(root / search_id(spec, source.fingerprint))
     if fresh and folder.path.exists():
-        say(f"fresh    the earlier search is kept as {folder.set_aside()}")
+        with Lease.claim(folder.path):  # not while somebody runs it
+            kept = folder.set_aside()
+        say(f"fresh    the earlier search is kept as {kept}")
     close_abandoned_everywhere(root)
     cluster = join_cluster(spec.base, spec.search.concurrent or 1, say)
     concurrent = spec.search.concurrent or trials_at_once(spec, cluster)
+    lease = Lease.claim(folder.path)
     open_run(folder, spec.base, source, root, parent=None, resolved=spec.to_dict())
-    with Sender(folder, tracking_uri(spec.base.tracking.uri, root)) as sender:
+    with lease, Sender(folder, tracking_uri(spec.base.tracking.uri, root)) as sender:
         sender.send_now()  # the parent run must be there before its children
         storage = optuna.storages.RDBStorage(f"sqlite:///{folder.path / 'optuna.db'}")
         done = _take_up(folder.path.name, storage)

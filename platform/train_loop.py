@@ -4,346 +4,313 @@
       (Ray Data, CPUs)                                          └───► checkpoint (rank 0)
 
 Every random number comes from (seed, step, rank) or (seed, position), so a run that was killed and resumed draws what it
-would have drawn.
+would have drawn. What a step changes is in training_state.py, what a rank writes goes through run_record.py.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Generator
+from contextlib import nullcontext
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import DataError
-from starlab.pipelines.schedule import Schedule, TrainPlan, clip_weights, rank_slice
+from starlab.pipelines.schedule import rank_slice
 from starlab.pipelines.stream import Batch, train_batches
-from starlab.platform import journal
-from starlab.platform.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, newest_checkpoint
+from starlab.platform import loss_guard
+from starlab.platform.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.errors import StopRunError
 from starlab.platform.evaluate import Evaluation, evaluate
 from starlab.platform.job import TrainJob
-from starlab.platform.optimization import (
-    AUTOCAST,
-    choose_precision,
-    learning_rate,
-    load_optimizer_tensors,
-    make_optimizer,
-    optimizer_tensors,
-)
+from starlab.platform.loss_guard import Verdict
+from starlab.platform.optimization import learning_rate
+from starlab.platform.precision import AUTOCAST, agree_on_precision
 from starlab.platform.predictions import write_predictions
+from starlab.platform.preemption import why_to_end
 from starlab.platform.ranks import Ranks
+from starlab.platform.run_record import RunRecord
 from starlab.platform.step_profile import StepProfile
-
-
-class StopRunError(Exception):
-    """Training again would end the same way, so the run stops; raised on every rank at the same step."""
+from starlab.platform.train_step import TrainStep
+from starlab.platform.training_state import TrainingState
+from starlab.platform.watchdog import Watchdog
 
 
 def train_loop(config: dict[str, TrainJob]) -> None:
     """Train from the newest checkpoint (or from nothing) to the end, then look at the test part once."""
-    context = ray.train.get_context()
-    worker = _Worker(config["job"], context.get_world_rank(), context.get_world_size())
+    context, job = ray.train.get_context(), config["job"]
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    watchdog = Watchdog(job.folder.path, ranks.rank, job.spec.resources.stuck_after_seconds)
+    worker = _Worker(job, ranks, watchdog)
     try:
-        worker.train()
-        worker.finish()
+        if worker.train():
+            worker.finish()
     except StopRunError as error:
-        if worker.ranks.rank == 0:
-            worker.folder.write_json("stopped.json", {"reason": str(error), "step": worker.step})
+        if ranks.rank == 0:
+            job.folder.write_json("stopped.json", {"reason": str(error), "step": worker.state.step})
     finally:
-        worker.close()
+        worker.profile.close()
+        worker.record.close()
+        watchdog.close()
 
 
 class _Worker:
-    """One rank: its model replica, its place in the run, and (rank 0) the run's journal and checkpoints."""
+    """One rank: its model replica, its place in the run, its record."""
 
-    def __init__(self, job: TrainJob, rank: int, world: int) -> None:
-        self.job, self.ranks = job, Ranks(rank, world)
+    def __init__(self, job: TrainJob, ranks: Ranks, watchdog: Watchdog) -> None:
+        self.job, self.ranks = job, ranks
         self.spec, self.folder = job.spec, job.folder
+        self.record = RunRecord(job, ranks.rank)
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(self.spec.resources.threads_per_worker)
+        low, high = rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)
+        self.clips_per_step = high - low
+        self.evaluate_at = job.evaluation_steps()
+        self.last_look: dict[str, float] = {}  # step and the selection's metrics
+        self.ending: str | None = None
+        """Why this rank wants the run to end after this step; all ranks hear of it with the step."""
 
         checkpoint = self._agree_on_checkpoint()
-        self.step = checkpoint.step if checkpoint else 0
-        schedule = Schedule(self.spec.train.seed, len(job.parts.train), self._clip_weights())
-        low, high = rank_slice(self.spec.train.global_batch, rank, world)
-        self.clips_per_step = high - low
-        plan = TrainPlan(schedule, job.parts.train, self.spec.train.global_batch, rank, world, first_step=self.step)
         # Started before the model is built, so that the first batch is ready when the model is.
-        self.batches = train_batches(job.source, self.spec.data, plan, job.total_steps - self.step, job.limits)
-
+        self.batches = self._stream(checkpoint.step if checkpoint else 0)
         torch.manual_seed(self.spec.train.seed)
         self.core = StarTransformer(self.spec.model).to(self.device)
-        self.optimizer = make_optimizer(self.core, self.spec.train)
-        self.best: dict[str, float] = {}  # step and the selection's metrics of the best checkpoint so far
-        self.unreadable: dict[str, str] = {}  # of this rank, by clip id
-        self.local = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss sum, hits, clips, unreadable
-        self.pending = torch.zeros_like(self.local)  # the same over all ranks, since the last point of the curve
-        self.epoch = torch.zeros_like(self.local)  # the same since the epoch began
+        self.precision = agree_on_precision(job, ranks, self.core, self.clips_per_step, self.device)
+        self.core.register_forward_pre_hook(lambda *_: watchdog.beat())
+        self.state = TrainingState(self.core, self.spec.train, self.device, self.precision)
+        self.state.guard.recall(ranks.first(self.folder.read_json(loss_guard.FILE)))
+        self.local = torch.zeros_like(self.state.pending)  # this rank's sums since they were last folded into `pending`
         if checkpoint:
-            self._restore(checkpoint)
-        self.model: nn.Module = self.core
-        if world > 1:
-            # Batch-norm's running statistics are rank 0's, handed round before each evaluation: nothing reads them earlier.
-            self.model = DistributedDataParallel(self.core, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.precision = self._precision()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        if checkpoint and self.precision == "fp16":
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.journal = journal.Journal(self.folder.path / journal.FILE) if rank == 0 else None
-        self.writer = CheckpointWriter(self.folder.checkpoints) if rank == 0 else None
-        self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", rank == 0 and self.spec.train.profile)
+            self.state.restore(checkpoint)
+        self.optimization = TrainStep(self.state, self.spec.train, ranks, self.device, job.total_steps)
+        self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", ranks.rank == 0 and self.spec.train.profile)
 
     # ------------------------------------------------------------------ the loop
 
-    def train(self) -> None:
-        """Step through what is left of the stream, or until a search has given this trial up."""
+    def train(self) -> bool:
+        """Step through what is left of the stream; False when the run ends before, and goes on another time."""
         config = self.spec.train
-        evaluate_at = self.job.evaluation_steps()
+        if self.state.step in self.evaluate_at:  # the checkpoint was taken just before an evaluation, which starts again
+            self._end_epoch(self.evaluate_at[self.state.step], checkpointed=True)
         mark, waited = time.perf_counter(), 0.0
-        for _ in range(self.step, self.job.total_steps):
+        while self.state.step < self.job.total_steps:
             asked = time.perf_counter()
             batch = next(self.batches)
             waited += time.perf_counter() - asked
-            self._step(batch)
+            ending = self._step(batch)
             self.profile.step()
-            last_of_epoch = self.step in evaluate_at
-            logged = self.step % config.log_every_steps == 0 or last_of_epoch
+            step, last_of_epoch = self.state.step, self.state.step in self.evaluate_at
+            logged = step % config.log_every_steps == 0 or last_of_epoch
             if logged:
-                seconds = time.perf_counter() - mark
-                self._log_curve(seconds, waited)
+                self._log_curve(time.perf_counter() - mark, waited)
                 mark, waited = time.perf_counter(), 0.0
-            if last_of_epoch:
-                self._end_epoch(evaluate_at[self.step])
-                mark = time.perf_counter()
-            elif config.checkpoint_every_steps and self.step % config.checkpoint_every_steps == 0:
+            if ending:
                 self._save()
-            if logged and not self.job.look_at_test and self._asked_to_end():
-                return
+                self.record.preempted(step, self.ending or "the run was asked to end")
+                return False
+            if last_of_epoch:
+                self._end_epoch(self.evaluate_at[step])
+                mark = time.perf_counter()
+            elif config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+                self._save()
+            if logged and not self.job.look_at_test and self._trial_is_given_up():
+                return True
+        return True
 
-    def _step(self, batch: Batch) -> None:
-        config = self.spec.train
-        self.unreadable.update(batch.unreadable)
+    def _step(self, batch: Batch) -> bool:
+        """One optimizer step, or none where a loss is bad. True when the run is to end here, on all ranks alike."""
+        state = self.state
+        state.unreadable.update(batch.unreadable)
         if len(batch.labels) < self.clips_per_step:
-            raise DataError(f"no readable replacement was found for a clip of step {self.step}: {batch.unreadable[:3]}")
-        torch.manual_seed(_step_seed(config.seed, self.step, self.ranks.rank))  # dropout and drop-path of this step
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step, self.job.total_steps)
-        labels = torch.from_numpy(batch.labels).to(self.device)
-        logits = self._forward(batch, AUTOCAST[self.precision])
-        losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=config.label_smoothing)
-        # DDP averages over ranks; ranks may hold unequal slices. So: the sum here, times world / G, is the global mean.
-        self.scaler.scale(losses.sum() * self.ranks.world / config.global_batch).backward()
-        if config.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.core.parameters(), config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        hits = (logits.detach().argmax(dim=1) == labels).sum()
-        counts = torch.tensor([len(batch.labels), len(batch.unreadable)], dtype=torch.float64, device=self.device)
-        self.local += torch.cat([torch.stack([losses.detach().double().sum(), hits.double()]), counts])
-        self.step += 1
+            raise DataError(f"no readable replacement was found for a clip of step {state.step}: {batch.unreadable[:3]}")
+        if state.step in state.guard.left_out:
+            state.step += 1
+            return False
+        sums = self.optimization.gradients(batch)
+        bad, ending = self._agree(sums[0])
+        verdict = state.guard.judge(state.step, bad or not self.optimization.clip())
+        if verdict is Verdict.GOOD:
+            self.optimization.apply()
+            self.local += sums
+        else:
+            self.optimization.drop()
+            self._heed(verdict)
+        return ending
 
-    def _forward(self, batch: Batch, autocast: torch.dtype | None) -> Tensor:
-        frames = torch.from_numpy(batch.frames).to(self.device, non_blocking=True)
-        joints = torch.from_numpy(batch.joints).to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
-            logits: Tensor = self.model(frames, joints)
-        return logits
+    def _agree(self, loss: Tensor) -> tuple[bool, bool]:
+        """Over all ranks: is any loss not finite, does any of them want the run to end here?"""
+        self.ending = self.ending or why_to_end(self.folder, self.ranks.rank)
+        wants = torch.tensor(float(self.ending is not None or self.record.lost), dtype=loss.dtype, device=self.device)
+        bad, ending = self.ranks.sum(torch.stack([(~loss.isfinite()).to(loss.dtype), wants])).tolist()
+        return bad > 0, ending > 0
+
+    def _heed(self, verdict: Verdict) -> None:
+        """A bad step is recorded; by the verdict it is left out, all goes back to the newest checkpoint, or the run stops."""
+        state, rank = self.state, self.ranks.rank
+        self.record.points(state.step + 1, {"train/bad_steps": float(len(state.guard.streak))})
+        if rank == 0:
+            self.record.event("bad_loss", f"a loss or gradient was not finite; {verdict.value}", state.step)
+        if verdict is Verdict.STOP:
+            raise StopRunError(
+                f"a loss or gradient was not finite at steps {state.guard.streak}, after {state.guard.rollbacks} roll-backs "
+                f"(train.on_bad_loss={self.spec.train.on_bad_loss}); try a lower train.lr or train.clip_norm=1.0"
+            )
+        if verdict is Verdict.ROLL_BACK:
+            streak, self.local = state.guard.streak, torch.zeros_like(self.local)
+            self.record.wait()
+            checkpoint = self._agree_on_checkpoint()
+            if checkpoint is None:
+                raise StopRunError(
+                    f"a loss or gradient was not finite at steps {streak}, and there is no checkpoint to go back to"
+                )
+            state.guard.give_up_on_streak(self.folder if rank == 0 else None)
+            state.restore(checkpoint)
+            self.batches.close()
+            self.batches = self._stream(state.step)
+        else:
+            state.step += 1
 
     # ------------------------------------------------------------------ curve, epochs, test
 
     def _log_curve(self, seconds: float, waited: float) -> None:
         self._fold()
-        loss, hits, clips, _ = self.pending.tolist()
-        self.epoch += self.pending
-        self.pending.zero_()
-        if not math.isfinite(loss):
-            raise StopRunError(f"the loss became {loss} by step {self.step}; try a lower train.lr or train.clip_norm=1.0")
-        self._write_points(
-            {
-                "train/loss": loss / clips,
-                "train/top1": hits / clips,
-                "train/lr": learning_rate(self.spec.train, self.step - 1, self.job.total_steps),
-                "system/clips_per_second": clips / seconds,
-                "system/data_wait": waited / seconds,
-            }
-        )
+        state = self.state
+        loss, hits, clips, _ = state.pending.tolist()
+        state.epoch += state.pending
+        state.pending.zero_()
+        if clips:  # none where every step was left out
+            self.record.points(
+                state.step,
+                {
+                    "train/loss": loss / clips,
+                    "train/top1": hits / clips,
+                    "train/lr": learning_rate(self.spec.train, state.step - 1, self.job.total_steps),
+                    "system/clips_per_second": clips / seconds,
+                    "system/data_wait": waited / seconds,
+                },
+            )
 
-    def _end_epoch(self, epoch: int) -> None:
-        loss, hits, clips, unreadable = self.epoch.tolist()
-        self.epoch.zero_()
-        problems = self._gather_unreadable()
-        drawn, limit = clips + unreadable, self.spec.data.max_unreadable_fraction
+    def _end_epoch(self, epoch: int, *, checkpointed: bool = False) -> None:
+        """Checkpoint, then look at the selection clips while it is being written."""
+        if not checkpointed:
+            self._save()
+        state, limit = self.state, self.spec.data.max_unreadable_fraction
+        loss, hits, clips, unreadable = state.epoch.tolist()
+        self._gather_unreadable()
+        drawn = clips + unreadable
         if unreadable > limit * drawn:
-            listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(problems.items())[:5])
+            listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(state.unreadable.items())[:5])
             raise StopRunError(
                 f"{unreadable:.0f} of {drawn:.0f} clips drawn could not be read, more than data.max_unreadable_fraction "
                 f"({limit}) allows; all are listed in {self.folder.path / 'unreadable.json'}. The first: {listed}"
             )
         selected = self._evaluate(self.job.selection).metrics()
-        better = not self.best or (selected["top1"], -selected["loss"]) > (self.best["top1"], -self.best["loss"])
-        if better:
-            self.best = {"step": float(self.step), **selected}
-        self._write_points(
+        better = not state.best or (selected["top1"], -selected["loss"]) > (state.best["top1"], -state.best["loss"])
+        is_kept = self.ranks.first(checkpointed or self.record.wait() == state.step)
+        self.last_look = {"step": float(state.step), **selected}
+        if better and is_kept:  # a checkpoint that the disk had no room for cannot be the best
+            state.best = self.last_look
+        state.epoch.zero_()
+        train = {"epoch/train_loss": loss / clips, "epoch/train_top1": hits / clips} if clips else {}
+        self.record.points(
+            state.step,
             {
                 "epoch": float(epoch),
-                "epoch/train_loss": loss / clips,
-                "epoch/train_top1": hits / clips,
-                "data/unreadable_clips": float(len(problems)),
+                **train,
+                "data/unreadable_clips": float(len(state.unreadable)),
                 **{f"val/{name}": value for name, value in selected.items()},
-            }
+            },
         )
-        self._save()
-        ray.train.report({"epoch": epoch, "step": self.step, "val_top1": selected["top1"], "best_val_top1": self.best["top1"]})
+        best = state.best.get("top1", selected["top1"])
+        ray.train.report({"epoch": epoch, "step": state.step, "val_top1": selected["top1"], "best_val_top1": best})
 
     def finish(self) -> None:
         """Predict every test clip once with the best checkpoint, if the run is to look; rank 0 writes `result.json`."""
-        if self.writer:
-            self.writer.wait()
-        self.best = self.ranks.first(self.best)
+        self.record.wait()
+        state = self.state
+        best = self.ranks.first(state.best or self.last_look)
         result: dict[str, Any] = {
-            "steps": self.step,
+            "steps": state.step,
             "total_steps": self.job.total_steps,
-            "best_step": int(self.best["step"]),
+            "best_step": int(best["step"]),
             "selected_by": self.spec.data.select,
             "precision": self.precision,
             "classes": list(self.job.source.classes),
-            "val": {name: value for name, value in self.best.items() if name != "step"},
+            "val": {name: value for name, value in best.items() if name != "step"},
         }
         if self.job.look_at_test:
-            best = find_checkpoint(self.folder.checkpoints, int(self.best["step"]))
-            self.core.load_state_dict(_under("model/", best.tensors))
-            evaluation = self._evaluate(self.job.parts.test, *self.spec.data.test_views)
-            self.unreadable.update(evaluation.unreadable)
-            self._write_points({f"test/{name}": value for name, value in evaluation.metrics().items()})
+            if state.best:  # else no checkpoint could be kept, and the last weights are all there is
+                self.core.load_state_dict(find_checkpoint(self.folder.stored_checkpoints, result["best_step"]).weights())
+            evaluation = self._evaluate(self.job.parts.test, *self.spec.data.test_views, averaged=bool(state.best))
+            state.unreadable.update(evaluation.unreadable)
+            self.record.points(state.step, {f"test/{name}": value for name, value in evaluation.metrics().items()})
             result["test"] = evaluation.metrics()
             result["test_clips"] = len(evaluation.clips)
             result["confusion"] = evaluation.confusion().tolist()
             if self.ranks.rank == 0:
                 write_predictions(self.folder.artifacts / "predictions.parquet", evaluation, self.job.source)
-        result["unreadable"] = self._gather_unreadable()
-        if self.ranks.rank == 0:
+        self._gather_unreadable()
+        result["unreadable"] = state.unreadable
+        if self.ranks.rank == 0 and not self.record.lost:
             self.folder.write_json("result.json", result)
 
-    def _evaluate(self, clips: tuple[int, ...], times: int = 1, places: int = 1) -> Evaluation:
+    def _evaluate(self, clips: tuple[int, ...], times: int = 1, places: int = 1, *, averaged: bool = False) -> Evaluation:
+        """With the averaged weights where the run keeps them; `averaged` says that the model holds them already."""
         self.ranks.share_buffers(self.core)
-        return evaluate(
-            self.core,
-            self.job.source,
-            self.spec.data,
-            clips,
-            times=times,
-            places=places,
-            ranks=self.ranks,
-            device=self.device,
-            limits=self.job.limits,
-            batch=max(1, 2 * self.spec.train.global_batch // self.ranks.world),
-            autocast=AUTOCAST[self.precision],
-        )
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def _save(self) -> None:
-        self._fold()
-        if self.writer is None:
-            return
-        assert self.journal is not None
-        self.journal.sync()
-        tensors = {f"model/{name}": value for name, value in self.core.state_dict().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
-        state = {
-            "pending": self.pending.tolist(),
-            "epoch": self.epoch.tolist(),
-            "best": self.best,
-            "unreadable": self.unreadable,
-            "scaler": self.scaler.state_dict(),
-            "spec": self.spec.to_dict(),
-        }
-        self.writer.save(self.step, tensors, state, keep_steps={int(self.best["step"])} if self.best else set())
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self.core.load_state_dict(_under("model/", checkpoint.tensors))
-        load_optimizer_tensors(self.optimizer, _under("optimizer/", checkpoint.tensors))
-        for sums, name in ((self.pending, "pending"), (self.epoch, "epoch")):
-            sums.copy_(torch.tensor(checkpoint.state[name], dtype=sums.dtype))  # to wherever they live
-        self.best = checkpoint.state["best"]
-        self.unreadable = dict(checkpoint.state["unreadable"])
-
-    def _agree_on_checkpoint(self) -> Checkpoint | None:
-        """Rank 0 picks the newest whole checkpoint; the others load the same one."""
-        step = -1
-        if self.ranks.rank == 0:
-            newest, complaints = newest_checkpoint(self.folder.checkpoints)
-            for complaint in complaints:
-                print(f"damaged checkpoint set aside: {complaint}", flush=True)
-            step = newest.step if newest else -1
-        step = self.ranks.first(step)
-        return find_checkpoint(self.folder.checkpoints, step) if step >= 0 else None
+        average = self.state.average
+        with average.in_place() if average and not averaged else nullcontext():
+            return evaluate(
+                self.core,
+                self.job.source,
+                self.spec.data,
+                clips,
+                times=times,
+                places=places,
+                ranks=self.ranks,
+                device=self.device,
+                limits=self.job.limits,
+                batch=max(1, 2 * self.spec.train.global_batch // self.ranks.world),
+                autocast=AUTOCAST[self.precision],
+            )
 
     # ------------------------------------------------------------------ small parts
 
+    def _save(self) -> None:
+        self._fold()
+        if (self.state.pending + self.state.epoch)[3] > 0:
+            self._gather_unreadable()
+        self.record.save(self.state, self.spec.to_dict())
+
+    def _agree_on_checkpoint(self) -> Checkpoint | None:
+        """Rank 0 picks the newest whole checkpoint; the others load the same one."""
+        newest = self.record.newest_checkpoint() if self.ranks.rank == 0 else None
+        step = self.ranks.first(newest.step if newest else -1)
+        if step < 0:
+            return None
+        return newest or find_checkpoint(self.folder.stored_checkpoints, step)
+
+    def _stream(self, first_step: int) -> Generator[Batch, None, None]:
+        plan = self.job.plan(self.ranks.rank, self.ranks.world, first_step)
+        return train_batches(self.job.source, self.spec.data, plan, self.job.total_steps - first_step, self.job.limits)
+
     def _fold(self) -> None:
         """Add every rank's sums to `pending`, which is the same on all of them."""
-        self.pending += self.ranks.sum(self.local)
+        self.state.pending += self.ranks.sum(self.local)
         self.local.zero_()
 
-    def _gather_unreadable(self) -> dict[str, str]:
-        merged = {clip: reason for share in self.ranks.gather(self.unreadable) for clip, reason in share.items()}
-        if self.ranks.rank == 0 and merged:
-            self.folder.write_json("unreadable.json", merged)
-        return merged
+    def _gather_unreadable(self) -> None:
+        """Every rank's list of unreadable clips becomes all ranks' list."""
+        shares = self.ranks.gather(self.state.unreadable)
+        self.state.unreadable = {clip: reason for share in shares for clip, reason in share.items()}
+        if self.ranks.rank == 0 and self.state.unreadable and not self.record.lost:
+            self.folder.write_json("unreadable.json", self.state.unreadable)
 
-    def _asked_to_end(self) -> bool:
+    def _trial_is_given_up(self) -> bool:
         """Rank 0 looks; without a look at the selection clips there is no result yet, so the trial goes on to its first."""
-        return self.ranks.first(bool(self.best) and self.folder.asked_to_end)
-
-    def _precision(self) -> str:
-        """The spec's, or for "auto" the choice made once for this run and kept on resume."""
-        wanted = self.spec.train.precision
-        if wanted != "auto":
-            return wanted
-        chosen = self.ranks.first(self.folder.read_json("choices.json").get("precision"))
-        if chosen is None:
-            data, model = self.spec.data, self.spec.model
-            frames = torch.zeros(self.clips_per_step, data.frames, data.size, data.size, 3, dtype=torch.uint8)
-            joints = torch.full((self.clips_per_step, data.frames, model.max_bodies, model.num_joints, 3), 0.5)
-            chosen = self.ranks.first(choose_precision(self.core, frames.to(self.device), joints.to(self.device)))
-            if self.ranks.rank == 0:
-                self.folder.write_json("choices.json", {"precision": chosen})
-        return str(chosen)
-
-    def _clip_weights(self) -> bytes:
-        source, oversample = self.job.source, self.spec.data.oversample
-        labels = [source.clips[index].label for index in self.job.parts.train]
-        if isinstance(oversample, dict):
-            return clip_weights(labels, {source.classes.index(name): weight for name, weight in oversample.items()})
-        return clip_weights(labels, oversample)
-
-    def _write_points(self, metrics: Mapping[str, float]) -> None:
-        if self.journal:
-            self.journal.log(self.step, metrics)
-
-    def close(self) -> None:
-        """Nothing stays in flight."""
-        self.profile.close()
-        if self.writer:
-            self.writer.wait()
-        if self.journal:
-            self.journal.close()
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 4096 + rank
+        return self.ranks.first(bool(self.state.best) and self.folder.asked_to_end)

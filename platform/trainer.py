@@ -5,17 +5,14 @@ The driver opens the data, places the workers, watches the journal and keeps MLf
 
 from __future__ import annotations
 
-import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import UserCallback
 
 from starlab.experiments.credentials import without_password
 from starlab.experiments.spec import Spec
@@ -23,12 +20,17 @@ from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows
+from starlab.platform import preemption
 from starlab.platform.allotment import Allotment, allot
+from starlab.platform.attempt import attempt
 from starlab.platform.cluster import Cluster, connect, wait_for_room
 from starlab.platform.cockpit import Cockpit
 from starlab.platform.errors import RunFailedError, UserError
+from starlab.platform.events import EventReader
 from starlab.platform.job import TrainJob
 from starlab.platform.journal import FILE, count_differences
+from starlab.platform.lease import Lease, check_fence
+from starlab.platform.preemption import RunPreemptedError, heed_sigterm
 from starlab.platform.progress import Progress
 from starlab.platform.provenance import provenance
 from starlab.platform.reaper import close_abandoned_everywhere, this_process
@@ -36,7 +38,6 @@ from starlab.platform.registry import write_best_model
 from starlab.platform.run_folder import RunFolder, runs_folder
 from starlab.platform.system_metrics import SystemMetrics
 from starlab.platform.tracking import Sender, tracking_uri
-from starlab.platform.train_loop import train_loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,9 @@ def train(
     Raises:
         DataError: the data set cannot be used.
         UserError: the pre-trained weights are not there, or the cluster cannot hold the run.
+        RunTakenError: another process trains this run.
         RunFailedError: training did not finish; what it reached is kept and the same call goes on from there.
+        RunPreemptedError: the same, because it was asked to end.
     """
     root = runs_folder(runs)
     check_weights(spec)
@@ -172,91 +175,67 @@ def run_training(
     place = runs if parent is None else parent.path / "trials"
     folder = RunFolder(place / spec.run_id(source.fingerprint))
     if fresh and folder.path.exists():
-        say(f"fresh    the earlier run is kept as {folder.set_aside()}")
+        with Lease.claim(folder.path):  # not while somebody trains it
+            kept = folder.set_aside()
+        say(f"fresh    the earlier run is kept as {kept}")
     earlier = folder.read_json("result.json")
     was_complete = bool(earlier) and ("test" in earlier or not look_at_test)
-    resumed = not was_complete and folder.checkpoints.is_dir()
     allotment = allot(spec, cluster, share)
-    open_run(folder, spec, source, runs, parent)
-    state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
-    say(f"run      {folder.path.name} {state}; {folder.path}")
-    with Sender(folder, tracking_uri(spec.tracking.uri, runs)) as sender:
-        try:
-            if not was_complete:
-                job = TrainJob(spec.without_password(), source, parts, folder, allotment.limits, look_at_test)
-                with SystemMetrics(folder.path), Cockpit(job) if live else Progress(job, say):
-                    _fit(job, allotment, callbacks)
-        except BaseException:
-            close_run(folder, "FAILED")
-            raise
-        from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
+    with Lease.claim(folder.path) as lease:
+        open_run(folder, spec, source, runs, parent)
+        resumed = not was_complete and bool(folder.stored_checkpoints.folders())
+        state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
+        say(f"run      {folder.path.name} {state}; {folder.path}")
+        with Sender(folder, tracking_uri(spec.tracking.uri, runs)) as sender:
+            try:
+                if not was_complete:
+                    job = TrainJob(spec.without_password(), source, parts, folder, allotment.limits, look_at_test, lease.fence)
+                    with (
+                        SystemMetrics(folder.path),
+                        Cockpit(job) if live else Progress(job, say),
+                        EventReader(folder.path, say),
+                        heed_sigterm(folder, spec.resources.grace_seconds),
+                    ):
+                        _fit(job, allotment, callbacks)
+            except BaseException as error:
+                if lease.holds():
+                    close_run(folder, "KILLED" if isinstance(error, RunPreemptedError) else "FAILED")
+                raise
+            from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
 
-        write_artifacts(folder)
-        if look_at_test:
-            write_best_model(folder)
-        close_run(folder, "FINISHED")
+            write_artifacts(folder)
+            if look_at_test:
+                write_best_model(folder)
+            close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
 
 
 def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...]) -> None:
-    spec, folder = job.spec, job.folder
+    """Train to the end, over nodes that go away; a run that has nowhere to go on, or is asked to end, ends as preempted."""
+    folder, resources = job.folder, job.spec.resources
     (folder.path / "stopped.json").unlink(missing_ok=True)
-    with _ray_folder(folder) as ray_folder:
-        trainer = TorchTrainer(
-            train_loop,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(timeout_s=600),
-            scaling_config=ScalingConfig(
-                num_workers=spec.resources.workers,
-                use_gpu=spec.resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": allotment.cpus_per_worker, **_gpu(spec)},
-                accelerator_type=spec.resources.accelerator if spec.resources.gpus_per_worker else None,
-            ),
-            run_config=RunConfig(
-                name=ray_folder.name,
-                storage_path=str(ray_folder.parent),
-                failure_config=FailureConfig(max_failures=spec.resources.max_failures, controller_failure_limit=3),
-                logging_config=LoggingConfig(log_level="WARNING"),
-                callbacks=list(callbacks),
-            ),
-        )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise RunFailedError(
-                f"run {folder.path.name} failed; it goes on from its newest checkpoint when started again.\n{_cause(error)}"
-            ) from error
+    while True:
+        attempt(job, allotment, callbacks)
+        preempted = folder.read_json(preemption.DONE)
+        if not preempted:
+            break
+        asked = (folder.path / preemption.REQUEST).exists()
+        wanted = resources.workers * allotment.cpus_per_worker, float(resources.workers * resources.gpus_per_worker)
+        if asked or not preemption.room_elsewhere(*wanted):
+            raise RunPreemptedError(
+                f"run {folder.path.name} ended at step {preempted['step']} because {preempted['reason']}; "
+                "its checkpoint is complete and the same command goes on from there"
+            )
+        (folder.path / preemption.DONE).unlink()
     stopped = folder.read_json("stopped.json")
     if stopped:
         raise RunFailedError(f"run {folder.path.name} stopped at step {stopped['step']}: {stopped['reason']}")
+    check_fence(folder.path, job.fence)
     if not folder.read_json("result.json"):
         raise RunFailedError(
             f"run {folder.path.name} ended without a result: the workers do not see {folder.path}; "
             "the runs folder (--runs, STARLAB_RUNS) must be on storage that all nodes share"
         )
-
-
-@contextmanager
-def _ray_folder(folder: RunFolder) -> Iterator[Path]:
-    """A folder for Ray's own records of one attempt. Never the same twice: Ray would take it for a run to resume."""
-    path = folder.path / "ray" / uuid.uuid4().hex[:8]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path.parent, ignore_errors=True)
-
-
-def _gpu(spec: Spec) -> dict[str, float]:
-    return {"GPU": float(spec.resources.gpus_per_worker)} if spec.resources.gpus_per_worker else {}
-
-
-def _cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        rank, first = sorted(failures.items())[0]
-        return f"worker {rank}: {str(first).strip().splitlines()[-1]}"
-    return str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
 
 
 def open_run(
@@ -286,6 +265,7 @@ def open_run(
         "tracking_uri": without_password(tracking_uri(spec.tracking.uri, runs)),
         "runs": str(runs),
         "parent": str(parent.path) if parent else None,
+        "checkpoints": spec.resources.checkpoints,
         "status": "RUNNING",
         "driver": this_process(),
     }
@@ -293,7 +273,7 @@ def open_run(
 
 
 def close_run(folder: RunFolder, status: str) -> None:
-    """Write down how it ended: FINISHED or FAILED, MLflow's words."""
+    """Write down how it ended: FINISHED, FAILED or KILLED (preempted), MLflow's words."""
     run = folder.read_json("run.json")
     early = {"starlab.ended_early": "true"} if folder.ended_early else {}
     folder.write_json("run.json", {**run, "status": status, "tags": {**run["tags"], **early}})

@@ -148,6 +148,38 @@ def test_a_search_and_an_experiment_are_told_apart() -> None:
         load_search("demo")
 
 
+def test_the_papers_recipe_scales_no_rate_and_averages_no_weights_and_the_modern_one_does() -> None:
+    paper, modern = load_spec("penn_action").train, load_spec("penn_action_modern").train
+    assert (paper.optimizer, paper.lr, paper.momentum, paper.epochs, paper.global_batch) == ("sgd", 2e-4, 0.9, 300, 16)
+    assert (paper.lr_scaling, paper.ema, paper.mixup, paper.label_smoothing, paper.clip_norm) == ("none", None, 0, 0, None)
+    assert (modern.optimizer, modern.lr_scaling, modern.ema, modern.mixup, modern.schedule) == (
+        "adamw",
+        "linear",
+        0.999,
+        0,
+        "cosine",
+    )
+    assert (
+        load_spec("penn_action_modern", ["model.weights=none"]).model == load_spec("penn_action", ["model.weights=none"]).model
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.batch_norm=sync"], "needs GPUs, and resources.gpus_per_worker is 0; use model.batch_norm=frozen"),
+        (["train.accumulate=5"], "train.accumulate is 5, but a worker has only 4 clips per step"),
+        (["train.ema=1.0"], "train.ema is 1.0; it must be above 0 and below 1, or null"),
+        (["train.on_bad_loss=ignore"], "train.on_bad_loss is 'ignore'"),
+        (["resources.stuck_after_seconds=0"], "resources.stuck_after_seconds is 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_refused_with_the_way_out(overrides: list[str], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec("demo", overrides)
+    assert message in str(caught.value)
+
+
 def test_every_class_whose_name_holds_a_side_is_declared_as_one_that_a_flip_would_mislabel() -> None:
     for name, facts in DATASETS.items():
         sided = tuple(label for label in facts.classes if {"left", "right"} & set(re.split(r"[^a-z]+", label.lower())))

@@ -192,3 +192,10 @@ def test_our_name_of_the_kinetics_file_is_torchvisions() -> None:
     from torchvision.models.video import MC3_18_Weights
 
     assert MC3_18_Weights.KINETICS400_V1.url.endswith("/" + KINETICS_FILE)
+
+
+def test_frozen_batch_norm_is_frozen_in_a_model_that_was_just_built() -> None:
+    backbone = Backbone("mc3_tiny", batch_norm="frozen", frozen_stages=1)
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    backbone(torch.randint(0, 255, (2, 2, 16, 16, 3), dtype=torch.uint8))
+    assert all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from starlab.platform.checkpoint import (
-    CheckpointWriter,
     find_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
+    remove_orphans,
     write_checkpoint,
 )
 
@@ -18,7 +18,7 @@ STATE = {"best": {"step": 4.0, "top1": 0.5}, "pending": [0.1 + 0.2, 1.0]}
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     written = write_checkpoint(tmp_path, 12, TENSORS, STATE)
-    read = read_checkpoint(written)
+    read = read_checkpoint(tmp_path, written)
     assert read.step == 12
     assert read.state == STATE
     assert read.tensors.keys() == TENSORS.keys()
@@ -29,7 +29,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["bit flip", "truncation", "zeroed block", "empty", "missing"])
 def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_path: Path, file: str, damage: str) -> None:
     write_checkpoint(tmp_path, 1, TENSORS, STATE)
-    path = write_checkpoint(tmp_path, 2, TENSORS, STATE) / file
+    path = tmp_path / write_checkpoint(tmp_path, 2, TENSORS, STATE) / file
     data = bytearray(path.read_bytes())
     if damage == "bit flip":
         data[-3] ^= 1
@@ -43,21 +43,26 @@ def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_
     if damage == "missing":
         path.unlink()
     with pytest.raises(ValueError, match=path.parent.name):
-        read_checkpoint(path.parent)
+        read_checkpoint(tmp_path, path.parent.name)
     newest, complaints = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.step == 1
     assert len(complaints) == 1
-    assert (tmp_path / f"{path.parent.name}.damaged").is_dir()
+    assert (path.parent / "manifest.json.damaged").is_file()
+    assert newest_checkpoint(tmp_path)[1] == []  # complained of once
+    assert remove_orphans(tmp_path) == []  # kept for whoever wants to look
 
 
 def test_a_checkpoint_whose_writer_was_killed_before_the_manifest_does_not_exist(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1, TENSORS, STATE)
-    (write_checkpoint(tmp_path, 2, TENSORS, STATE) / "manifest.json").unlink()
+    orphan = tmp_path / write_checkpoint(tmp_path, 2, TENSORS, STATE)
+    (orphan / "manifest.json").unlink()
     newest, complaints = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.step == 1
     assert complaints == []  # nothing was lost that had ever been complete
+    assert remove_orphans(tmp_path) == [orphan.name]
+    assert not orphan.exists()
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
@@ -71,21 +76,3 @@ def test_pruning_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
         write_checkpoint(tmp_path, step, TENSORS, STATE)
     prune_checkpoints(tmp_path, {2})
     assert sorted(int(path.name[5:13]) for path in tmp_path.iterdir()) == [2, 4, 5]
-
-
-def test_the_writer_stores_the_tensors_as_they_were_when_save_was_called(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path)
-    tensor = torch.ones(1000)
-    writer.save(1, {"t": tensor}, STATE, set())
-    tensor.zero_()
-    writer.wait()
-    assert find_checkpoint(tmp_path, 1).tensors["t"].sum() == 1000
-
-
-def test_a_failed_write_is_raised_by_the_next_wait(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    writer = CheckpointWriter(tmp_path / "file")
-    writer.save(1, TENSORS, STATE, set())
-    with pytest.raises(OSError, match="file"):
-        writer.wait()
-    writer.wait()

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from starlab.experiments.sections import TrainConfig
-from starlab.platform import optimization
 from starlab.platform.optimization import (
-    choose_precision,
     learning_rate,
     load_optimizer_tensors,
     make_optimizer,
@@ -26,6 +24,12 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing() -> None:
 
 def test_the_papers_rate_is_constant() -> None:
     assert {learning_rate(TrainConfig(), step, 100) for step in range(100)} == {2e-4}
+
+
+def test_a_scaled_rate_follows_the_global_batch_and_an_unscaled_one_does_not() -> None:
+    scaled = TrainConfig(lr=0.1, lr_scaling="linear", reference_batch=16, global_batch=64)
+    assert learning_rate(scaled, 0, 100) == pytest.approx(0.4)
+    assert learning_rate(dataclasses.replace(scaled, lr_scaling="none"), 0, 100) == 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -62,33 +66,3 @@ def test_weights_decay_and_biases_norms_and_tokens_do_not() -> None:
     assert decayed["weight_decay"] == 0.5
     assert kept["weight_decay"] == 0.0
     assert len(kept["params"]) == 4
-
-
-class Squares(torch.nn.Module):
-    """Takes what the model takes; counts how often it ran under which precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(3, 3))
-
-    def forward(self, frames: torch.Tensor, joints: torch.Tensor) -> torch.Tensor:
-        return joints.flatten(0, -2) @ self.weight
-
-
-def test_a_cpu_without_bf16_units_computes_in_fp32_and_one_with_them_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, joints = torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), torch.ones(1, 2, 1, 5, 3)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert choose_precision(Squares(), frames, joints) == "fp32"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    seconds = {None: 2.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(optimization, "_seconds", lambda model, frames, joints, dtype: seconds[dtype])
-    assert choose_precision(Squares(), frames, joints) == "bf16"
-    seconds[torch.bfloat16] = 3.0
-    assert choose_precision(Squares(), frames, joints) == "fp32"
-
-
-def test_measuring_leaves_the_model_as_it_was() -> None:
-    model = Squares()
-    assert optimization._seconds(model, torch.zeros(1), torch.ones(2, 3), torch.bfloat16) > 0
-    assert torch.equal(model.weight, torch.ones(3, 3))

@@ -1,0 +1,38 @@
+"""Mixup: a batch of clips blended with itself, each clip with its neighbour (arXiv:1710.09412)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def mixing_share(alpha: float, seed: int, step: int) -> float:
+    """λ of a step, from Beta(α, α), folded to [0.5, 1]; 1 where mixup is off. The same on every rank."""
+    if alpha == 0:
+        return 1.0
+    share = float(np.random.default_rng([seed, step, 1710]).beta(alpha, alpha))
+    return max(share, 1 - share)
+
+
+def mix(frames: Tensor, joints: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Each clip with share λ, its neighbour (the clip before it, the first one's is the last) with 1 - λ.
+
+    Args:
+        frames: uint8 (B, T, H, W, 3).
+        joints: float32 (B, T, M, N, 3): x, y, confidence. A joint that only one of the two shows stays where that one
+            shows it.
+        share: λ in [0.5, 1].
+
+    Returns:
+        Frames and joints of the same shapes and dtypes.
+    """
+    if share == 1:
+        return frames, joints
+    other = joints.roll(1, dims=0)
+    blended = torch.lerp(frames.roll(1, dims=0).float(), frames.float(), share).round_().to(torch.uint8)
+    mine, theirs = joints[..., 2:] > 0, other[..., 2:] > 0
+    weight = torch.where(mine & theirs, share, torch.where(theirs & ~mine, 0.0, 1.0))
+    place = torch.lerp(other[..., :2], joints[..., :2], weight.expand_as(joints[..., :2]))
+    confidence = torch.lerp(other[..., 2:], joints[..., 2:], share)
+    return blended, torch.cat([place, confidence], dim=-1)

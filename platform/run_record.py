@@ -1,0 +1,121 @@
+"""What a rank leaves behind: metrics and checkpoints (rank 0 alone, and only while the run is its own), and events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from starlab.platform import events, journal
+from starlab.platform.checkpoint import Checkpoint, newest_checkpoint, remove_orphans
+from starlab.platform.checkpoint_writer import CheckpointWriter
+from starlab.platform.job import TrainJob
+from starlab.platform.lease import LeaseLostError, check_fence
+from starlab.platform.preemption import DONE
+from starlab.platform.training_state import TrainingState
+
+
+class RunRecord:
+    """The pen of one rank."""
+
+    def __init__(self, job: TrainJob, rank: int) -> None:
+        self._job, self._rank, self._folder = job, rank, job.folder
+        self._lost = False
+        self._journal = journal.Journal(self._folder.path / journal.FILE) if rank == 0 else None
+        self._journal_fails = False
+        self._writer = CheckpointWriter(job.folder.stored_checkpoints, self._check, self._alert) if rank == 0 else None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has taken the run over; known to rank 0 alone."""
+        return self._lost
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Rank 0's: the newest whole checkpoint; damaged ones are told of, half-written ones deleted."""
+        storage = self._folder.stored_checkpoints
+        for name in remove_orphans(storage):
+            self.event("orphan_removed", f"{name} was never completed; deleted")
+        newest, complaints = newest_checkpoint(storage)
+        for complaint in complaints:
+            self.event("checkpoint_damaged", f"set aside: {complaint}")
+        if newest:
+            self.event("resumed", f"from {storage}/{newest.name}", newest.step)
+        return newest
+
+    def points(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step. A disk without room delays them; it does not stop the training."""
+        if self._journal is None or not self._own():
+            return
+        try:
+            self._journal.log(step, metrics)
+        except OSError as error:
+            if not self._journal_fails:
+                self.event("journal_failed", f"metrics wait in memory: {error}", step)
+            self._journal_fails = True
+        else:
+            self._journal_fails = False
+
+    def event(self, kind: str, says: str, step: int | None = None) -> None:
+        """Something that the user should know of."""
+        events.record(self._folder.path, kind, says, rank=self._rank, step=step)
+
+    def save(self, state: TrainingState, spec: Mapping[str, object]) -> None:
+        """Start writing a checkpoint; `wait` ends when it is there, or could not be written."""
+        if self._writer is None or self._journal is None or not self._own():
+            return
+        numbers = {**state.numbers(), "journal_bytes": self._synced_journal_bytes(), "spec": dict(spec)}
+        keep = {int(state.best["step"])} if state.best else set()
+        self._guarded(lambda writer: writer.save(state.step, state.tensors(), numbers, keep))
+
+    def wait(self) -> int | None:
+        """Until no checkpoint is in flight; the step of the last one written by this process."""
+        self._guarded(CheckpointWriter.wait)
+        return self._writer.written if self._writer else None
+
+    def preempted(self, step: int, reason: str) -> None:
+        """Tell the driver that the run ended before its end, as asked."""
+        if self._rank == 0 and self._own():
+            self.event("preempted", f"{reason}; the checkpoint of step {self.wait()} is complete", step)
+            self._folder.write_json(DONE, {"step": step, "reason": reason})
+
+    def close(self) -> None:
+        """Nothing stays in flight."""
+        self.wait()
+        if self._journal:
+            try:
+                self._journal.close()
+            except OSError as error:
+                self.event("journal_failed", f"the last metrics could not be written: {error}")
+
+    def _own(self) -> bool:
+        if self._lost:
+            return False
+        try:
+            self._check()
+        except LeaseLostError as error:
+            self._lose(error)
+        return not self._lost
+
+    def _check(self) -> None:
+        check_fence(self._folder.path, self._job.fence)
+
+    def _lose(self, error: LeaseLostError) -> None:
+        self._lost = True
+        print(error, flush=True)  # the run's folder is no longer ours to write to
+
+    def _guarded(self, use: Callable[[CheckpointWriter], None]) -> None:
+        if self._writer is None:
+            return
+        try:
+            use(self._writer)
+        except LeaseLostError as error:
+            self._lose(error)
+
+    def _alert(self, step: int, says: str) -> None:
+        self.event("checkpoint_failed", says, step)
+
+    def _synced_journal_bytes(self) -> int:
+        assert self._journal is not None
+        try:
+            self._journal.sync()
+        except OSError as error:
+            self.event("journal_failed", f"metrics wait in memory: {error}")
+        return (self._folder.path / journal.FILE).stat().st_size

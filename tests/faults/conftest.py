@@ -1,0 +1,180 @@
+"""A training in small with a fault in it: what is injected, where, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from starlab.experiments.spec import Spec, load_spec
+from starlab.pipelines.synthetic import write_penn_action
+from starlab.platform import attempt
+from starlab.platform.checkpoint import Checkpoint, newest_checkpoint
+from starlab.platform.cluster import Cluster
+from starlab.platform.events import Event, read_events
+from starlab.platform.job import TrainJob
+from starlab.platform.journal import SYSTEM, read_points
+from starlab.platform.trainer import RunResult, train
+
+SYNTHETIC = dataclasses.replace(load_spec("demo").data.synthetic, train_clips_per_class=6, test_clips_per_class=3, size_px=48)
+TINY = [
+    "data.synthetic.train_clips_per_class=6",
+    "data.synthetic.test_clips_per_class=3",
+    "data.synthetic.size_px=48",
+    "data.frames=4",
+    "data.size=24",
+    "model.dim=16",
+    "model.heads=2",
+    "train.epochs=2",
+    "train.log_every_steps=1",
+    "train.checkpoint_every_steps=3",
+    "train.ema=0.9",  # so that there is one to lose
+]
+
+
+@dataclass
+class Training:
+    """Runs of one spec, each in a folder of its own, and what tests ask about them."""
+
+    store: Path
+    folder: Path
+    measures: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    def spec(self, *overrides: str) -> Spec:
+        return load_spec("demo", [*TINY, f"data.store={self.store}", *overrides])
+
+    def run(self, runs: Path, *overrides: str, say: Callable[[str], None] = lambda _: None) -> RunResult:
+        return train(self.spec(*overrides), runs=runs, say=say)
+
+    def start(self, runs: Path, *overrides: str, script: str | None = None) -> subprocess.Popen[str]:
+        """The command line in a process of its own; `script` is Python that runs before it."""
+        code = f"{script or ''}\nfrom starlab.platform.cli import main\nmain()"
+        command = [sys.executable, "-c", code, "train", "demo", *TINY, f"data.store={self.store}", *overrides]
+        environment = os.environ | {"STARLAB_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+        environment.pop("RAY_ADDRESS", None)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def measure(self, row: str, fault: str, folder: Path, injected: float, at_step: int) -> None:
+        """Seconds until a step was done that had not been done before, and the steps done twice. Reported, never asserted."""
+        resumed = [event.step for event in read_events(folder) if event.kind == "resumed" and event.time >= injected]
+        points = [p for p in read_points(folder / "journal.jsonl") if p.key == "train/lr" and p.step > at_step]
+        seconds = min((p.time_ms / 1000 - injected for p in points if p.time_ms / 1000 > injected), default=None)
+        lost = at_step - (resumed[0] or 0) if resumed else at_step
+        self.measures[row] = {"fault": fault, "recovery_seconds": seconds and round(seconds, 1), "steps_done_again": lost}
+
+
+@pytest.fixture(scope="session")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
+    root = tmp_path_factory.mktemp("faults")
+    write_penn_action(root / "people", SYNTHETIC, workers=1)
+    one = Training(root / "people", root)
+    yield one
+    if one.measures:
+        target = Path("runs") / "faults.json"
+        target.parent.mkdir(exist_ok=True)
+        earlier = json.loads(target.read_text()) if target.exists() else {}
+        target.write_text(json.dumps(dict(sorted((earlier | one.measures).items())), indent=1))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(local_ray: Cluster, training: Training) -> RunResult:
+    """The run that every disturbed one must equal."""
+    return training.run(training.folder / "undisturbed")
+
+
+@pytest.fixture
+def sabotage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """`sabotage(act, at_step, rank)`: before that rank does that step, it calls `act`, once. The file says when."""
+
+    def plan(act: Callable[[], None], at_step: int, rank: int = 1) -> Path:
+        done = tmp_path / "injected"
+
+        def loop(config: dict[str, TrainJob]) -> None:  # travels to the workers by value
+            from starlab.platform import train_loop
+            from starlab.platform.train_step import TrainStep
+
+            original = TrainStep.gradients
+
+            def gradients(self: TrainStep, batch: object) -> torch.Tensor:
+                if self._state.step == at_step and self._ranks.rank == rank and not done.exists():
+                    done.touch()
+                    act()
+                return original(self, batch)  # type: ignore[arg-type]
+
+            TrainStep.gradients = gradients  # type: ignore[method-assign, assignment]
+            train_loop.train_loop(config)
+
+        monkeypatch.setattr(attempt, "train_loop", loop)
+        return done
+
+    return plan
+
+
+@pytest.fixture
+def same_as() -> Callable[[RunResult, RunResult], None]:
+    """Asserts that two runs ended alike: every tensor bit for bit, every point of the curve, every result."""
+
+    def check(mine: RunResult, theirs: RunResult) -> None:
+        ours, other = _last(mine), _last(theirs)
+        assert ours.step == other.step
+        different = [name for name in other.tensors if not torch.equal(ours.tensors[name], other.tensors[name])]
+        assert different == []
+        assert mine.metrics == theirs.metrics
+        assert _curve(mine.folder) == _curve(theirs.folder)
+
+    return check
+
+
+@pytest.fixture
+def events_of() -> Callable[[Path, str], list[Event]]:
+    return lambda folder, kind: [event for event in read_events(folder) if event.kind == kind]
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], None]:
+    """Waits for something to be true; a hang is a failure after four minutes."""
+
+    def wait(holds: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 240
+        while not holds():
+            assert time.monotonic() < deadline, "it never came to it"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def kill_family() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
+    """SIGKILL for a driver; whatever it leaves behind, Ray's processes included, is gone at the end of the test."""
+    left: list[psutil.Process] = []
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        left.extend(psutil.Process(process.pid).children(recursive=True))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    yield kill
+    psutil.wait_procs(left, timeout=60)
+
+
+def _last(result: RunResult) -> Checkpoint:
+    checkpoint, _ = newest_checkpoint(result.folder / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _curve(folder: Path) -> list[tuple[str, int, float]]:
+    return sorted((p.key, p.step, p.value) for p in read_points(folder / "journal.jsonl") if not p.key.startswith(SYSTEM))

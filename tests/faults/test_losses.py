@@ -1,0 +1,90 @@
+"""A loss that is not a number. Row 16 of docs/reliability.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from starlab.platform import attempt
+from starlab.platform.checkpoint import newest_checkpoint
+from starlab.platform.cluster import Cluster
+from starlab.platform.errors import RunFailedError
+from starlab.platform.job import TrainJob
+from starlab.platform.journal import read_points
+from starlab.platform.trainer import RunResult
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`poison(steps, rank)`: on that rank, the loss of these steps is NaN, and so are batch-norm's statistics."""
+
+    def plan(steps: set[int], rank: int = 1) -> None:
+        def loop(config: dict[str, TrainJob]) -> None:
+            from starlab.platform import train_loop, train_step
+            from starlab.platform.train_step import TrainStep
+
+            original, losses = TrainStep.gradients, train_step._losses
+
+            def gradients(self: TrainStep, batch: object) -> torch.Tensor:
+                bad = self._state.step in steps and self._ranks.rank == rank
+                train_step._losses = (lambda *a: losses(*a) * float("nan")) if bad else losses
+                sums = original(self, batch)  # type: ignore[arg-type]
+                if bad:
+                    for buffer in self._state.model.buffers():
+                        if buffer.is_floating_point():
+                            buffer.fill_(float("nan"))
+                return sums
+
+            TrainStep.gradients = gradients  # type: ignore[method-assign, assignment]
+            train_loop.train_loop(config)
+
+        monkeypatch.setattr(attempt, "train_loop", loop)
+
+    return plan
+
+
+def test_a_bad_loss_on_one_rank_is_left_out_on_all_recorded_and_the_run_ends_well(
+    training, local_ray: Cluster, poison: Callable[..., None], events_of, tmp_path: Path
+) -> None:
+    poison({4, 8})
+    result = training.run(tmp_path, "resources.max_failures=0")
+    assert [event.step for event in events_of(result.folder, "bad_loss")] == [4, 8]
+    assert _points(result, "train/bad_steps") == {5: 1.0, 9: 1.0}
+    assert _points(result, "train/loss").keys() == set(range(1, 14)) - {5, 9}
+    checkpoint, _ = newest_checkpoint(result.folder / "checkpoints")
+    assert checkpoint is not None
+    assert all(bool(value.isfinite().all()) for value in checkpoint.tensors.values())
+
+
+@pytest.mark.slow_fault
+def test_bad_losses_in_a_row_roll_the_run_back_and_are_passed_over_the_second_time(
+    training, local_ray: Cluster, poison: Callable[..., None], events_of, tmp_path: Path
+) -> None:
+    poison({4, 5})
+    result = training.run(tmp_path, "resources.max_failures=0", "train.max_bad_steps=1")
+    assert [(event.step, event.says.split("; ")[1]) for event in events_of(result.folder, "bad_loss")] == [
+        (4, "left out"),
+        (5, "rolled back"),
+    ]
+    assert [event.step for event in events_of(result.folder, "resumed")] == [3]
+    assert max(_points(result, "train/loss")) == 13
+
+
+@pytest.mark.slow_fault
+def test_losses_that_stay_bad_stop_the_run_with_the_reason_and_leave_its_last_good_checkpoint(
+    training, local_ray: Cluster, poison: Callable[..., None], tmp_path: Path
+) -> None:
+    poison(set(range(4, 100)))
+    with pytest.raises(RunFailedError, match=r"not finite at steps .* after 1 roll-backs .*train.clip_norm=1.0"):
+        training.run(tmp_path, "resources.max_failures=0", "train.max_bad_steps=1", "train.max_rollbacks=1")
+    [checkpoints] = tmp_path.glob("demo-*/checkpoints")
+    checkpoint, _ = newest_checkpoint(checkpoints)
+    assert checkpoint is not None
+    assert all(bool(value.isfinite().all()) for value in checkpoint.tensors.values())
+
+
+def _points(result: RunResult, key: str) -> dict[int, float]:
+    return {p.step: p.value for p in read_points(result.folder / "journal.jsonl") if p.key == key}

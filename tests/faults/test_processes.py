@@ -1,0 +1,98 @@
+"""The driver, Ray itself or a search is killed, and the same command goes on. Rows 2, 3 and 4 of docs/reliability.md."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from starlab.platform.journal import read_points
+from starlab.platform.trainer import RunResult
+
+
+@pytest.mark.slow_fault
+def test_a_driver_killed_in_mid_run_goes_on_as_the_same_mlflow_run(
+    training, undisturbed: RunResult, kill_family, same_as, until, tmp_path: Path
+) -> None:
+    process = training.start(tmp_path)
+    folder = tmp_path / undisturbed.run_id
+    until(lambda: _steps(folder) >= 4)
+    injected, at_step = time.time(), _steps(folder)
+    kill_family(process)
+    resumed = training.run(tmp_path)
+    same_as(resumed, undisturbed)
+    client = MlflowClient(resumed.tracking_uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [(run.info.run_id, run.info.status) for run in runs] == [(resumed.mlflow_run_id, "FINISHED")]
+    training.measure("02", f"SIGKILL of the driver after step {at_step}, the same command at once", folder, injected, at_step)
+
+
+@pytest.mark.slow_fault
+@pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
+def test_a_ray_daemon_killed_under_the_run_ends_it_and_the_same_command_goes_on(
+    training, undisturbed: RunResult, kill_family, same_as, until, tmp_path: Path, daemon: str
+) -> None:
+    process = training.start(tmp_path)
+    folder = tmp_path / undisturbed.run_id
+    until(lambda: _steps(folder) >= 4)
+    injected, at_step = time.time(), _steps(folder)
+    [victim] = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == daemon]
+    victim.kill()
+    try:
+        process.wait(timeout=150)
+    except subprocess.TimeoutExpired:  # Ray's client waits for its head longer than anybody would
+        kill_family(process)
+    assert process.returncode != 0
+    same_as(training.run(tmp_path), undisturbed)
+    training.measure(
+        f"03 {daemon}", f"SIGKILL of the {daemon} after step {at_step}, the same command", folder, injected, at_step
+    )
+
+
+@pytest.mark.slow_fault
+@pytest.mark.timeout(1800)
+def test_a_run_killed_at_ten_random_points_and_resumed_ends_bit_identical_each_time(
+    training, undisturbed: RunResult, kill_family, same_as, until, tmp_path: Path
+) -> None:
+    dice = random.Random(20_221_011)
+    for number in range(10):
+        runs = tmp_path / str(number)
+        folder, target, delay = runs / undisturbed.run_id, dice.randrange(13), dice.random() * 0.2
+        process = training.start(runs)
+        until(lambda: folder.exists() and _steps(folder) >= target)  # noqa: B023
+        time.sleep(delay)
+        kill_family(process)
+        same_as(training.run(runs), undisturbed)
+
+
+@pytest.mark.slow_fault
+def test_a_killed_search_goes_on_and_finishes_every_trial_once(kill_family, until, tmp_path: Path) -> None:
+    small = ["data.synthetic.train_clips_per_class=4", "data.synthetic.test_clips_per_class=2", "data.synthetic.size_px=48"]
+    small += ["data.frames=4", "data.size=24", "model.dim=16", "model.heads=2", "train.epochs=2", "search.trials=3"]
+    command = [sys.executable, "-m", "starlab.platform.cli", "search", "demo_search", *small, "--runs", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    until(lambda: list(tmp_path.glob("demo_search-*/trials/*/result.json")))
+    kill_family(process)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    [found] = tmp_path.glob("demo_search-*/search.json")
+    trials = json.loads(found.read_text())["trials"]
+    assert len(trials) == len({trial["run"] for trial in trials}) == 3
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    children = [run.info.run_name for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert sorted(children) == sorted(trial["run"] for trial in trials)
+    for trial in trials:
+        keys = [(p.key, p.step) for p in read_points(found.parent / "trials" / trial["run"] / "journal.jsonl")]
+        assert len(keys) == len(set(keys))
+
+
+def _steps(folder: Path) -> int:
+    return max((point.step for point in read_points(folder / "journal.jsonl")), default=0)
