@@ -22,19 +22,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, UnreadableClipError
+from starlab.pipelines.shards import INDEX, StoredClip, shard_name, whole_shard, write_index, write_shard
 from starlab.pipelines.storage import PART, Folder
-from starlab.pipelines.store import (
-    FORMAT,
-    INDEX,
-    MANIFEST,
-    PLAN,
-    StoredClip,
-    StoreSource,
-    shard_name,
-    whole_shard,
-    write_index,
-    write_shard,
-)
+from starlab.pipelines.store import FORMAT, MANIFEST, PLAN, StoreSource
 
 CLIPS_PER_SHARD = 64
 """Some 100 MB: a shard is half a minute's work of one core on 1080p video, the most that a kill can cost."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from starlab.pipelines.store import StoredClip, StoreSource
+from starlab.pipelines.shards import StoredClip
+from starlab.pipelines.store import StoreSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A prepared data set: Parquet shards of JPEGs and joints, read one clip at a time by its place in an index.
+"""A prepared data set: clips read by their place in an index, one range of one file each.
 
     penn/
       plan.json               what is being prepared; the first file there
@@ -7,17 +7,15 @@
       index.parquet           a row per clip: label, split, size, where it lies
       manifest.json           counts, hashes, quarantine; the last file: without it there is no store
 
-`prepare.py` writes it. Reading never goes through Ray Data's Parquet reader, which loses row groups of a path listed twice.
+`shards.py` knows what is in the files, `prepare.py` writes them. Reading never goes through Ray Data's Parquet reader, which loses row groups of a path listed twice.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import simplejpeg
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import (
     ClipRow,
-    ClipSource,
     DataError,
     DecodedClip,
     EncodedClip,
@@ -40,82 +36,15 @@ from starlab.pipelines.clip import (
 )
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.ntu_names import Protocol, parse_name
+from starlab.pipelines.shards import Joints, StoredClip, describe_clip, read_index, shard_name
 from starlab.pipelines.skeletons import NTU, PENN_ACTION
-from starlab.pipelines.storage import Draft, Folder
+from starlab.pipelines.storage import Folder
 
 FORMAT = 1
 """Counts up with every change that an older reader would not understand."""
-MANIFEST, PLAN, INDEX = "manifest.json", "plan.json", "index.parquet"
+MANIFEST, PLAN = "manifest.json", "plan.json"
 SKELETONS = {skeleton.name: skeleton for skeleton in (PENN_ACTION, NTU)}
 _OPEN_SHARDS = 64
-Joints = NDArray[np.float32]
-"""(n, M, N, 3)"""
-
-_BYTES = pa.field("element", pa.binary(), nullable=False)
-_FLOATS = pa.field("element", pa.float32(), nullable=False)
-SHARD_SCHEMA = pa.schema(
-    [
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("action", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("subject", pa.string()),
-        pa.field("frames", pa.list_(_BYTES), nullable=False),  # JPEGs in decode order
-        pa.field("joints", pa.list_(_FLOATS), nullable=False),  # (n, M, N, 3) flattened: x, y of the frame, confidence
-        pa.field("joints_3d", pa.list_(_FLOATS)),  # (n, M, N, 3) flattened: metres
-    ]
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredClip:
-    """A row of the index."""
-
-    clip_id: str
-    label: int
-    split: str
-    subject: str | None
-    num_frames: int
-    height: int
-    width: int
-    """Of its frames, in pixels."""
-    shard: int
-    row: int
-    """Row group in the shard."""
-    num_bytes: int
-    """Of its JPEGs."""
-    joints_unseen: float
-    """Share of the joints with confidence 0, of the bodies that are there at all."""
-    frames_unseen: int
-    """Frames without any joint."""
-    sha256: str
-    """Over its JPEGs and joints."""
-
-
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=name == "subject")
-        for name, kind in {
-            "clip_id": pa.string(),
-            "label": pa.int32(),
-            "split": pa.string(),
-            "subject": pa.string(),
-            "num_frames": pa.int32(),
-            "height": pa.int32(),
-            "width": pa.int32(),
-            "shard": pa.int32(),
-            "row": pa.int32(),
-            "num_bytes": pa.int64(),
-            "joints_unseen": pa.float64(),
-            "frames_unseen": pa.int32(),
-            "sha256": pa.string(),
-        }.items()
-    ]
-)
-
-
-def shard_name(shard: int) -> str:
-    """Without its ending."""
-    return f"shards/{shard:05d}"
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
@@ -138,65 +67,6 @@ def is_store(uri: str | Path) -> bool:
     """Whether a store was prepared, or begun, there."""
     folder = Folder(uri)
     return any(folder.size(name) is not None for name in (MANIFEST, PLAN))
-
-
-def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[ClipRow], short_side_px: int) -> dict[str, Any]:
-    """Write the clips that can be read into one shard, then its record, which is returned. Same clips, same bytes."""
-    clips: list[StoredClip] = []
-    quarantine: dict[str, str] = {}
-    with Draft(folder, shard_name(shard) + ".parquet") as draft:
-        with pq.ParquetWriter(
-            draft, SHARD_SCHEMA, compression="NONE", use_dictionary=False, write_statistics=False, store_schema=False
-        ) as writer:
-            for row in rows:
-                try:
-                    encoded = source.encode(row, short_side_px)
-                    clip = _describe(row, encoded, shard, len(clips))  # before a byte of it is written
-                except UnreadableClipError as error:
-                    quarantine[row.clip_id] = str(error)
-                    continue
-                writer.write_table(_table(row, encoded, source.classes[row.label]))
-                clips.append(clip)
-        record = {
-            "sha256": draft.sha256(),
-            "num_bytes": draft.num_bytes,
-            "clips": [asdict(clip) for clip in clips],
-            "quarantine": quarantine,
-        }
-    folder.write_json(shard_name(shard) + ".json", record)
-    return record
-
-
-def whole_shard(folder: Folder, shard: int) -> dict[str, Any] | None:
-    """The record of a shard that was written to its end and is still what it was; else None."""
-    record = folder.read_json(shard_name(shard) + ".json")
-    name = shard_name(shard) + ".parquet"
-    if record is None or folder.size(name) != record["num_bytes"] or folder.sha256(name) != record["sha256"]:
-        return None
-    return record
-
-
-def write_index(folder: Folder, clips: Sequence[StoredClip]) -> dict[str, Any]:
-    """Write the index, sorted by clip id; returns its hash and size."""
-    ordered = sorted(clips, key=lambda clip: clip.clip_id)
-    table = pa.Table.from_pylist([asdict(clip) for clip in ordered], schema=INDEX_SCHEMA)
-    with Draft(folder, INDEX) as draft:
-        pq.write_table(table, draft, compression="zstd", store_schema=False)
-        return {"sha256": draft.sha256(), "num_bytes": draft.num_bytes}
-
-
-def read_index(folder: Folder) -> tuple[StoredClip, ...]:
-    """Every clip of a store, sorted by clip id.
-
-    Raises:
-        DataError: the index is not there or damaged.
-    """
-    try:
-        with folder.files.open_input_file(INDEX) as file:
-            rows = pq.read_table(file, use_threads=False).to_pylist()
-        return tuple(StoredClip(**row) for row in rows)
-    except (OSError, pa.ArrowException, TypeError) as error:
-        raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; run `starlab verify {folder.uri}`") from error
 
 
 class StoreSource:
@@ -269,7 +139,7 @@ class StoreSource:
             for index in range(len(jpegs)):
                 self._decode(row, jpegs, index, NO_SHRINK)
         encoded = EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
-        if _describe(row, encoded, stored.shard, stored.row) != stored:
+        if describe_clip(row, encoded, stored.shard, stored.row) != stored:
             raise UnreadableClipError(f"{self._where(stored)}: its frames or joints are not what the index says")
 
     def _load(self, row: ClipRow, columns: tuple[str, ...]) -> tuple[pa.Array, Joints, Joints | None]:
@@ -338,56 +208,3 @@ def _row(clip: StoredClip, protocol: Protocol | None = None) -> ClipRow:
         subject=clip.subject,
         num_frames=clip.num_frames,
     )
-
-
-def _describe(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int) -> StoredClip:
-    """Check that the parts of a clip fit each other, and say what is in it.
-
-    Raises:
-        UnreadableClipError: they do not.
-    """
-    counts = {len(encoded.jpegs), len(encoded.joints), row.num_frames}
-    if encoded.joints_3d is not None:
-        counts.add(len(encoded.joints_3d))
-    if len(counts) > 1:
-        raise UnreadableClipError(
-            f"{len(encoded.jpegs)} frames, {len(encoded.joints)} of joints, {row.num_frames} in the index"
-        )
-    if not np.isfinite(encoded.joints).all():
-        raise UnreadableClipError("a joint is not finite")
-    sizes = {simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in encoded.jpegs}
-    if len(sizes) > 1:
-        raise UnreadableClipError(f"frames of different sizes {sorted(sizes)}")
-    seen = encoded.joints[..., 2] > 0  # (n, M, N)
-    bodies = seen.any(axis=(0, 2))
-    digest = hashlib.sha256()
-    for part in (*encoded.jpegs, _plain(encoded.joints), b"" if encoded.joints_3d is None else _plain(encoded.joints_3d)):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    (height, width), *_ = sizes
-    return StoredClip(
-        clip_id=row.clip_id,
-        label=row.label,
-        split=row.split,
-        subject=row.subject,
-        num_frames=row.num_frames,
-        height=height,
-        width=width,
-        shard=shard,
-        row=row_group,
-        num_bytes=sum(map(len, encoded.jpegs)),
-        joints_unseen=float(1 - seen[:, bodies].mean()) if bodies.any() else 1.0,
-        frames_unseen=int((~seen.any(axis=(1, 2))).sum()),
-        sha256=digest.hexdigest(),
-    )
-
-
-def _plain(joints: Joints) -> bytes:
-    return np.ascontiguousarray(joints, "<f4").tobytes()
-
-
-def _table(row: ClipRow, encoded: EncodedClip, action: str) -> pa.Table:
-    columns: list[Any] = [[row.clip_id], [action], [row.split], [row.subject], [list(encoded.jpegs)], [encoded.joints.ravel()]]
-    columns.append([None if encoded.joints_3d is None else encoded.joints_3d.ravel()])
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SHARD_SCHEMA, strict=True)]
-    return pa.table(arrays, schema=SHARD_SCHEMA)

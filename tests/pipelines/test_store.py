@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import check_shard, shard_rows
+from starlab.pipelines.shards import StoredClip, read_index, whole_shard, write_index, write_shard
 from starlab.pipelines.skeletons import NTU
 from starlab.pipelines.statistics import store_statistics
 from starlab.pipelines.storage import Draft, Folder
-from starlab.pipelines.store import StoredClip, StoreSource, read_index, whole_shard, write_index, write_shard
+from starlab.pipelines.store import StoreSource
 
 
 class TwoBodies:
