@@ -7,7 +7,8 @@
       index.parquet           a row per clip: label, split, size, where it lies
       manifest.json           counts, hashes, quarantine; the last file: without it there is no store
 
-`shards.py` knows what is in the files, `prepare.py` writes them. Reading never goes through Ray Data's Parquet reader, which loses row groups of a path listed twice.
+`shards.py` knows what is in the files, `prepare.py` writes them. Reading never goes through Ray Data's Parquet reader, which
+loses row groups of a path listed twice.
 """
 
 from __future__ import annotations

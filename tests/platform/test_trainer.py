@@ -229,6 +229,22 @@ def test_a_run_that_the_machine_cannot_hold_is_refused_with_the_numbers() -> Non
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(("cpus", "workers", "share"), [(2, 1, 1), (2, 2, 1), (2, 1, 0.5), (16, 4, 1), (4, 1, 0.25)])
+def test_workers_that_decode_by_themselves_take_the_machine_but_for_a_crumb(cpus: int, workers: int, share: float) -> None:
+    spec = load_spec("demo", [f"resources.workers={workers}", "data.decode=worker"])
+    machine = Cluster(local=True, nodes=1, cpus=cpus, gpus=0, accelerators=())
+    allotment = allot(spec, machine, share)
+    assert 0.9 * cpus * share <= workers * allotment.cpus_per_worker + 0.05 * workers <= cpus * share + 1e-9
+    assert allotment.limits.threads == max(1, round(allotment.cpus_per_worker))
+    shared = allot(spec, dataclasses.replace(machine, local=False, cpus=64), share)
+    assert (shared.cpus_per_worker, shared.limits.threads) == (1, 1)
+    named = [f"resources.workers={workers}", "data.decode=worker", "resources.cpus_per_worker=3"]
+    assert allot(load_spec("demo", named), dataclasses.replace(machine, cpus=64)).limits.threads == 3
+    with pytest.raises(UserError, match=rf"{workers} workers of 65 CPUs do not fit into {cpus} CPUs"):
+        allot(load_spec("demo", [*named[:2], "resources.cpus_per_worker=65"]), machine)
+
+
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("cpus", "workers", "share"), [(2, 1, 1), (2, 2, 1), (2, 1, 0.5), (64, 4, 1), (8, 8, 1), (4, 1, 0.25)])
 def test_workers_and_both_windows_of_every_stream_fit_the_share_of_the_cluster(cpus: int, workers: int, share: float) -> None:
     spec = load_spec("demo", [f"resources.workers={workers}"])
