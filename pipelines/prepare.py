@@ -150,13 +150,11 @@ def verify(
         The store, and a line for each thing that is wrong.
 
     Raises:
-        DataError: it is no store, or its index cannot be read.
+        DataError: it is no store, or its index is damaged.
     """
     source = StoreSource(uri)
-    folder, manifest = source.folder, source.manifest
-    problems = []
-    if folder.sha256(INDEX) != manifest["index"]["sha256"]:
-        problems.append(f"{INDEX}: its bytes are not those that were written")
+    manifest = source.manifest
+    problems: list[str] = []
     if len(source.clips) != manifest["clips"]:
         problems.append(f"{INDEX}: {len(source.clips)} clips, the manifest says {manifest['clips']}")
 
@@ -186,7 +184,7 @@ def check_shard(source: StoreSource, shard: int, decode: bool) -> list[str]:
         return [f"{name}: {error}"]
     if stored_ids != [clip.clip_id for clip in clips]:
         return [f"{name}: holds other clips than the index says"]
-    problems = []
+    problems: list[str] = []
     for clip in clips:
         try:
             source.check(clip, decode)

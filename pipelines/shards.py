@@ -135,18 +135,20 @@ def write_index(folder: Folder, clips: Sequence[StoredClip]) -> dict[str, Any]:
         return {"sha256": draft.sha256(), "num_bytes": draft.num_bytes}
 
 
-def read_index(folder: Folder) -> tuple[StoredClip, ...]:
+def read_index(folder: Folder, sha256: str) -> tuple[StoredClip, ...]:
     """Every clip of a store, sorted by clip id.
 
     Raises:
-        DataError: the index is not there or damaged.
+        DataError: the index is not there, or not the one with this hash.
     """
+    mend = "the same `starlab prepare` with --retry writes it anew"
     try:
-        with folder.files.open_input_file(INDEX) as file:
-            rows = pq.read_table(file, use_threads=False).to_pylist()
-        return tuple(StoredClip(**row) for row in rows)
-    except (OSError, pa.ArrowException, TypeError) as error:
-        raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; run `starlab verify {folder.uri}`") from error
+        data = folder.read(INDEX)
+    except OSError as error:
+        raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; {mend}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(f"{folder.uri}/{INDEX} is not what was written: {mend}")
+    return tuple(StoredClip(**row) for row in pq.read_table(pa.BufferReader(data), use_threads=False).to_pylist())
 
 
 def describe_clip(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int) -> StoredClip:

@@ -74,7 +74,7 @@ class Folder:
     def make_room_for(self, name: str) -> None:
         """Create the folder that the file will lie in, where the file system has such things."""
         parent = name.rpartition("/")[0]
-        self.files.base_fs.create_dir(f"{self.files.base_path}{parent}", recursive=True)
+        self.files.base_fs.create_dir(f"{self.files.base_path}{parent}".rstrip("/"), recursive=True)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none."""

@@ -89,7 +89,7 @@ class StoreSource:
         self.skeleton = SKELETONS[self.manifest["skeleton"]]
         self.max_bodies: int = self.manifest["max_bodies"]
         self.fingerprint: str = self.manifest["fingerprint"]
-        self.stored = read_index(self.folder)
+        self.stored = read_index(self.folder, self.manifest["index"]["sha256"])
         self._protocol = protocol
         self.clips = tuple(_row(clip, protocol) for clip in self.stored)
         self.skipped = tuple(SkippedClip(clip_id=name, reason=why) for name, why in sorted(self.manifest["quarantine"].items()))

@@ -59,7 +59,7 @@ class TwoBodies:
         return EncodedClip(tuple(simplejpeg.encode_jpeg(picture) for picture in pictures), joints, metres)
 
 
-def write_store(root: Path, source: TwoBodies, clips_per_shard: int = 3) -> StoreSource:
+def write_store(root: Path | str, source: TwoBodies, clips_per_shard: int = 3) -> StoreSource:
     """As `prepare` does, in this process."""
     folder = Folder(root)
     records = [write_shard(folder, i, source, rows, 256) for i, rows in enumerate(shard_rows(source.clips, clips_per_shard))]
@@ -207,6 +207,9 @@ def test_a_folder_that_is_no_store_is_told_apart_from_an_unfinished_and_a_damage
         StoreSource(tmp_path)
     store = write_store(tmp_path / "whole", TwoBodies([2, 2]))
     Folder(tmp_path / "whole").write("index.parquet", b"PAR1 no index PAR1")
+    with pytest.raises(DataError, match=r"index\.parquet is not what was written: the same `starlab prepare` with --retry"):
+        StoreSource(tmp_path / "whole")
+    (tmp_path / "whole/index.parquet").unlink()
     with pytest.raises(DataError, match=r"index\.parquet cannot be read"):
         StoreSource(tmp_path / "whole")
     Folder(tmp_path / "whole").write_json("manifest.json", {**store.manifest, "format": 2})
@@ -221,6 +224,18 @@ def test_a_store_is_read_through_a_uri_as_through_a_path(tmp_path) -> None:
     assert (by_uri.read(store.clips[1], [2], 16).frames[0] == store.read(store.clips[1], [2], 16).frames[0]).all()
     with pytest.raises(DataError, match="names no file system"):
         Folder("nowhere://bucket/penn")
+
+
+def test_a_store_lies_on_any_file_system_that_pyarrow_knows() -> None:
+    """One in memory, behind the same interface as S3's."""
+    uri = "fsspec+memory://bucket/penn"
+    source = TwoBodies([3, 5, 2, 4], {"S003": "nan"})
+    store = write_store(uri, source, clips_per_shard=2)
+    assert [row.clip_id for row in store.clips] == ["S000", "S001", "S002"]
+    assert all(_equal(store.encode(row, 256), source.encode(row, 256)) for row in store.clips)
+    assert not store.folder.is_local
+    assert [problem for shard in (0, 1) for problem in check_shard(store, shard, decode=True)] == []
+    assert pickle.loads(pickle.dumps(store)).clips == store.clips
 
 
 def test_a_file_is_whole_or_not_there_when_its_writer_fails(tmp_path) -> None:
@@ -263,4 +278,4 @@ def test_statistics_are_what_a_hand_counts(tmp_path) -> None:
     # A body that is never there is no missing joint.
     assert everything.joints_unseen == 0
     assert statistics.frames_unseen == (0, 0)
-    assert read_index(store.folder) == store.stored
+    assert read_index(store.folder, store.manifest["index"]["sha256"]) == store.stored
