@@ -76,8 +76,8 @@ def at_most(what: str, measured: float, limit: float, unit: str = "×") -> Row:
 def picture_sequence(seed: int) -> Iterator[NDArray[np.uint8]]:
     """A room with texture on several scales, somebody large and textured who walks through it, and a sensor's noise.
 
-    Contrast and noise were set so that JPEGs have the bytes of real ones (16 kB). A video has less than a real one (4 kB a frame
-    where NTU's have 10), so it decodes a little faster, and the ratios are on the safe side.
+    Contrast and noise were set so that JPEGs have the bytes of real ones (16 kB). A video has less than a real one (4 kB
+    a frame where NTU's have 10), so it decodes a little faster, and the ratios are on the safe side.
     """
     rng = np.random.default_rng(seed)
     height, width = 1080, 1920
