@@ -28,6 +28,7 @@ from starlab.platform.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.errors import StopRunError
 from starlab.platform.evaluate import Evaluation, evaluate
 from starlab.platform.job import TrainJob
+from starlab.platform.lease import check_fence
 from starlab.platform.loss_guard import Verdict
 from starlab.platform.optimization import learning_rate
 from starlab.platform.precision import AUTOCAST, agree_on_precision
@@ -45,6 +46,7 @@ def train_loop(config: dict[str, TrainJob]) -> None:
     """Train from the newest checkpoint (or from nothing) to the end, then look at the test part once."""
     context, job = ray.train.get_context(), config["job"]
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    check_fence(job.folder.path, job.fence)  # a group that Ray starts again may come after another process took the run over
     watchdog = Watchdog(job.folder.path, ranks.rank, job.spec.resources.stuck_after_seconds)
     worker = _Worker(job, ranks, watchdog)
     try:
