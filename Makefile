@@ -37,6 +37,9 @@ bench-train: setup ## Measure what a training costs besides its arithmetic (minu
 bench-model: setup ## Measure the model's parts against their limits (minutes; wants a quiet machine)
 	$(BIN)/python tests/benchmarks/bench_model.py
 
+bench-data: setup ## Measure stores and the stream against their limits (minutes; wants a quiet machine)
+	$(BIN)/python tests/benchmarks/bench_data.py
+
 wheel: setup ## Build dist/starlab-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -48,4 +51,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-faults bench-train bench-model wheel lock format
+.PHONY: help setup demo check test test-faults bench-data bench-model bench-train wheel lock format

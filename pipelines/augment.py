@@ -17,6 +17,9 @@ from starlab.pipelines.clip import DecodedClip
 from starlab.pipelines.sampling import MIDDLE, View
 
 CROP_ATTEMPTS = 10
+LINEAR_SHRINK, LINEAR_SHRINK_OF_A_SIDE = 2.6, 2.25
+"""Linear interpolation reads 2 × 2 pixels, so a picture may shrink by about 2 a side before it leaves any out. Averaging over
+areas costs seven times as much (0.75 against 0.10 ms for 456×256 → 224², 54 dB apart): it is worth it beyond these factors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +89,7 @@ def fit(
         left, top, crop_width, crop_height = _test_window(width, height, config.test_crop, view)
     flip = augment is not None and config.flip and bool(augment.random() < 0.5)
 
-    # Averaging over areas when both sides shrink; elsewhere it would degrade to nearest neighbours.
-    shrinks = crop_width >= size_px and crop_height >= size_px
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    interpolation = _interpolation(crop_width / size_px, crop_height / size_px)
     frames = np.empty((len(clip.frames), size_px, size_px, 3), np.uint8) if out is None else out
     for target, frame in zip(frames, clip.frames, strict=True):
         crop = frame[top : top + crop_height, left : left + crop_width]
@@ -122,6 +123,14 @@ def _draw_crop(width: int, height: int, config: AugmentConfig, rng: np.random.Ge
             top = int(rng.integers(height - crop_height + 1))
             return left, top, crop_width, crop_height
     return 0, 0, width, height
+
+
+def _interpolation(across: float, down: float) -> int:
+    """OpenCV's way to shrink by these factors (below 1: enlarge) at the least cost that leaves no pixel out."""
+    if min(across, down) < 1:  # averaging would degrade to nearest neighbours
+        return int(cv2.INTER_LINEAR)
+    slight = across * down <= LINEAR_SHRINK and max(across, down) <= LINEAR_SHRINK_OF_A_SIDE
+    return int(cv2.INTER_LINEAR if slight else cv2.INTER_AREA)
 
 
 def _test_window(width: int, height: int, share: float, view: View) -> tuple[int, int, int, int]:

@@ -125,17 +125,17 @@ class Figure:
 
 
 def render_scene(
-    figures: Sequence[Figure], place: Look, height_px: int, width_px: int, rng: np.random.Generator
+    figures: Sequence[Figure], place: Look, height_px: int, width_px: int, rng: np.random.Generator, only: Sequence[int]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Draw people into one place, the first one in front: T frames, uint8 (height_px, width_px, 3), RGB.
+    """Draw people into one place, the first one in front: frames, uint8 (height_px, width_px, 3), RGB.
 
-    `place` gives the wall, the floor and the light; `rng` the sensor's noise and flicker.
+    `place` gives the wall, the floor and the light; `rng` the sensor's noise and flicker, the same draws whatever `only`
+    is; and `only` which of the T frames, in which order.
     """
     backdrop = _backdrop(place, height_px, width_px)
-    num_frames = len(figures[0].joints_px)
-    grain = _Grain(place, num_frames, height_px, width_px, rng)
+    grain = _Grain(place, len(figures[0].joints_px), height_px, width_px, rng)
     points = [_points(figure.joints_px, figure.look) for figure in figures]
-    for index in range(num_frames):
+    for index in only:
         picture = backdrop.copy()
         for figure, joints in reversed(list(zip(figures, points, strict=True))):
             _draw_body(picture, joints[index], figure.person, figure.look, legs=True)

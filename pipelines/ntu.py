@@ -30,6 +30,7 @@ SHORT_SIDE_PX = 256
 """Frames are shrunk to this, as in a prepared store, so that a model sees the same pixels from both."""
 JPEG_QUALITY = 90
 MAX_FOLDER_DEPTH = 3
+"""Folders below the root in which files are looked for."""
 INDEX_THREADS = 16
 """They wait for the file system more than they compute."""
 EXPECTED_LAYOUT = f"expected S001C001P001R001A001{VIDEO_ENDING} and S001C001P001R001A001{SKELETON_ENDING} … in it or below"
@@ -71,24 +72,7 @@ class NtuSource:
         skeletons = _folders_below(self.root, SKELETON_ENDING)
         listed = _listed_as_missing(self.root, missing_skeletons)
 
-        skipped: dict[str, str] = {}
-        wanted: dict[str, NtuName] = {}
-        for clip_id in sorted(videos.keys() | skeletons.keys()):
-            try:
-                name = parse_name(clip_id)
-            except ValueError as error:
-                skipped[clip_id] = str(error)
-                continue
-            if name.action not in label_of or name.setup not in setups:
-                continue
-            if clip_id in listed:
-                skipped[clip_id] = f"{listed[clip_id]} lists it as a clip without a usable skeleton"
-            elif clip_id not in videos:
-                skipped[clip_id] = f"no video: {clip_id}{VIDEO_ENDING} is not below {self.root}"
-            elif clip_id not in skeletons:
-                skipped[clip_id] = f"no skeleton: {clip_id}{SKELETON_ENDING} is not below {self.root}"
-            else:
-                wanted[clip_id] = name
+        wanted, skipped = self._sort_out(videos, skeletons, label_of, setups, listed)
 
         def look(clip_id: str) -> tuple[int, str]:
             return _look(
@@ -97,10 +81,10 @@ class NtuSource:
 
         with ThreadPoolExecutor(INDEX_THREADS) as pool:
             looked = dict(zip(wanted, pool.map(look, wanted), strict=True))
-        digests = [f"{clip_id} {num_frames} {found}" for clip_id, (num_frames, found) in looked.items()]
+        skipped |= {clip_id: found for clip_id, (num_frames, found) in looked.items() if num_frames == 0}
+        digests = [f"{clip_id} {num_frames} {found}" for clip_id, (num_frames, found) in looked.items() if num_frames]
         digests += [f"{clip_id} skipped" for clip_id in skipped]
         self.fingerprint = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-        skipped |= {clip_id: found for clip_id, (num_frames, found) in looked.items() if num_frames == 0}
         self.skipped = tuple(SkippedClip(clip_id=clip_id, reason=skipped[clip_id]) for clip_id in sorted(skipped))
         self.clips = tuple(
             ClipRow(
@@ -159,6 +143,35 @@ class NtuSource:
         paths = (self._path(video, row.clip_id, VIDEO_ENDING), self._path(skeleton, row.clip_id, SKELETON_ENDING))
         return Path(paths[0]), Path(paths[1])
 
+    def _sort_out(
+        self,
+        videos: dict[str, str],
+        skeletons: dict[str, str],
+        label_of: dict[int, int],
+        setups: range,
+        listed: dict[str, str],
+    ) -> tuple[dict[str, NtuName], dict[str, str]]:
+        """The names of the data set's clips that have both files, sorted; and of the others why they are left out."""
+        wanted: dict[str, NtuName] = {}
+        skipped: dict[str, str] = {}
+        for clip_id in sorted(videos.keys() | skeletons.keys()):
+            try:
+                name = parse_name(clip_id)
+            except ValueError as error:
+                skipped[clip_id] = str(error)
+                continue
+            if name.action not in label_of or name.setup not in setups:
+                continue
+            if clip_id in listed:
+                skipped[clip_id] = f"{listed[clip_id]} lists it as a clip without a usable skeleton"
+            elif clip_id not in videos:
+                skipped[clip_id] = f"no video: {clip_id}{VIDEO_ENDING} is not below {self.root}"
+            elif clip_id not in skeletons:
+                skipped[clip_id] = f"no skeleton: {clip_id}{SKELETON_ENDING} is not below {self.root}"
+            else:
+                wanted[clip_id] = name
+        return wanted, skipped
+
     def _path(self, folder: str, clip_id: str, ending: str) -> str:
         return f"{self.root}/{folder}/{clip_id}{ending}"
 
@@ -202,9 +215,12 @@ def _folders_below(root: Path, ending: str) -> dict[str, str]:
 def _look(video: str, skeleton: str) -> tuple[int, str]:
     """The number of frames and both files' sizes; or 0 and why the clip cannot be used."""
     try:
-        video_bytes = os.stat(video).st_size  # noqa: PTH116 (twice per clip of 114,480)
+        video_bytes = os.stat(video).st_size  # noqa: PTH116 (once per clip of 114,480)
         if video_bytes == 0:
             return 0, f"{video}: empty"
+    except OSError as error:
+        return 0, f"{video}: {error}"
+    try:
         with open(skeleton, "rb") as file:  # noqa: PTH123
             return read_num_frames(file.read(64)), f"{video_bytes} {os.fstat(file.fileno()).st_size}"
     except (OSError, ValueError) as error:

@@ -196,9 +196,7 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
 
 def _open_dataset(config: DataConfig, runs: Path, say: Callable[[str], None]) -> ClipSource:
     if config.store is None:
-        settings = config.synthetic_ntu if config.dataset == "synthetic_ntu" else config.synthetic
-        kind = config.dataset.removesuffix("_penn_action").replace("_", "-")
-        return open_raw(config, runs / "data" / f"{kind}-{_digest(settings)}", say)
+        return open_raw(config, generated_folder(config, runs), say)
     prepared = is_store(config.store)
     if config.source == "prepared" or (config.source == "auto" and prepared):
         store = StoreSource(config.store, config.protocol)
@@ -264,6 +262,13 @@ def _check_weights(weights: dict[str, float], classes: tuple[str, ...]) -> None:
             raise ValueError(f"data.oversample names '{name}', which is no class of the data set; {hint}")
         if not 0 < weight <= 1000:
             raise ValueError(f"data.oversample.{name} is {weight}; it must be above 0 and at most 1000")
+
+
+def generated_folder(config: DataConfig, runs: Path) -> Path:
+    """Where the synthetic data set of `config` is, or would be, generated."""
+    settings = config.synthetic_ntu if config.dataset == "synthetic_ntu" else config.synthetic
+    kind = config.dataset.removesuffix("_penn_action").replace("_", "-")
+    return runs / "data" / f"{kind}-{_digest(settings)}"
 
 
 def _digest(config: SyntheticConfig | SyntheticNtuConfig) -> str:

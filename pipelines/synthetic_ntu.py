@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -120,11 +120,11 @@ class SyntheticNtuClip:
     width_px: int
     render_seed: np.random.SeedSequence
 
-    def render(self) -> Iterable[NDArray[np.uint8]]:
+    def render(self) -> Iterator[NDArray[np.uint8]]:
         """The frames: uint8 (height_px, width_px, 3), RGB."""
-        rng = np.random.default_rng(self.render_seed)
-        frames = drawing.render_scene(self.figures, self.figures[0].look, self.height_px, self.width_px, rng)
-        return reversed(list(frames)) if self.reversed else frames  # light and noise are drawn forwards, like everything else
+        rng, forwards = np.random.default_rng(self.render_seed), range(self.num_frames)
+        order = forwards[::-1] if self.reversed else forwards  # light and noise are drawn forwards, like everything else
+        return drawing.render_scene(self.figures, self.figures[0].look, self.height_px, self.width_px, rng, order)
 
     def skeleton_file(self) -> bytes:
         """The `.skeleton` file."""

@@ -21,7 +21,16 @@ class Allotment:
 
 
 def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
-    """Divide `share` of the cluster between the workers and their decode tasks, so that neither can starve the other.
+    """Divide `share` of the connected cluster between the workers and their decode tasks, so that neither can starve the other.
+
+    Raises:
+        UserError: it does not fit; says by how much.
+    """
+    return divide(spec, cluster, ray.cluster_resources().get("object_store_memory", 5e8), share)
+
+
+def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float = 1.0) -> Allotment:
+    """As `allot`, of a cluster that need not be there.
 
     A worker's stream has two overlapping windows (stream.py), and each believes the cluster its own: the limits of all of
     them together must fit what the workers leave. A worker that decodes by itself takes its share of the machine whole; on a
@@ -53,7 +62,7 @@ def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
             "fewer resources.workers, or submit it to a cluster: starlab submit -- train …"
         )
     window_cpus = free / (2 * wanted.workers)
-    store = ray.cluster_resources().get("object_store_memory", 5e8) * share * 0.5 / (2 * wanted.workers)
+    store = object_store_bytes * share * 0.5 / (2 * wanted.workers)
     limits = StreamLimits(
         cpus=float(int(window_cpus)) if window_cpus >= 1 else window_cpus,
         cpus_per_task=min(1.0, window_cpus / 2),  # two, so that one works while the other's block is fetched

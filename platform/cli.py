@@ -32,15 +32,32 @@ def demo(overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -
 
 
 @app.command()
-def train(experiment: Experiment, overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -> None:
+def train(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    runs: Runs = None,
+    fresh: Fresh = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would do and cost, and whether it fits.")
+    ] = False,
+) -> None:
     """Train an experiment, or go on with its run: starlab train demo train.epochs=2"""
     from starlab.experiments.spec import load_spec
 
     spec = load_spec(experiment, overrides or [])
+    if dry_run:
+        from starlab.platform.dry_run import forecast
+        from starlab.platform.errors import UserError
+
+        found = forecast(spec, runs)
+        _print(found.lines)
+        if found.problems:
+            raise UserError("\n".join(found.problems))
+        return
     from starlab.platform import trainer
     from starlab.platform.summary import result_lines
 
-    _print(result_lines(trainer.train(spec, runs=runs, fresh=fresh, say=_say)))
+    _print(result_lines(trainer.train(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
 
 
 @app.command()

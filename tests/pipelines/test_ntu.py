@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -226,9 +227,12 @@ def test_the_folders_may_be_laid_out_in_any_way_but_not_hold_a_clip_twice(copy: 
         opened(copy)
 
 
-def test_equal_files_give_equal_fingerprints_and_changes_others(copy: Path, source: NtuSource) -> None:
+def test_equal_files_give_equal_fingerprints_and_changes_others(copy: Path, source: NtuSource, tmp_path: Path) -> None:
+    assert opened(copy).fingerprint == source.fingerprint
+    for kind in range(2):  # unusable files, too, are the same wherever they lie
+        (copy / source.paths(source.clips[kind])[kind].relative_to(source.root)).write_bytes(b"")
     first = opened(copy)
-    assert first.fingerprint == source.fingerprint
+    assert opened(Path(shutil.copytree(copy, tmp_path / "elsewhere"))).fingerprint == first.fingerprint != source.fingerprint
     video, skeleton = first.paths(first.clips[0])
     seen = {first.fingerprint}
     changes = (
@@ -256,3 +260,24 @@ def test_the_smaller_data_set_is_read_out_of_the_larger_ones_folder(tmp_path: Pa
         (tmp_path / f"{name}_rgb.avi").write_bytes(b"not opened by the index")
         (tmp_path / f"{name}.skeleton").write_bytes(b"50\r\n1\r\n")
     assert [row.clip_id for row in NtuSource(tmp_path, "xsub").clips] == ["S017C001P001R001A060"]
+
+
+def test_what_the_index_costs(tmp_path: Path) -> None:
+    """Run with -rP for the figures. Nothing is asserted on time."""
+    names = [
+        f"S{setup:03d}C{camera:03d}P{performer:03d}R001A{action:03d}"
+        for setup in range(1, 5)
+        for camera in (1, 2, 3)
+        for performer in range(1, 6)
+        for action in range(1, 61)
+    ]
+    for name in names:
+        (tmp_path / f"{name}_rgb.avi").write_bytes(b"not opened by the index")
+        (tmp_path / f"{name}.skeleton").write_bytes(b"103\r\n1\r\n")
+    began = time.perf_counter()
+    source = NtuSource(tmp_path, "xsub")
+    seconds = time.perf_counter() - began
+    size = len(pickle.dumps(source))
+    print(f"{len(names)} clips: {1e6 * seconds / len(names):.0f} µs and {size / len(names):.0f} bytes pickled per clip")
+    assert len(source.clips) == len(names)
+    assert size < 100 * len(names)

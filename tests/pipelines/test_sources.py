@@ -47,6 +47,7 @@ def test_the_classes_the_skeleton_and_two_bodies_come_from_the_data_set() -> Non
             "data.protocol is xsub, but synthetic_penn_action has one official split: remove the key",
         ),
         ("ntu60_xsub", "data.store=null", "data.store is missing"),
+        ("demo", "data.estimated_skeleton=openpose", "must be 'coco', 'penn_action' or 'ntu'"),
         ("demo", "data.estimated_joints=j.parquet", "give both, the file and whose joints it holds"),
         ("demo", "data.estimated_skeleton=coco", "give both, the file and whose joints it holds"),
     ],
@@ -56,6 +57,11 @@ def test_a_split_or_an_estimator_that_does_not_apply_is_an_error_that_says_what_
 ) -> None:
     with pytest.raises(SpecError, match=message):
         load_spec(experiment, [override])
+
+
+def test_generated_ntu_has_classes_that_name_a_side_and_is_never_flipped() -> None:
+    with pytest.raises(ValueError, match="A951_left_waves_then_right"):
+        ntu_data(augment="standard", flip=True)
 
 
 def test_generated_ntu_is_written_under_the_runs_folder_and_read_again(tmp_path: Path) -> None:

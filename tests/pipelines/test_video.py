@@ -32,7 +32,7 @@ def number_on(frame: np.ndarray) -> int:
 
 
 def write_video(path: Path, codec: str, options: dict[str, str], times_ms: list[int] | None = None) -> None:
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.thread_count = 1
@@ -46,6 +46,8 @@ def write_video(path: Path, codec: str, options: dict[str, str], times_ms: list[
         container.mux(stream.encode())
 
 
+EXACT = {"flags": "+bitexact", "x264-params": "mbtree=0"}
+"""Equal frames give equal files."""
 NTU_LIKE = "h264_b_frames_no_pts.avi"
 FILES = (NTU_LIKE, "mpeg4_b_frames.avi", "variable_rate.mp4", "h264.mp4")
 
@@ -54,10 +56,10 @@ FILES = (NTU_LIKE, "mpeg4_b_frames.avi", "variable_rate.mp4", "h264.mp4")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     times = np.cumsum(np.random.default_rng(0).integers(10, 90, NUM_FRAMES)).tolist()
-    write_video(folder / FILES[0], "libx264", {"g": "9999", "bf": "3", "sc_threshold": "0"})
+    write_video(folder / FILES[0], "libx264", {"g": "9999", "bf": "3", "sc_threshold": "0", **EXACT})
     write_video(folder / FILES[1], "mpeg4", {"g": "9999", "bf": "2"})
-    write_video(folder / FILES[2], "libx264", {"bf": "3"}, times)
-    write_video(folder / FILES[3], "libx264", {"bf": "3"})
+    write_video(folder / FILES[2], "libx264", {"bf": "3", **EXACT}, times)
+    write_video(folder / FILES[3], "libx264", {"bf": "3", **EXACT})
     return folder
 
 
@@ -200,3 +202,28 @@ def test_a_file_without_a_picture_is_an_error(tmp_path: Path) -> None:
         container.mux(stream.encode(sound))
     with pytest.raises(ValueError, match="no video stream"):
         list(decode_video(path, 1, 32))
+
+
+def test_how_many_single_flipped_bits_are_noticed(videos: Path, tmp_path: Path) -> None:
+    """Run with -rP for the counts. What is not noticed decodes to as many frames, in some cases with wrong pixels: a video has
+    no checksum."""
+    rng = np.random.default_rng(0)
+    noticed = {}
+    for name in FILES:
+        content = (videos / name).read_bytes()
+        good = [frame for _, frame in decode_video(videos / name, NUM_FRAMES, HEIGHT)]
+        counts = {"noticed": 0, "harmless": 0, "wrong pixels": 0}
+        for _ in range(60):
+            damaged_content = bytearray(content)
+            damaged_content[rng.integers(len(content) // 4, len(content) * 3 // 4)] ^= 1 << int(rng.integers(8))
+            (tmp_path / name).write_bytes(damaged_content)
+            try:
+                frames = [frame for _, frame in decode_video(tmp_path / name, NUM_FRAMES, HEIGHT)]
+            except ValueError:
+                counts["noticed"] += 1
+                continue
+            assert len(frames) == NUM_FRAMES
+            counts["harmless" if np.array_equal(frames, good) else "wrong pixels"] += 1
+        print(name, counts)
+        noticed[name] = counts["noticed"]
+    assert noticed[NTU_LIKE] > 20

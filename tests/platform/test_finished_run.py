@@ -21,10 +21,12 @@ from starlab.pipelines.synthetic import write_penn_action
 from starlab.platform.cluster import Cluster
 from starlab.platform.errors import UserError
 from starlab.platform.evaluation_run import evaluate_run, looks_at_test
+from starlab.platform.journal import FILE, SYSTEM_FILE, read_points
 from starlab.platform.predictions import read_predictions
 from starlab.platform.registry import load_model
 from starlab.platform.report import comparison
 from starlab.platform.run_folder import RunFolder
+from starlab.platform.tracking import stored_uri, sync
 from starlab.platform.trainer import RunResult, train
 
 PASSWORD = "correct-horse-battery"
@@ -196,9 +198,26 @@ def test_a_profile_is_a_trace_of_some_steps(run: RunResult) -> None:
     assert any("backward" in name.lower() for name in names)
 
 
-def test_a_password_that_is_not_stored_is_asked_for(run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from starlab.platform.tracking import stored_uri
+@pytest.mark.slow_fault
+def test_a_run_whose_server_is_never_there_ends_as_ever_and_is_sent_later(run: RunResult, store: Path, tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"  # nobody listens on the discard port
+    alone = train(load_spec("demo", [*TINY, f"data.store={store}", f"tracking.uri={nowhere}"]), runs=tmp_path)
+    assert alone.metrics == run.metrics
+    assert alone.tracking_problem is not None
+    assert alone.mlflow_run_id is None
+    folder = RunFolder(alone.folder)
+    uri = f"sqlite:///{tmp_path}/later.db"
+    folder.write_json("run.json", folder.read_json("run.json") | {"tracking_uri": uri})
+    points = [point for name in (FILE, SYSTEM_FILE) for point in read_points(alone.folder / name)]
+    assert sync(folder) == len(points)
+    assert sync(folder) == 0
+    later, run_id = MlflowClient(uri), folder.read_json("mlflow.json")["run_id"]
+    held = [(m.key, m.step, m.value) for key in {p.key for p in points} for m in later.get_metric_history(run_id, key)]
+    assert sorted(held) == sorted((point.key, point.step, point.value) for point in points)
+    assert later.get_run(run_id).info.status == "FINISHED"
 
+
+def test_a_password_that_is_not_stored_is_asked_for(run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(shutil.copytree(run.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints")))
     stored = "postgresql://me:***@db.example/mlflow"
     folder.write_json("run.json", folder.read_json("run.json") | {"tracking_uri": stored})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from starlab.experiments.spec import Spec, load_spec
-from starlab.pipelines.ntu import NtuSource
+from starlab.pipelines.ntu import MISSING_LISTS, NtuSource
 from starlab.pipelines.ntu_names import parse_name
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import open_source
@@ -56,6 +59,24 @@ def test_a_run_on_generated_ntu_trains_an_epoch_and_looks_at_every_test_clip_onc
     skipped = json.loads((result.folder / "skipped.json").read_text())
     assert list(skipped) == ["S001C001P001R002A901"]
     assert (spec.model.max_bodies, spec.model.num_joints) == (2, 25)
+
+
+@pytest.mark.parametrize("decode", ["cluster", "worker"])
+def test_a_missing_skeleton_that_no_list_names_is_reported_by_the_stream_and_nobody_else_is_lost(
+    local_ray: Cluster, spec: Spec, ntu_folder: Path, tmp_path: Path, decode: Literal["cluster", "worker"]
+) -> None:
+    folder = Path(shutil.copytree(ntu_folder, tmp_path / "ntu"))
+    (folder / MISSING_LISTS[1]).unlink()
+    data = replace(spec.data, store=str(folder), decode=decode)
+    source = open_source(data, tmp_path)
+    plan = EvalPlan(clips=tuple(range(len(source.clips))), rank=0, world=1)
+    limits = StreamLimits(cpus=2, cpus_per_task=1, object_store_bytes=50_000_000)
+    batches = list(eval_batches(source, data, plan, 10, limits))
+    [(clip_id, reason)] = [problem for batch in batches for problem in batch.unreadable]
+    assert clip_id == "S001C001P001R002A901"
+    assert "nobody is seen" in reason
+    read = [source.clips[clip].clip_id for batch in batches for clip in batch.clips]
+    assert read == [row.clip_id for row in source.clips if row.clip_id != clip_id]
 
 
 def test_the_stream_hands_over_two_bodies_and_marks_the_absent_one_by_its_confidence(

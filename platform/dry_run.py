@@ -1,0 +1,271 @@
+"""What `starlab train --dry-run` tells: what a run would do, what it costs, whether it fits. It trains and writes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from starlab.experiments.spec import Spec
+from starlab.models.cost import Cost, cost
+from starlab.models.star import StarConfig, StarTransformer
+from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.sources import DataConfig, generated_folder
+from starlab.pipelines.splits import Parts
+from starlab.platform.allotment import Allotment, divide
+from starlab.platform.checkpoint import checkpoint_steps
+from starlab.platform.cluster import Cluster, connect
+from starlab.platform.errors import UserError
+from starlab.platform.job import TrainJob
+from starlab.platform.run_folder import RunFolder, runs_folder
+from starlab.platform.trainer import check_weights, open_data
+
+_OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
+"""Numbers that an optimizer keeps for each parameter: SGD's momentum, AdamW's two moments."""
+_PROCESS_BYTES = 600_000_000
+"""Of a worker process before it has a model: Python, torch and Ray."""
+_OBJECT_STORE_BYTES = 500_000_000
+"""Of a cluster on this machine; see cluster.py's `connect`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run would be."""
+
+    lines: list[str]
+    """For the user."""
+    problems: list[str]
+    """Why it would not run, and how to mend it; empty when it would."""
+    steps: int
+    """Optimizer steps."""
+    flops: float
+    """Of all training and evaluation."""
+    worker_bytes: int
+    """Of a worker's model, gradients, optimizer and activations."""
+
+
+def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
+    """Resolve a spec to the end without training: data, plan, resources, memory, cost.
+
+    Raises:
+        DataError, UserError: the data set cannot be used, or the pre-trained weights are not there.
+    """
+    root = runs_folder(runs)
+    check_weights(spec)
+    lines: list[str] = []
+    source, parts = _data(spec, root, lines)
+    run_id = spec.run_id(source.fingerprint) if source else f"{spec.name}-…"
+    folder = RunFolder(root / run_id)
+    lines.append(f"run        {run_id} {_state(folder)}; {folder.path}")
+    cluster = _cluster()
+    problems: list[str] = []
+    # Only the plan's arithmetic is asked, which needs no clip.
+    job = TrainJob(spec, cast(ClipSource, source), parts, folder, divide(spec, _roomy(spec), _OBJECT_STORE_BYTES).limits)
+    total = cost(spec.model, height=spec.data.size, width=spec.data.size)
+    lines += _plan(job, total)
+    flops = _flops(job, total)
+    lines.append(
+        f"cost       {_amount(flops)}FLOP in all: {total.training_flops / 1e9:,.1f} GFLOP a training clip, "
+        f"{total.forward_flops / 1e9:,.1f} a clip looked at"
+    )
+    try:
+        lines.append(_resources(spec, cluster, divide(spec, cluster, _OBJECT_STORE_BYTES)))
+    except UserError as error:
+        problems.append(str(error))
+    worker = _worker_bytes(spec, total)
+    lines.append(
+        f"memory     {worker.total / 1e9:.2f} GB a worker, about: weights, gradients and {spec.train.optimizer} "
+        f"{worker.model / 1e9:.2f}, activations of {worker.clips} clips {worker.activations / 1e9:.2f} ({worker.precision})"
+    )
+    problems += _memory_problems(spec, cluster, worker)
+    return Forecast(lines, problems, job.total_steps, flops, worker.total)
+
+
+@dataclass(frozen=True, slots=True)
+class _WorkerBytes:
+    model: int
+    activations: int
+    clips: int
+    precision: str
+
+    @property
+    def total(self) -> int:
+        return self.model + self.activations
+
+
+def activation_bytes(config: StarConfig, clips: int, size: int) -> int:
+    """What autograd keeps of one forward pass of `clips` clips in fp32, counted on the meta device without computing."""
+    with torch.device("meta"):
+        model = StarTransformer(replace(config, weights="none")).train()
+        frames = torch.empty(clips, config.frames, size, size, 3, dtype=torch.uint8)
+        joints = torch.empty(clips, config.frames, config.max_bodies, config.num_joints, 3)
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept.setdefault(storage, tensor)  # alive, so that no later storage gets its number
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
+        model(frames, joints)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention keeps what a fused kernel keeps; the meta device would store the L × L weights, which no real one does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _Fused.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Fused(torch.autograd.Function):
+    """Queries, keys and values in; the result, of which a sum per query is kept besides."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        out = values.new_empty((*queries.shape[:-1], values.shape[-1]))
+        ctx.save_for_backward(queries, keys, values, out, queries.new_empty(queries.shape[:-1]))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError("only the forward pass is counted")
+
+
+def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, Parts]:
+    data = spec.data
+    if data.store is None and not (place := generated_folder(data, root)).exists():
+        train, held_out, test = _generated_clips(data)
+        lines.append(
+            f"data       {data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} "
+            f"validation, {test} test clips of {len(data.facts().classes)} classes"
+        )
+        numbers = iter(range(train + test))
+        first, second, third = (tuple(itertools.islice(numbers, count)) for count in (train - held_out, held_out, test))
+        return None, Parts(train=first, validation=second, test=third)
+    return open_data(spec, root, lambda line: lines.append(f"{line[:9]}  {line[9:]}" if line[:1] != " " else f"  {line}"))
+
+
+def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
+    """Training clips, those of them held out for validation, and test clips."""
+    classes, ntu = len(data.facts().classes), data.synthetic_ntu
+    if data.dataset == "synthetic_ntu":
+        train, test = ntu.train_performers * ntu.cameras, ntu.test_performers * ntu.cameras
+    else:
+        train, test = data.synthetic.train_clips_per_class, data.synthetic.test_clips_per_class
+    held_out = max(1, round(data.validation_fraction * train)) if data.validation_fraction else 0
+    if data.limit is not None:
+        kept = [min(count, data.limit) for count in (train - held_out, held_out, test)]
+        train, held_out, test = kept[0] + kept[1], kept[1], kept[2]
+    return train * classes, held_out * classes, test * classes
+
+
+def _state(folder: RunFolder) -> str:
+    if folder.read_json("result.json"):
+        return "is complete already"
+    steps = checkpoint_steps(folder.stored_checkpoints)
+    return f"would go on at step {steps[-1]}" if steps else "would be new"
+
+
+def _plan(job: TrainJob, total: Cost) -> list[str]:
+    train, parts = job.spec.train, job.parts
+    looks = job.evaluation_steps()
+    every = train.checkpoint_every_steps
+    between = [step for step in range(every, job.total_steps, every) if step not in looks] if every else []
+    numbers = total.parameters * (1 + _OPTIMIZER_COPIES[train.optimizer])
+    last = "no look at the test part" if not job.look_at_test else f"one look at {len(parts.test)} test clips"
+    return [
+        f"plan       {job.total_steps:,} steps of {train.global_batch} clips, {train.epochs:g} epochs over {len(parts.train)} "
+        f"clips; {len(looks)} looks at {len(job.selection)} {job.spec.data.select} clips; {last}",
+        f"checkpoints {len(looks) + len(between)}, each about {4 * numbers / 1e6:,.1f} MB; the best and the last are kept",
+        f"model      {total.parameters:,} parameters: "
+        + ", ".join(f"{name} {part.parameters:,}" for name, part in total.parts.items() if part.parameters),
+    ]
+
+
+def _flops(job: TrainJob, total: Cost) -> float:
+    trained = job.total_steps * job.spec.train.global_batch
+    looked_at = len(job.evaluation_steps()) * len(job.selection) + len(job.parts.test) * job.look_at_test
+    return float(trained * total.training_flops + looked_at * total.forward_flops)
+
+
+def _cluster() -> Cluster:
+    """The cluster that RAY_ADDRESS names, or what one on this machine would be, which is not started for this."""
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        return connect()
+    gpus = torch.cuda.device_count()
+    return Cluster(local=True, nodes=1, cpus=float(usable_cpus()), gpus=float(gpus), accelerators=())
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use; a container's limit is respected."""
+    count = len(os.sched_getaffinity(0))
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    quota, period = (limit.read_text().split() if limit.is_file() else ("max", "1"))[:2]
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+def _roomy(spec: Spec) -> Cluster:
+    wanted = spec.resources
+    cpus = wanted.workers * ((wanted.cpus_per_worker or 1.0) + 1)
+    gpus = float(wanted.workers * wanted.gpus_per_worker)
+    return Cluster(local=False, nodes=1, cpus=cpus, gpus=gpus, accelerators=())
+
+
+def _resources(spec: Spec, cluster: Cluster, allotment: Allotment) -> str:
+    wanted = spec.resources
+    decoding = cluster.cpus - wanted.workers * allotment.cpus_per_worker
+    gpus = f" and {wanted.gpus_per_worker} GPU" if wanted.gpus_per_worker else ""
+    where = "this machine" if cluster.local else f"the cluster of {cluster.nodes} nodes"
+    store = 2 * wanted.workers * allotment.limits.object_store_bytes
+    return (
+        f"resources  {wanted.workers} workers of {allotment.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of the "
+        f"{cluster.cpus:g} CPUs of {where} decode; {store / 1e6:,.0f} MB of object store"
+    )
+
+
+def _worker_bytes(spec: Spec, total: Cost) -> _WorkerBytes:
+    clips = -(-spec.train.global_batch // spec.resources.workers)
+    model = 4 * total.parameters * (2 + _OPTIMIZER_COPIES[spec.train.optimizer])
+    half = spec.train.precision in ("fp16", "bf16") or (spec.train.precision == "auto" and spec.resources.gpus_per_worker > 0)
+    activations = activation_bytes(spec.model, clips, spec.data.size) // (2 if half else 1)
+    return _WorkerBytes(model, activations, clips, "half precision" if half else "fp32")
+
+
+def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list[str]:
+    if not cluster.local:
+        return []
+    if spec.resources.gpus_per_worker:
+        if not torch.cuda.is_available():
+            return []  # told already: there is no GPU
+        there = torch.cuda.get_device_properties(0).total_memory
+        need = worker.total
+        what = "a GPU"
+    else:
+        there = psutil.virtual_memory().available
+        need = spec.resources.workers * (worker.total + _PROCESS_BYTES) + _OBJECT_STORE_BYTES
+        what = "this machine, free now,"
+    if need <= there:
+        return []
+    return [
+        f"the run needs about {need / 1e9:.1f} GB of memory and {what} has {there / 1e9:.1f}; use a smaller "
+        "train.global_batch, more resources.workers (on GPUs), model.activation_checkpointing=true or a smaller data.size"
+    ]
+
+
+def _amount(value: float) -> str:
+    for prefix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12)):
+        if value >= unit:
+            return f"{value / unit:,.1f} {prefix}"
+    return f"{value / 1e9:,.1f} G"
