@@ -145,10 +145,10 @@ def events_of() -> Callable[[Path, str], list[Event]]:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], object]], None]:
-    """Waits for something to be true; a hang is a failure after four minutes."""
+    """Waits for something to be true; a hang is a failure after ten minutes."""
 
     def wait(holds: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not holds():
             assert time.monotonic() < deadline, "it never came to it"
             time.sleep(0.01)

@@ -19,6 +19,8 @@ from starlab.platform.errors import RunFailedError
 from starlab.platform.journal import read_points
 from starlab.platform.trainer import RunResult
 
+pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
+
 
 @pytest.mark.slow_fault
 @pytest.mark.parametrize("damage", ["bit flip", "truncation", "zeroed block", "no manifest"])

@@ -16,6 +16,8 @@ from starlab.platform.job import TrainJob
 from starlab.platform.journal import read_points
 from starlab.platform.trainer import RunResult
 
+pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
+
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
