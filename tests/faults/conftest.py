@@ -144,13 +144,15 @@ def events_of() -> Callable[[Path, str], list[Event]]:
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], object]], None]:
-    """Waits for something to be true; a hang is a failure after ten minutes."""
+def until() -> Callable[..., None]:
+    """`until(holds, process)` waits for something that the process is to do; a hang is a failure after ten minutes."""
 
-    def wait(holds: Callable[[], object]) -> None:
+    def wait(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
         deadline = time.monotonic() + 600
         while not holds():
             assert time.monotonic() < deadline, "it never came to it"
+            if process.poll() is not None and not holds():
+                pytest.fail(f"it ended with {process.returncode}: {process.stdout.read() if process.stdout else ''}")
             time.sleep(0.01)
 
     return wait

@@ -16,6 +16,8 @@ from starlab.platform.cluster import Cluster
 from starlab.platform.journal import FILE, Journal, read_points
 from starlab.platform.trainer import RunResult
 
+pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
+
 
 @pytest.mark.slow_fault
 def test_a_slow_disk_shows_as_waiting_for_data_and_not_as_a_stuck_worker(
@@ -63,7 +65,6 @@ from starlab.experiments.spec import load_spec
 from starlab.platform.cluster import connect
 from starlab.platform.trainer import train
 
-pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
 connect(num_cpus=2, object_store_bytes=80_000_000)
 print(train(load_spec("demo", sys.argv[2:]), runs=sys.argv[1]).metrics["test/top1"])
 """
