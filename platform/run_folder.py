@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from starlab.platform.errors import UserError
-from starlab.platform.storage import Storage, open_storage
+from starlab.platform.storage import Storage, below, open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class RunFolder:
     def stored_checkpoints(self) -> Storage:
         """The place of this run's checkpoints, here or where its spec said."""
         elsewhere = self.read_json("run.json").get("checkpoints")
-        return open_storage(f"{elsewhere.rstrip('/')}/{self.path.name}" if elsewhere else self.checkpoints)
+        return open_storage(below(elsewhere, self.path.name) if elsewhere else self.checkpoints)
 
     @property
     def artifacts(self) -> Path:

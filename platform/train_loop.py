@@ -28,6 +28,7 @@ from starlab.platform.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.errors import StopRunError
 from starlab.platform.evaluate import Evaluation, evaluate
 from starlab.platform.job import TrainJob
+from starlab.platform.lease import check_fence
 from starlab.platform.loss_guard import Verdict
 from starlab.platform.optimization import learning_rate
 from starlab.platform.precision import AUTOCAST, agree_on_precision
@@ -45,6 +46,7 @@ def train_loop(config: dict[str, TrainJob]) -> None:
     """Train from the newest checkpoint (or from nothing) to the end, then look at the test part once."""
     context, job = ray.train.get_context(), config["job"]
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    check_fence(job.folder.path, job.fence)  # a group that Ray starts again may come after another process took the run over
     watchdog = Watchdog(job.folder.path, ranks.rank, job.spec.resources.stuck_after_seconds)
     worker = _Worker(job, ranks, watchdog)
     try:
@@ -157,18 +159,13 @@ class _Worker:
         if rank == 0:
             self.record.event("bad_loss", f"a loss or gradient was not finite; {verdict.value}", state.step)
         if verdict is Verdict.STOP:
-            raise StopRunError(
-                f"a loss or gradient was not finite at steps {state.guard.streak}, after {state.guard.rollbacks} roll-backs "
-                f"(train.on_bad_loss={self.spec.train.on_bad_loss}); try a lower train.lr or train.clip_norm=1.0"
-            )
+            raise StopRunError(f"{state.guard.complaint()}; try a lower train.lr or train.clip_norm=1.0")
         if verdict is Verdict.ROLL_BACK:
-            streak, self.local = state.guard.streak, torch.zeros_like(self.local)
             self.record.wait()
             checkpoint = self._agree_on_checkpoint()
             if checkpoint is None:
-                raise StopRunError(
-                    f"a loss or gradient was not finite at steps {streak}, and there is no checkpoint to go back to"
-                )
+                raise StopRunError(f"{state.guard.complaint()}, and there is no checkpoint to go back to")
+            self.local.zero_()
             state.guard.give_up_on_streak(self.folder if rank == 0 else None)
             state.restore(checkpoint)
             self.batches.close()
@@ -200,16 +197,11 @@ class _Worker:
         """Checkpoint, then look at the selection clips while it is being written."""
         if not checkpointed:
             self._save()
-        state, limit = self.state, self.spec.data.max_unreadable_fraction
-        loss, hits, clips, unreadable = state.epoch.tolist()
+        state = self.state
+        loss, hits, clips, _ = state.epoch.tolist()
         self._gather_unreadable()
-        drawn = clips + unreadable
-        if unreadable > limit * drawn:
-            listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(state.unreadable.items())[:5])
-            raise StopRunError(
-                f"{unreadable:.0f} of {drawn:.0f} clips drawn could not be read, more than data.max_unreadable_fraction "
-                f"({limit}) allows; all are listed in {self.folder.path / 'unreadable.json'}. The first: {listed}"
-            )
+        if complaint := state.too_many_unreadable(self.spec.data.max_unreadable_fraction):
+            raise StopRunError(f"{complaint}; all are listed in {self.folder.path / 'unreadable.json'}")
         selected = self._evaluate(self.job.selection).metrics()
         better = not state.best or (selected["top1"], -selected["loss"]) > (state.best["top1"], -state.best["loss"])
         is_kept = self.ranks.first(checkpointed or self.record.wait() == state.step)
