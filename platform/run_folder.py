@@ -2,12 +2,13 @@
 
 runs/demo-1a2b3c4d/
   spec.json  run.json        what was asked, and by which code and machine
-  journal.jsonl              every metric
+  journal.jsonl              every metric; journal.differences.jsonl: values that a replay computed otherwise
+  journal.system.jsonl       CPU, memory and GPUs of the driver's machine
   checkpoints/               see checkpoint.py
   result.json                the end: test metrics, confusion matrix  (or stopped.json: why there is none)
   unreadable.json            clips that could not be read
   end_early.json             a search asks this trial to end itself
-  artifacts/                 figures and tables of this run
+  artifacts/                 figures and tables of this run, its model, the predictions, evaluations by hand
   mlflow.json                what of this MLflow has got already
 """
 
