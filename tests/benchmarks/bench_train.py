@@ -30,6 +30,7 @@ from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.pipelines.stream import train_batches
 from starlab.platform.allotment import allot
+from starlab.platform.checkpoint_writer import CheckpointWriter
 from starlab.platform.cluster import Cluster, connect
 from starlab.platform.job import TrainJob
 from starlab.platform.journal import FILE, read_points
@@ -38,7 +39,9 @@ from starlab.platform.optimization import learning_rate, make_optimizer
 from starlab.platform.preemption import REQUEST
 from starlab.platform.run_folder import RunFolder
 from starlab.platform.run_record import RunRecord
+from starlab.platform.storage import Disk
 from starlab.platform.trainer import open_data, open_run, run_training
+from starlab.platform.training_state import TrainingState
 from starlab.platform.watchdog import Watchdog
 
 FIRST, LAST = 20, 170
@@ -149,6 +152,28 @@ def critical_path(bench: Bench) -> list[Row]:
     ]
 
 
+def checkpoint_cost(root: Path) -> list[Row]:
+    """What a checkpoint of the demo takes: the wait for the copy, and all processor time, the background's included."""
+    spec = load_spec("demo")
+    torch.set_num_threads(1)
+    state = TrainingState(StarTransformer(spec.model), spec.train, torch.device("cpu"), "fp32")
+    for weight in state.model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    state.optimizer.step()
+    writer = CheckpointWriter(Disk(root / "checkpoints"), lambda: None, lambda step, says: print(step, says))
+    waits, began = [], time.process_time()
+    for state.step in range(20):
+        writer.wait()
+        asked = time.perf_counter()
+        writer.save(state.step, state.tensors(), state.numbers(), set())
+        waits.append(time.perf_counter() - asked)
+    writer.wait()
+    return [
+        Row("a checkpoint: the training waits (median)", 1000 * statistics.median(waits), "ms", ""),
+        Row("a checkpoint: processor time of all threads", 1000 * (time.process_time() - began) / len(waits), "ms", ""),
+    ]
+
+
 def _microseconds(act: object) -> float:
     assert callable(act)
     times = []
@@ -156,7 +181,7 @@ def _microseconds(act: object) -> float:
         began = time.perf_counter()
         act(step)
         times.append(time.perf_counter() - began)
-    return 1e6 * statistics.mean(times)
+    return 1e6 * statistics.median(times)
 
 
 def first_step(root: Path) -> list[Row]:
@@ -195,16 +220,17 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="only the cost of the record and of a checkpoint")
     parser.add_argument("--json", type=Path, default=Path("runs/bench_train.json"))
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="bench-train-"))
     try:
         load = os.getloadavg()[0]
         source, parts = open_data(load_spec("demo"), root, print)
-        rows = first_step(root)
+        rows = [] if arguments.quick else first_step(root)
         bench = Bench(root, connect(), source, parts)
-        rows += critical_path(bench)
-        rows += throughput(bench, arguments.rounds)
+        rows += critical_path(bench) + checkpoint_cost(root)
+        rows += [] if arguments.quick else throughput(bench, arguments.rounds)
     finally:
         shutil.rmtree(root)
     print(f"\n{os.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}; load {load:.1f} at the start\n")
