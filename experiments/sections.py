@@ -113,6 +113,12 @@ class ResourcesConfig:
         )
         _require(self.threads_per_worker >= 1, "resources.threads_per_worker", self.threads_per_worker, "be 1 or more")
         _require(self.max_failures >= 0, "resources.max_failures", self.max_failures, "be 0 or more")
+        _require(
+            "@" not in (self.checkpoints or ""),
+            "resources.checkpoints",
+            "an address with a user's name or key in it",
+            "have none: it is stored; keys belong in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+        )
         for name in ("stuck_after_seconds", "grace_seconds"):
             _require(getattr(self, name) > 0, f"resources.{name}", getattr(self, name), "be above 0")
 

@@ -108,13 +108,13 @@ def _bar(share: float) -> ProgressBar:
 
 def _numbers(status: Status, memory: str) -> Table:
     value = status.value
-    table = Table.grid(padding=(0, 3))
+    table = Table.grid(padding=(0, 2))
     texts = [
-        ("loss", f"{value['train/loss']:.4f}"),
+        ("loss", f"{value['train/loss']:.3f}"),
         ("train top-1", f"{value['train/top1']:.3f}"),
         ("val top-1", f"{value['val/top1']:.3f}" if "val/top1" in value else "–"),
-        ("lr", f"{value['train/lr']:.2e}"),
-        ("clips/s", f"{value['system/clips_per_second']:.1f}"),
+        ("lr", f"{value['train/lr']:.1e}"),
+        ("clips/s", f"{value['system/clips_per_second']:.0f}"),
         ("data wait", f"{value['system/data_wait']:.0%}"),
         ("memory", memory or "–"),
     ]

@@ -53,6 +53,13 @@ class LossGuard:
             return Verdict.SKIP
         return Verdict.ROLL_BACK if self.rollbacks < self.config.max_rollbacks else Verdict.STOP
 
+    def complaint(self) -> str:
+        """What was bad, for whoever reads why the run stopped."""
+        steps = ", ".join(map(str, self.streak))
+        return (
+            f"a loss or gradient was not finite at step {steps}, after {self.rollbacks} roll-backs ({self.config.on_bad_loss})"
+        )
+
     def give_up_on_streak(self, folder: RunFolder | None) -> None:
         """Before a roll-back: the bad steps are passed over from now on, by a restarted run too. Rank 0 gives its folder."""
         self.left_out |= set(self.streak)

@@ -1,7 +1,7 @@
 """Closes runs whose driver is gone: killed, it could not say so, and they would look as if they ran for ever.
 
 A run's run.json names its driver: machine, process and start. A driver on this machine that is not there any more is known to
-be dead; one on another machine cannot be seen from here and is left alone.
+be dead; one on another machine cannot be seen from here and counts as dead long after its lease (lease.py) has run out.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from starlab.platform.run_folder import RunFolder
+
+_CLOCKS_DIFFER_SECONDS = 600.0
+"""By which the clocks of two machines surely differ less."""
 
 
 def this_process() -> dict[str, Any]:
@@ -33,7 +37,7 @@ def close_abandoned(runs: Path) -> list[RunFolder]:
         folder = RunFolder(path.parent)
         run = folder.read_json("run.json")
         driver = run.get("driver")
-        if run.get("status") == "RUNNING" and driver and is_dead(driver):
+        if run.get("status") == "RUNNING" and driver and (is_dead(driver) or _lease_is_over(folder, driver)):
             says = f"process {driver['pid']} on {driver['host']} was gone at {datetime.now(UTC).isoformat(timespec='seconds')}"
             tags = {**run["tags"], "starlab.interrupted": says}
             folder.write_json("run.json", {**run, "status": "KILLED", "tags": tags})
@@ -55,6 +59,13 @@ def _tell(closed: list[RunFolder]) -> None:
     for folder in closed:
         if folder.read_json("run.json")["status"] == "KILLED":  # it may have been taken up again meanwhile
             Sender(folder).send_now()
+
+
+def _lease_is_over(folder: RunFolder, driver: dict[str, Any]) -> bool:
+    """Whether a driver on another machine has not renewed its lease for so long that no difference of clocks explains it."""
+    lease = folder.read_json("lease.json")
+    elsewhere = driver.get("machine") != _machine()
+    return bool(lease) and elsewhere and time.time() > lease["renewed"] + lease["seconds"] + _CLOCKS_DIFFER_SECONDS
 
 
 def _machine() -> str:

@@ -2,12 +2,13 @@
 
 runs/demo-1a2b3c4d/
   spec.json  run.json        what was asked, and by which code and machine
-  journal.jsonl              every metric
+  journal.jsonl              every metric; journal.differences.jsonl: values that a replay computed otherwise
+  journal.system.jsonl       CPU, memory and GPUs of the driver's machine
   checkpoints/               see checkpoint.py
   result.json                the end: test metrics, confusion matrix  (or stopped.json: why there is none)
   unreadable.json            clips that could not be read
   end_early.json             a search asks this trial to end itself
-  artifacts/                 figures and tables of this run
+  artifacts/                 figures and tables of this run, its model, the predictions, evaluations by hand
   mlflow.json                what of this MLflow has got already
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from starlab.platform.errors import UserError
-from starlab.platform.storage import Storage, open_storage
+from starlab.platform.storage import Storage, below, open_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class RunFolder:
     def stored_checkpoints(self) -> Storage:
         """The place of this run's checkpoints, here or where its spec said."""
         elsewhere = self.read_json("run.json").get("checkpoints")
-        return open_storage(f"{elsewhere.rstrip('/')}/{self.path.name}" if elsewhere else self.checkpoints)
+        return open_storage(below(elsewhere, self.path.name) if elsewhere else self.checkpoints)
 
     @property
     def artifacts(self) -> Path:

@@ -123,6 +123,12 @@ class Bucket:
             self._files.delete_file(path)
 
 
+def below(place: str, name: str) -> str:
+    """The folder `name` in a folder or under a URI, whose options stay at its end."""
+    path, question_mark, options = place.partition("?")
+    return f"{path.rstrip('/')}/{name}{question_mark}{options}"
+
+
 def open_storage(place: str | Path) -> Storage:
     """A path, or a URI where there is a `://`."""
     return Bucket(place) if isinstance(place, str) and "://" in place else Disk(Path(place))

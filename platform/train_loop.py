@@ -10,14 +10,12 @@ would have drawn. What a step changes is in training_state.py, what a rank write
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 from contextlib import nullcontext
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
 
 from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import DataError
@@ -27,7 +25,9 @@ from starlab.platform import loss_guard
 from starlab.platform.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.errors import StopRunError
 from starlab.platform.evaluate import Evaluation, evaluate
+from starlab.platform.feed import Feed
 from starlab.platform.job import TrainJob
+from starlab.platform.lease import check_fence
 from starlab.platform.loss_guard import Verdict
 from starlab.platform.optimization import learning_rate
 from starlab.platform.precision import AUTOCAST, agree_on_precision
@@ -45,6 +45,7 @@ def train_loop(config: dict[str, TrainJob]) -> None:
     """Train from the newest checkpoint (or from nothing) to the end, then look at the test part once."""
     context, job = ray.train.get_context(), config["job"]
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    check_fence(job.folder.path, job.fence)  # a group that Ray starts again may come after another process took the run over
     watchdog = Watchdog(job.folder.path, ranks.rank, job.spec.resources.stuck_after_seconds)
     worker = _Worker(job, ranks, watchdog)
     try:
@@ -74,7 +75,7 @@ class _Worker:
         self.evaluate_at = job.evaluation_steps()
         self.last_look: dict[str, float] = {}  # step and the selection's metrics
         self.ending: str | None = None
-        """Why this rank wants the run to end after this step; all ranks hear of it with the step."""
+        """Why this rank wants the run to end; all ranks hear of it before the next step."""
 
         checkpoint = self._agree_on_checkpoint()
         # Started before the model is built, so that the first batch is ready when the model is.
@@ -101,19 +102,19 @@ class _Worker:
         mark, waited = time.perf_counter(), 0.0
         while self.state.step < self.job.total_steps:
             asked = time.perf_counter()
-            batch = next(self.batches)
+            batch = self.batches.next(give_up=self._wants_to_end)
             waited += time.perf_counter() - asked
-            ending = self._step(batch)
+            if self._agree_to_end() or batch is None:
+                self._save()
+                self.record.preempted(self.state.step, self.ending or "the run was asked to end")
+                return False
+            self._step(batch)
             self.profile.step()
             step, last_of_epoch = self.state.step, self.state.step in self.evaluate_at
             logged = step % config.log_every_steps == 0 or last_of_epoch
             if logged:
                 self._log_curve(time.perf_counter() - mark, waited)
                 mark, waited = time.perf_counter(), 0.0
-            if ending:
-                self._save()
-                self.record.preempted(step, self.ending or "the run was asked to end")
-                return False
             if last_of_epoch:
                 self._end_epoch(self.evaluate_at[step])
                 mark = time.perf_counter()
@@ -123,17 +124,17 @@ class _Worker:
                 return True
         return True
 
-    def _step(self, batch: Batch) -> bool:
-        """One optimizer step, or none where a loss is bad. True when the run is to end here, on all ranks alike."""
+    def _step(self, batch: Batch) -> None:
+        """One optimizer step, or none where a loss is bad on any rank."""
         state = self.state
         state.unreadable.update(batch.unreadable)
         if len(batch.labels) < self.clips_per_step:
             raise DataError(f"no readable replacement was found for a clip of step {state.step}: {batch.unreadable[:3]}")
         if state.step in state.guard.left_out:
             state.step += 1
-            return False
+            return
         sums = self.optimization.gradients(batch)
-        bad, ending = self._agree(sums[0])
+        bad = bool(self.ranks.sum((~sums[0].isfinite()).to(sums.dtype)) > 0)
         verdict = state.guard.judge(state.step, bad or not self.optimization.clip())
         if verdict is Verdict.GOOD:
             self.optimization.apply()
@@ -141,14 +142,14 @@ class _Worker:
         else:
             self.optimization.drop()
             self._heed(verdict)
-        return ending
 
-    def _agree(self, loss: Tensor) -> tuple[bool, bool]:
-        """Over all ranks: is any loss not finite, does any of them want the run to end here?"""
+    def _wants_to_end(self) -> bool:
         self.ending = self.ending or why_to_end(self.folder, self.ranks.rank)
-        wants = torch.tensor(float(self.ending is not None or self.record.lost), dtype=loss.dtype, device=self.device)
-        bad, ending = self.ranks.sum(torch.stack([(~loss.isfinite()).to(loss.dtype), wants])).tolist()
-        return bad > 0, ending > 0
+        return self.ending is not None or self.record.lost
+
+    def _agree_to_end(self) -> bool:
+        """Before every step, with a batch or, where the stream has run dry, without: does any rank want the run to end here?"""
+        return bool(self.ranks.sum(torch.tensor(float(self._wants_to_end()), device=self.device)) > 0)
 
     def _heed(self, verdict: Verdict) -> None:
         """A bad step is recorded; by the verdict it is left out, all goes back to the newest checkpoint, or the run stops."""
@@ -157,18 +158,13 @@ class _Worker:
         if rank == 0:
             self.record.event("bad_loss", f"a loss or gradient was not finite; {verdict.value}", state.step)
         if verdict is Verdict.STOP:
-            raise StopRunError(
-                f"a loss or gradient was not finite at steps {state.guard.streak}, after {state.guard.rollbacks} roll-backs "
-                f"(train.on_bad_loss={self.spec.train.on_bad_loss}); try a lower train.lr or train.clip_norm=1.0"
-            )
+            raise StopRunError(f"{state.guard.complaint()}; try a lower train.lr or train.clip_norm=1.0")
         if verdict is Verdict.ROLL_BACK:
-            streak, self.local = state.guard.streak, torch.zeros_like(self.local)
             self.record.wait()
             checkpoint = self._agree_on_checkpoint()
             if checkpoint is None:
-                raise StopRunError(
-                    f"a loss or gradient was not finite at steps {streak}, and there is no checkpoint to go back to"
-                )
+                raise StopRunError(f"{state.guard.complaint()}, and there is no checkpoint to go back to")
+            self.local.zero_()
             state.guard.give_up_on_streak(self.folder if rank == 0 else None)
             state.restore(checkpoint)
             self.batches.close()
@@ -200,16 +196,11 @@ class _Worker:
         """Checkpoint, then look at the selection clips while it is being written."""
         if not checkpointed:
             self._save()
-        state, limit = self.state, self.spec.data.max_unreadable_fraction
-        loss, hits, clips, unreadable = state.epoch.tolist()
+        state = self.state
+        loss, hits, clips, _ = state.epoch.tolist()
         self._gather_unreadable()
-        drawn = clips + unreadable
-        if unreadable > limit * drawn:
-            listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(state.unreadable.items())[:5])
-            raise StopRunError(
-                f"{unreadable:.0f} of {drawn:.0f} clips drawn could not be read, more than data.max_unreadable_fraction "
-                f"({limit}) allows; all are listed in {self.folder.path / 'unreadable.json'}. The first: {listed}"
-            )
+        if complaint := state.too_many_unreadable(self.spec.data.max_unreadable_fraction):
+            raise StopRunError(f"{complaint}; all are listed in {self.folder.path / 'unreadable.json'}")
         selected = self._evaluate(self.job.selection).metrics()
         better = not state.best or (selected["top1"], -selected["loss"]) > (state.best["top1"], -state.best["loss"])
         is_kept = self.ranks.first(checkpointed or self.record.wait() == state.step)
@@ -295,9 +286,9 @@ class _Worker:
             return None
         return newest or find_checkpoint(self.folder.stored_checkpoints, step)
 
-    def _stream(self, first_step: int) -> Generator[Batch, None, None]:
+    def _stream(self, first_step: int) -> Feed:
         plan = self.job.plan(self.ranks.rank, self.ranks.world, first_step)
-        return train_batches(self.job.source, self.spec.data, plan, self.job.total_steps - first_step, self.job.limits)
+        return Feed(train_batches(self.job.source, self.spec.data, plan, self.job.total_steps - first_step, self.job.limits))
 
     def _fold(self) -> None:
         """Add every rank's sums to `pending`, which is the same on all of them."""

@@ -35,6 +35,17 @@ class TrainingState:
         self.epoch = torch.zeros_like(self.pending)
         """The same since the epoch began."""
 
+    def too_many_unreadable(self, limit: float) -> str | None:
+        """What to say when more than `limit` of the clips drawn in this epoch could not be read; None when it is fine."""
+        _, _, clips, unreadable = self.epoch.tolist()
+        if unreadable <= limit * (clips + unreadable):
+            return None
+        first = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(self.unreadable.items())[:5])
+        return (
+            f"{unreadable:.0f} of {clips + unreadable:.0f} clips drawn could not be read, more than "
+            f"data.max_unreadable_fraction ({limit}) allows. The first: {first}"
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """Flat names → tensors, as a checkpoint stores them."""
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}

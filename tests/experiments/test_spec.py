@@ -171,6 +171,7 @@ def test_the_papers_recipe_scales_no_rate_and_averages_no_weights_and_the_modern
         (["train.accumulate=5"], "train.accumulate is 5, but a worker has only 4 clips per step"),
         (["train.ema=1.0"], "train.ema is 1.0; it must be above 0 and below 1, or null"),
         (["train.on_bad_loss=ignore"], "train.on_bad_loss is 'ignore'"),
+        (["resources.checkpoints=s3://me:key@bucket/x"], "keys belong in the environment"),
         (["resources.stuck_after_seconds=0"], "resources.stuck_after_seconds is 0"),
     ],
 )

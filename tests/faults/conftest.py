@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -49,7 +49,6 @@ class Training:
 
     store: Path
     folder: Path
-    measures: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def spec(self, *overrides: str) -> Spec:
         return load_spec("demo", [*TINY, f"data.store={self.store}", *overrides])
@@ -73,20 +72,23 @@ class Training:
         points = [p for p in read_points(folder / "journal.jsonl") if p.key == "train/lr" and p.step > at_step]
         seconds = min((p.time_ms / 1000 - injected for p in points if p.time_ms / 1000 > injected), default=None)
         lost = at_step - (resumed[0] or 0) if resumed else at_step
-        self.measures[row] = {"fault": fault, "recovery_seconds": seconds and round(seconds, 1), "steps_done_again": lost}
+        self.note(row, fault, seconds, lost)
+
+    def note(self, row: str, fault: str, recovery_seconds: float | None, steps_done_again: int) -> None:
+        """A line of runs/faults.json."""
+        target = Path("runs") / "faults.json"
+        target.parent.mkdir(exist_ok=True)
+        table = json.loads(target.read_text()) if target.exists() else {}
+        seconds = None if recovery_seconds is None else round(recovery_seconds, 1)
+        table[row] = {"fault": fault, "recovery_seconds": seconds, "steps_done_again": steps_done_again}
+        target.write_text(json.dumps(dict(sorted(table.items())), indent=1))
 
 
 @pytest.fixture(scope="session")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
+def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     root = tmp_path_factory.mktemp("faults")
     write_penn_action(root / "people", SYNTHETIC, workers=1)
-    one = Training(root / "people", root)
-    yield one
-    if one.measures:
-        target = Path("runs") / "faults.json"
-        target.parent.mkdir(exist_ok=True)
-        earlier = json.loads(target.read_text()) if target.exists() else {}
-        target.write_text(json.dumps(dict(sorted((earlier | one.measures).items())), indent=1))
+    return Training(root / "people", root)
 
 
 @pytest.fixture(scope="session")
@@ -144,13 +146,15 @@ def events_of() -> Callable[[Path, str], list[Event]]:
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], object]], None]:
-    """Waits for something to be true; a hang is a failure after four minutes."""
+def until() -> Callable[..., None]:
+    """`until(holds, process)` waits for something that the process is to do; a hang is a failure after ten minutes."""
 
-    def wait(holds: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 240
+    def wait(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 600
         while not holds():
             assert time.monotonic() < deadline, "it never came to it"
+            if process.poll() is not None and not holds():
+                pytest.fail(f"it ended with {process.returncode}: {process.stdout.read() if process.stdout else ''}")
             time.sleep(0.01)
 
     return wait

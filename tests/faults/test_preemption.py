@@ -13,11 +13,14 @@ from mlflow import MlflowClient
 from starlab.platform.events import read_events
 from starlab.platform.journal import read_points
 
+pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
+
 LONG = ["train.epochs=100", "train.evaluate_every_epochs=100", "train.checkpoint_every_steps=null"]
 """No checkpoint of its own accord before its end."""
 
 DRAINED = """
 import threading, time
+
 def drain():
     import pathlib, os, ray
     from ray.core.generated import autoscaler_pb2
@@ -37,13 +40,13 @@ def test_a_run_that_is_asked_to_end_checkpoints_says_so_and_goes_on_from_that_ve
     training, until, tmp_path: Path, fault: str
 ) -> None:
     process = training.start(tmp_path, *LONG, script=DRAINED if fault == "node preemption" else None)
-    until(lambda: list(tmp_path.glob("demo-*/journal.jsonl")) and any(map(_steps, tmp_path.glob("demo-*"))))
+    until(lambda: list(tmp_path.glob("demo-*/journal.jsonl")) and any(map(_steps, tmp_path.glob("demo-*"))), process)
     [folder] = tmp_path.glob("demo-*")
-    until(lambda: _steps(folder) >= 3)
+    until(lambda: _steps(folder) >= 3, process)
     injected = time.time()
     if fault == "SIGTERM":
         process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=600)
     ended = time.time()
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "the same command goes on from there" in said
@@ -55,18 +58,14 @@ def test_a_run_that_is_asked_to_end_checkpoints_says_so_and_goes_on_from_that_ve
     assert tracked.info.status == "KILLED"
     [preempted] = [event for event in read_events(folder) if event.kind == "preempted"]
     assert f"the checkpoint of step {preempted.step} is complete" in preempted.says
-    training.measures[f"17 {fault}"] = {
-        "fault": f"{fault}: seconds to the end of the process, checkpoint included",
-        "recovery_seconds": round(ended - injected, 1),
-        "steps_done_again": 0,
-    }
+    training.note(f"17 {fault}", f"{fault}: seconds to the end of the process, checkpoint included", ended - injected, 0)
 
     again = training.start(tmp_path, *LONG)
-    until(lambda: _steps(folder) > preempted.step)
+    until(lambda: _steps(folder) > preempted.step, again)
     [resumed] = [event for event in read_events(folder) if event.kind == "resumed"]
     assert resumed.step == preempted.step
     again.send_signal(signal.SIGTERM)
-    again.communicate(timeout=200)
+    again.communicate(timeout=600)
     keys = [(p.key, p.step) for p in read_points(folder / "journal.jsonl")]
     assert len(keys) == len(set(keys))
     steps = {step for key, step in keys if key == "train/loss"}

@@ -15,6 +15,8 @@ from starlab.platform.journal import read_points
 from starlab.platform.lease import Lease, RunTakenError
 from starlab.platform.trainer import RunResult
 
+pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
+
 
 def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_checkpoint_and_nothing_else(
     training, undisturbed: RunResult, sabotage: Callable[..., Path], same_as, events_of, tmp_path: Path

@@ -16,6 +16,8 @@ from starlab.platform.cluster import Cluster
 from starlab.platform.journal import FILE, Journal, read_points
 from starlab.platform.trainer import RunResult
 
+pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
+
 
 @pytest.mark.slow_fault
 def test_a_slow_disk_shows_as_waiting_for_data_and_not_as_a_stuck_worker(
@@ -62,6 +64,7 @@ import sys
 from starlab.experiments.spec import load_spec
 from starlab.platform.cluster import connect
 from starlab.platform.trainer import train
+
 connect(num_cpus=2, object_store_bytes=80_000_000)
 print(train(load_spec("demo", sys.argv[2:]), runs=sys.argv[1]).metrics["test/top1"])
 """
@@ -81,7 +84,7 @@ def test_eighty_megabytes_of_shared_memory_slow_the_stream_and_break_nothing(tra
     words += [f"data.synthetic.{key}={overrides['data']['synthetic'][key]}" for key in ("train_clips_per_class", "size_px")]
     words += [f"data.synthetic.test_clips_per_class={overrides['data']['synthetic']['test_clips_per_class']}"]
     command = [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
     assert 0 <= float(done.stdout.split()[-1]) <= 1
 

@@ -61,7 +61,7 @@ def test_the_view_shows_what_a_trainee_looks_for_and_the_end_of_an_epoch_stays_a
         machine.log(0, {"system/system_memory_usage_megabytes": 8123.0, "system/gpu_1_memory_usage_megabytes": 30100.0})
         machine.close()
     view = drawn(cockpit)
-    for text in ("step 20/100", "0.8/4", "0.0500", "0.200", "2.00e-04", "33.3", "5%", "8.1 GB, GPU 30.1 GB", "left"):
+    for text in ("step 20/100", "0.8/4", "0.050", "0.200", "2.0e-04", "33 ", "5%", "8.1 GB, GPU 30.1 GB", "left"):
         assert text in view, text
     assert said == []
     with cockpit_at(tmp_path, said):

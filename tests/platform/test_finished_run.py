@@ -17,6 +17,9 @@ from mlflow import MlflowClient
 
 from starlab.experiments.spec import SpecError, load_spec
 from starlab.pipelines.clip import DataError
+from starlab.pipelines.schedule import EvalPlan
+from starlab.pipelines.sources import open_source
+from starlab.pipelines.stream import LoadClips
 from starlab.pipelines.synthetic import write_penn_action
 from starlab.platform.cluster import Cluster
 from starlab.platform.errors import UserError
@@ -42,6 +45,7 @@ TINY = [
     "model.heads=2",
     "train.epochs=3",
     "train.profile=true",
+    "train.ema=0.9",  # so that the weights to register are not simply those that were trained last
 ]
 
 
@@ -136,9 +140,20 @@ def test_the_registered_model_is_the_best_checkpoint_by_mlflow_and_by_starlab_wi
     assert {path.name for path in local.rglob("*") if path.is_file()} >= {"MLmodel", "weights.safetensors", "spec.json"}
     for path in local.rglob("*"):
         assert not path.is_file() or not path.read_bytes().startswith((b"\x80", b"PK")), f"{path} is pickled"
-    # the weights are those of the best checkpoint, which the logits of the test part prove
     result = json.loads((run.folder / "result.json").read_text())
     assert version.tags["starlab.step"] == str(result["best_step"])
+
+
+def test_the_registered_model_predicts_what_the_run_predicted_of_its_test_clips(run: RunResult, store: Path) -> None:
+    spec = load_spec("demo", [*TINY, f"data.store={store}"])
+    source = open_source(spec.data, run.folder.parent)
+    test = tuple(index for index, row in enumerate(source.clips) if row.split == "test")
+    batch = LoadClips(source, spec.data, EvalPlan(test, rank=0, world=1), first_row=0)({"id": np.arange(len(test))})
+    with torch.no_grad():
+        logits = load_model(str(run.folder))(torch.from_numpy(batch["frames"]), torch.from_numpy(batch["joints"])).numpy()
+    clips, evaluation, _ = read_predictions(run.folder / "artifacts" / "predictions.parquet")
+    assert clips == [source.clips[index].clip_id for index in test]
+    assert np.allclose(logits, evaluation.logits, atol=1e-5)
 
 
 def test_best_and_last_checkpoints_are_kept(run: RunResult) -> None:

@@ -51,8 +51,11 @@ def test_only_runs_whose_driver_is_gone_are_closed_trials_included(tmp_path: Pat
     trial = run(tmp_path / "search" / "trials" / "trial", tmp_path, gone)
     alive = run(tmp_path / "search", tmp_path, this_process())
     elsewhere = run(tmp_path / "elsewhere", tmp_path, {**gone, "machine": "another", "host": "far"})
+    elsewhere.write_json("lease.json", {"renewed": time.time() - 600, "seconds": 60})  # its clock may be behind
+    lost = run(tmp_path / "lost", tmp_path, {**gone, "machine": "another", "host": "far"})
+    lost.write_json("lease.json", {"renewed": time.time() - 700, "seconds": 60})
     done = run(tmp_path / "done", tmp_path, gone, "FINISHED")
-    assert {folder.path.name for folder in close_abandoned(tmp_path)} == {"dead", "trial"}
+    assert {folder.path.name for folder in close_abandoned(tmp_path)} == {"dead", "trial", "lost"}
     for folder, status in ((dead, "KILLED"), (trial, "KILLED"), (alive, "RUNNING"), (elsewhere, "RUNNING"), (done, "FINISHED")):
         assert folder.read_json("run.json")["status"] == status
     tag = dead.read_json("run.json")["tags"]["starlab.interrupted"]
