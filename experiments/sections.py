@@ -45,6 +45,8 @@ class TrainConfig:
     max_rollbacks: int = 2
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "auto"
     """"auto" takes bf16 or fp16 on a GPU; on a CPU with bf16 units it measures once and keeps the faster."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for the training step. "auto" takes it on GPUs of compute capability 8.0 or more, so not on a V100."""
     seed: int = 0
     """Weights, order and augmentation."""
     evaluate_every_epochs: int = 1

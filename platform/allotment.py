@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from starlab.experiments.spec import Spec
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.cluster import Cluster
+from starlab.platform.device import mismatch
 from starlab.platform.errors import UserError
 
 
@@ -61,6 +63,9 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
             f"the run wants {gpus} GPUs and this machine has {cluster.gpus:g}; use resources.gpus_per_worker=0, "
             "fewer resources.workers, or submit it to a cluster: starlab submit -- train …"
         )
+    if cluster.local and gpus:
+        for problem in filter(None, map(mismatch, range(torch.cuda.device_count()))):
+            raise UserError(problem)
     window_cpus = free / (2 * wanted.workers)
     store = object_store_bytes * share * 0.5 / (2 * wanted.workers)
     limits = StreamLimits(

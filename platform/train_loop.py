@@ -23,6 +23,7 @@ from starlab.pipelines.schedule import rank_slice
 from starlab.pipelines.stream import Batch, train_batches
 from starlab.platform import loss_guard
 from starlab.platform.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.device import mismatch
 from starlab.platform.errors import StopRunError
 from starlab.platform.evaluate import Evaluation, evaluate
 from starlab.platform.feed import Feed
@@ -45,6 +46,9 @@ def train_loop(config: dict[str, TrainJob]) -> None:
     """Train from the newest checkpoint (or from nothing) to the end, then look at the test part once."""
     context, job = ray.train.get_context(), config["job"]
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cuda" and (problem := mismatch(device.index)):
+        raise RuntimeError(problem)
     check_fence(job.folder.path, job.fence)  # a group that Ray starts again may come after another process took the run over
     watchdog = Watchdog(job.folder.path, ranks.rank, job.spec.resources.stuck_after_seconds)
     worker = _Worker(job, ranks, watchdog)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from starlab.experiments.sections import TrainConfig
 from starlab.pipelines.stream import Batch
+from starlab.platform.device import compiles
 from starlab.platform.mixing import mix, mixing_share
 from starlab.platform.optimization import learning_rate
 from starlab.platform.precision import AUTOCAST
@@ -25,6 +26,9 @@ class TrainStep:
         self._state, self._config, self._ranks, self._device = state, config, ranks, device
         self._total_steps = total_steps
         self._model: nn.Module = state.model
+        if compiles(config.compile, device):
+            # The forward pass alone: hooks (the watchdog's beat) and DDP's own work stay outside of the graph.
+            state.model.forward = torch.compile(state.model.forward)
         if ranks.world > 1:
             # Batch-norm's running statistics are rank 0's, handed round before each evaluation: nothing reads them earlier.
             self._model = DistributedDataParallel(state.model, broadcast_buffers=False, gradient_as_bucket_view=True)

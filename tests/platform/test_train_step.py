@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -110,3 +111,15 @@ def test_what_is_evaluated_of_a_checkpoint_is_the_average_where_there_is_one() -
     for name, value in state.average.tensors().items():
         assert torch.equal(weights[name], value)
         assert not torch.equal(weights[name], state.model.state_dict()[name])
+
+
+def test_a_compiled_step_is_the_same_step_and_its_hooks_run_outside_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = functools.partial(torch.compile, backend="eager", fullgraph=True)  # no compiler needed; a break is an error
+    monkeypatch.setattr(torch, "compile", compiled)
+    beats: list[int] = []
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    plain, fast = training(CONFIG, model), training(dataclasses.replace(CONFIG, compile="on"), model)
+    fast[0].model.register_forward_pre_hook(lambda *_: beats.append(1))
+    assert move(*fast, 2) == pytest.approx(move(*plain, 2), rel=1e-5)
+    assert len(beats) == 2
+    assert fast[0].model.state_dict().keys() == plain[0].model.state_dict().keys()

@@ -229,6 +229,17 @@ def test_a_run_that_the_machine_cannot_hold_is_refused_with_the_numbers() -> Non
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_a_gpu_that_torch_was_not_built_for_is_refused_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100-SXM2-16GB")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    machine = Cluster(local=True, nodes=1, cpus=8, gpus=1, accelerators=("V100",))
+    with pytest.raises(UserError, match=r"V100.* is sm_70, and torch .* was built for sm_75 sm_80; .*CUDA 12.6"):
+        allot(load_spec("demo", ["resources.gpus_per_worker=1", "resources.workers=1"]), machine)
+
+
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("cpus", "workers", "share"), [(2, 1, 1), (2, 2, 1), (2, 1, 0.5), (16, 4, 1), (4, 1, 0.25)])
 def test_workers_that_decode_by_themselves_take_the_machine_but_for_a_crumb(cpus: int, workers: int, share: float) -> None:
     spec = load_spec("demo", [f"resources.workers={workers}", "data.decode=worker"])
