@@ -77,7 +77,7 @@ class TrackingServer:
         self.database = folder / "server.db"
         self._folder, self._store = folder, store or f"sqlite:///{self.database}"
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        self._environment |= {"PYTHONPATH": pythonpath, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._environment |= {"PYTHONPATH": pythonpath, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
