@@ -27,6 +27,9 @@ check: setup ## Format, lint, types, import contract
 test: setup ## All tests but the slowest
 	$(BIN)/python -m pytest
 
+test-all: setup ## All tests but those of many minutes: also faults and whole trainings that quicker tests cover
+	$(BIN)/python -m pytest -m "not slowest"
+
 test-faults: setup ## Every fault of docs/reliability.md (15 minutes; measures go to runs/faults.json)
 	$(BIN)/python -m pytest tests/faults tests/platform/test_checkpoint.py tests/platform/test_checkpoint_writer.py \
 	  tests/platform/test_lease.py tests/platform/test_watchdog.py -m "slow_fault or not slow_fault"
@@ -51,4 +54,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-faults bench-data bench-model bench-train wheel lock format
+.PHONY: help setup demo check test test-all test-faults bench-data bench-model bench-train wheel lock format

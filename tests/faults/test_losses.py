@@ -48,6 +48,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return plan
 
 
+@pytest.mark.slow_fault
 def test_a_bad_loss_on_one_rank_is_left_out_on_all_recorded_and_the_run_ends_well(
     training, local_ray: Cluster, poison: Callable[..., None], events_of, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ def curve(result: RunResult) -> list[tuple[str, int, float]]:
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.longer
 def test_a_run_from_a_store_that_decodes_in_the_worker_has_the_losses_of_one_from_the_files_that_decodes_in_tasks(
     small_folder: Path, small_source: PennActionSource, tmp_path: Path
 ) -> None:

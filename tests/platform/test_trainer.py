@@ -158,6 +158,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_bit_identical(whole: RunResu
     assert sorted(curve(resumed.folder)) == sorted(curve(whole.folder))
 
 
+@pytest.mark.longer
 def test_one_worker_trains_on_the_same_clips_as_two(whole: RunResult, tiny_store: Path, tmp_path: Path) -> None:
     alone = train(tiny(tiny_store, "resources.workers=1"), runs=tmp_path)
     assert alone.run_id == whole.run_id
@@ -204,6 +205,7 @@ def test_unreadable_clips_are_replaced_counted_and_listed_and_the_run_goes_on(
     assert "000001.jpg" in unreadable["0002"] or ".jpg" in unreadable["0002"]
 
 
+@pytest.mark.longer
 def test_too_many_unreadable_clips_stop_the_run_with_their_list(local_ray: Cluster, tiny_store: Path, tmp_path: Path) -> None:
     store = shutil.copytree(tiny_store, tmp_path / "store")
     for clip in range(1, 31):

@@ -27,6 +27,7 @@ def train():
         ctypes.PyDLL(None).sleep(100)
     elif sys.argv[2] == "is stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(100)  # the kernel may stop the other thread first
     watchdog.close()
 
 thread = threading.Thread(target=train)  # as Ray Train does
