@@ -18,6 +18,7 @@ from starlab.platform.trainer import RunResult
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
 
 
+@pytest.mark.slow_fault
 def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_checkpoint_and_nothing_else(
     training, undisturbed: RunResult, sabotage: Callable[..., Path], same_as, events_of, tmp_path: Path
 ) -> None:

@@ -133,7 +133,7 @@ def locked(server: Any) -> None:
         connection.rollback()
 
 
-@pytest.mark.parametrize("fault", [killed, stopped, pytest.param(locked, marks=pytest.mark.slow_fault)])
+@pytest.mark.parametrize("fault", [killed, *(pytest.param(fault, marks=pytest.mark.slow_fault) for fault in (stopped, locked))])
 def test_mlflow_holds_every_point_once_after_its_server_was(
     fault: Fault, tracking_server: Any, tmp_path: Path, measures: dict[str, dict[str, object]]
 ) -> None:
@@ -273,6 +273,7 @@ def test_points_of_a_clock_that_jumps_back_keep_their_order_by_step(
     assert [metric.value for metric in curve] == [step / 7 for step in range(STEPS)]
 
 
+@pytest.mark.slow_fault
 def test_a_server_that_lost_its_database_gets_the_whole_run_again(tmp_path: Path) -> None:
     folder = new_run(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "lost")
     train(folder)

@@ -162,6 +162,7 @@ def test_best_and_last_checkpoints_are_kept(run: RunResult) -> None:
     assert {result["best_step"], result["total_steps"]} <= steps
 
 
+@pytest.mark.longer
 def test_evaluating_the_best_checkpoint_again_gives_the_same_numbers_and_is_counted_as_a_look(
     run: RunResult, store: Path
 ) -> None:

@@ -47,7 +47,7 @@ def spec(ntu_folder: Path) -> Spec:
     return load_spec("demo", [*TINY, f"data.store={ntu_folder}"])
 
 
-@pytest.mark.slow
+@pytest.mark.longer
 def test_a_run_on_generated_ntu_trains_an_epoch_and_looks_at_every_test_clip_once(
     local_ray: Cluster, spec: Spec, tmp_path: Path
 ) -> None:
