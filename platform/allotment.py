@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import ray
 import torch
+from ray.train import ScalingConfig
 
 from starlab.experiments.spec import Spec
 from starlab.pipelines.stream import StreamLimits
@@ -75,3 +76,15 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
         threads=max(1, round(per_worker)),
     )
     return Allotment(per_worker, limits)
+
+
+def worker_group(spec: Spec, allotment: Allotment) -> ScalingConfig:
+    """The workers of a run, as Ray Train places them."""
+    wanted = spec.resources
+    gpu = {"GPU": float(wanted.gpus_per_worker)} if wanted.gpus_per_worker else {}
+    return ScalingConfig(
+        num_workers=wanted.workers,
+        use_gpu=bool(gpu),
+        resources_per_worker={"CPU": allotment.cpus_per_worker, **gpu},
+        accelerator_type=wanted.accelerator if gpu else None,
+    )

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from starlab.experiments.spec import Spec
-from starlab.platform.allotment import Allotment
+from starlab.platform.allotment import Allotment, worker_group
 from starlab.platform.errors import RunFailedError
 from starlab.platform.job import TrainJob
 from starlab.platform.run_folder import RunFolder
@@ -33,12 +32,7 @@ def attempt(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, 
             train_loop,
             train_loop_config={"job": job},
             torch_config=TorchConfig(timeout_s=600),
-            scaling_config=ScalingConfig(
-                num_workers=spec.resources.workers,
-                use_gpu=spec.resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": allotment.cpus_per_worker, **_gpu(spec)},
-                accelerator_type=spec.resources.accelerator if spec.resources.gpus_per_worker else None,
-            ),
+            scaling_config=worker_group(spec, allotment),
             run_config=RunConfig(
                 name=ray_folder.name,
                 storage_path=str(ray_folder.parent),
@@ -64,10 +58,6 @@ def _ray_folder(folder: RunFolder) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
-
-
-def _gpu(spec: Spec) -> dict[str, float]:
-    return {"GPU": float(spec.resources.gpus_per_worker)} if spec.resources.gpus_per_worker else {}
 
 
 def _cause(error: BaseException) -> str:

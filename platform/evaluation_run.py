@@ -22,14 +22,14 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import RunConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from starlab.experiments.spec import Spec, override_spec, spec_from_dict
 from starlab.models.star import StarTransformer, load_state
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.stream import StreamLimits
-from starlab.platform.allotment import Allotment, allot
+from starlab.platform.allotment import Allotment, allot, worker_group
 from starlab.platform.checkpoint import checkpoint_steps, find_checkpoint
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.evaluate import evaluate
@@ -206,18 +206,11 @@ def _new_folder(folder: RunFolder, part: str, step: int) -> Path:
 
 
 def _run_workers(job: _Job, allotment: Allotment) -> None:
-    resources = job.spec.resources
-    gpu = {"GPU": float(resources.gpus_per_worker)} if resources.gpus_per_worker else {}
     with tempfile.TemporaryDirectory(prefix=".ray-", dir=job.folder.path) as place:  # for Ray's own records
         trainer = TorchTrainer(
             _loop,
             train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=bool(gpu),
-                resources_per_worker={"CPU": allotment.cpus_per_worker, **gpu},
-                accelerator_type=resources.accelerator if gpu else None,
-            ),
+            scaling_config=worker_group(job.spec, allotment),
             run_config=RunConfig(name=uuid.uuid4().hex[:8], storage_path=place),
         )
         try:
