@@ -24,6 +24,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ExecutionOptions, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from starlab.pipelines.augment import fit
 from starlab.pipelines.clip import ClipSource, UnreadableClipError
@@ -33,7 +34,8 @@ from starlab.pipelines.sources import DataConfig
 
 WINDOW_STEPS = 1000
 BATCHES_AHEAD = 3
-_BLOCK_BYTES = 16 * 2**20
+_BLOCK_BYTES = 64 * 2**20
+"""What a decode task makes at most: a task should take longer than a round of the executor, which starts the next one."""
 Columns = dict[str, NDArray[Any]]
 
 
@@ -263,7 +265,8 @@ class _Window:
         return False
 
     def _dataset(self) -> ray.data.Dataset:
-        steps_per_block = max(1, min(8, _BLOCK_BYTES // (self._clip_bytes * self._batch)))
+        block_bytes = min(_BLOCK_BYTES, self._limits.object_store_bytes // 8)  # so that several fit beside each other
+        steps_per_block = max(1, min(8, block_bytes // (self._clip_bytes * self._batch)))
         block_rows, load = steps_per_block * self._batch, self._load
         # One tiny row per block, made here: `ray.data.range` and `from_arrow` would plan by tasks that each want a whole CPU,
         # which on a small machine with two trials is never free.
@@ -291,12 +294,14 @@ class _Breather(ExecutionCallback):
     """Lets the executor's control loop rest between two rounds.
 
     While finished blocks wait for a slow consumer the loop of Ray Data 2.60 does not wait for anything: it would take half
-    of this process's time from the training step. A round handles every task that is ready, so nothing is lost by fewer.
+    of this process's time from the training step. A round handles every task that is ready, so nothing is lost by fewer
+    then; while the consumer waits, the next tasks should start soon.
     """
 
-    def on_execution_step(self, executor: object) -> None:
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
         """Called after each round."""
-        time.sleep(0.05)
+        _, output = executor._output_node  # Ray Data tells a callback nothing more public
+        time.sleep(0.05 if len(output.output_queue) else 0.01)
 
 
 def _batch(columns: Columns) -> Batch:

@@ -70,8 +70,10 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
     window_cpus = free / (2 * wanted.workers)
     store = object_store_bytes * share * 0.5 / (2 * wanted.workers)
     limits = StreamLimits(
-        cpus=float(int(window_cpus)) if window_cpus >= 1 else window_cpus,
-        cpus_per_task=min(1.0, window_cpus / 2),  # two, so that one works while the other's block is fetched
+        cpus=window_cpus,
+        # A window alone has half of the free CPUs, so these are two tasks for each CPU: one works while the other's block is
+        # fetched or its successor is yet to be started.
+        cpus_per_task=min(0.25, window_cpus / 2),
         object_store_bytes=int(store),
         threads=max(1, round(per_worker)),
     )

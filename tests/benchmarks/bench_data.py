@@ -43,6 +43,7 @@ from starlab.platform.cluster import connect
 
 FRAMES, SIZE, BATCH = 16, 224, 8
 CLIP_FRAMES = 90
+OBJECT_STORE_BYTES = 2_000_000_000
 TARGET_CLIPS_PER_SECOND = 200
 NTU120_CLIPS, NTU_MEAN_FRAMES = 114_480, 85
 CONFIG = DataConfig(dataset="synthetic_ntu", protocol="xsub", frames=FRAMES, size=SIZE)
@@ -242,8 +243,8 @@ def plan_rows(store_rate: float, encode_seconds: float, megabytes_per_frame: flo
 
 
 def limits(cpus: int) -> StreamLimits:
-    """The whole machine for one stream."""
-    return StreamLimits(cpus=cpus, cpus_per_task=1, object_store_bytes=250_000_000, threads=cpus)
+    """The whole machine for one stream: two decode tasks a CPU and a quarter of the object store, as a training has them."""
+    return StreamLimits(cpus=cpus, cpus_per_task=0.5, object_store_bytes=OBJECT_STORE_BYTES // 4, threads=cpus)
 
 
 def batches(store: StoreSource, decode: str, steps: int, cpus: int) -> Iterator[object]:
@@ -272,7 +273,7 @@ def family_cpu_seconds() -> float:
 def bench_stream(store: StoreSource) -> list[Row]:
     """The stream against a loop in this process over the same clips, on the same cores, in steady state."""
     cpus = os.cpu_count() or 1
-    steps, warm = 40, 10
+    steps, warm = 200, 10  # many, so that what is in the making at the start and at the end counts for little
     load = loader(store)
 
     def loop() -> None:
@@ -361,7 +362,7 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {load_before:.1f} before"
     print(f"{machine}\n")
-    connect(object_store_bytes=1_000_000_000)
+    connect(object_store_bytes=OBJECT_STORE_BYTES)
     folder = Path(tempfile.mkdtemp(prefix="starlab-bench-"))
     rows = []
     try:
