@@ -30,7 +30,7 @@ test: setup ## All tests but the slowest
 test-all: setup ## All tests but those of many minutes: also faults and whole trainings that quicker tests cover
 	$(BIN)/python -m pytest -m "not slowest"
 
-test-faults: setup ## Every fault of docs/reliability.md (15 minutes; measures go to runs/faults.json)
+test-faults: setup ## Every fault of docs/reliability.md (half an hour; measures go to runs/faults.json)
 	$(BIN)/python -m pytest tests/faults tests/platform/test_checkpoint.py tests/platform/test_checkpoint_writer.py \
 	  tests/platform/test_lease.py tests/platform/test_watchdog.py -m "slow_fault or not slow_fault"
 
