@@ -66,13 +66,16 @@ class Training:
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
-    def measure(self, row: str, fault: str, folder: Path, injected: float, at_step: int) -> None:
-        """Seconds until a step was done that had not been done before, and the steps done twice. Reported, never asserted."""
-        resumed = [event.step for event in read_events(folder) if event.kind == "resumed" and event.time >= injected]
-        points = [p for p in read_points(folder / "journal.jsonl") if p.key == "train/lr" and p.step > at_step]
-        seconds = min((p.time_ms / 1000 - injected for p in points if p.time_ms / 1000 > injected), default=None)
-        lost = at_step - (resumed[0] or 0) if resumed else at_step
-        self.note(row, fault, seconds, lost)
+    def measure(self, row: str, fault: str, folder: Path, injected: float) -> None:
+        """Seconds until a step was done that had not been done before, and the steps done twice. Reported, never asserted.
+
+        What had been done is what the journal held when the run went on: a killed driver's workers write for a while longer.
+        """
+        resumed = next(event for event in read_events(folder) if event.kind == "resumed" and event.time >= injected)
+        points = [(p.step, p.time_ms / 1000) for p in read_points(folder / "journal.jsonl") if p.key == "train/lr"]
+        done = max(step for step, written in points if written < resumed.time)
+        seconds = min((written - injected for step, written in points if step > done), default=None)
+        self.note(row, fault, seconds, done - (resumed.step or 0))
 
     def note(self, row: str, fault: str, recovery_seconds: float | None, steps_done_again: int) -> None:
         """A line of runs/faults.json."""

@@ -52,7 +52,7 @@ def test_a_damaged_newest_checkpoint_is_told_of_and_the_one_before_it_leads_to_t
     told = events_of(folder, "orphan_removed" if damage == "no manifest" else "checkpoint_damaged")
     assert [newest.name in event.says for event in told] == [True]
     row = "07" if damage == "no manifest" else f"08-09 {damage}"
-    training.measure(row, f"{damage} in the newest checkpoint, after SIGKILL at step 11", folder, injected.stat().st_mtime, 11)
+    training.measure(row, f"{damage} in the newest checkpoint, after SIGKILL at step 11", folder, injected.stat().st_mtime)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_checkpoint_and_not
     same_as(result, undisturbed)
     [resumed] = events_of(result.folder, "resumed")
     assert 5 - resumed.step <= training.spec().train.checkpoint_every_steps + 1
-    training.measure("01", "SIGKILL of rank 1 at step 5", result.folder, injected.stat().st_mtime, 5)
+    training.measure("01", "SIGKILL of rank 1 at step 5", result.folder, injected.stat().st_mtime)
 
 
 @pytest.mark.slow_fault
@@ -41,7 +41,7 @@ def test_a_rank_that_sleeps_for_ever_is_found_its_stacks_are_written_and_the_gro
     assert 1 in stuck
     assert "in gradients" in (result.folder / "stacks" / "rank-1.txt").read_text()  # where it sleeps
     assert "no forward pass" in (result.folder / "stacks" / "rank-0.txt").read_text()  # which waits for it
-    training.measure("06", "rank 1 sleeps for ever at step 5 (stuck_after_seconds=30)", result.folder, _at(injected), 5)
+    training.measure("06", "rank 1 sleeps for ever at step 5 (stuck_after_seconds=30)", result.folder, _at(injected))
 
 
 @pytest.mark.slow_fault
@@ -52,7 +52,7 @@ def test_a_rank_that_is_stopped_by_a_signal_is_replaced(
     result = training.run(tmp_path / "runs", "resources.stuck_after_seconds=30")
     same_as(result, undisturbed)
     assert "stopped by a signal" in (result.folder / "stacks" / "rank-1.txt").read_text()
-    training.measure("05", "SIGSTOP of rank 1 at step 5 (stuck_after_seconds=30)", result.folder, _at(injected), 5)
+    training.measure("05", "SIGSTOP of rank 1 at step 5 (stuck_after_seconds=30)", result.folder, _at(injected))
 
 
 @pytest.mark.slow_fault
