@@ -38,7 +38,7 @@ from starlab.platform.cluster import Cluster, connect
 from starlab.platform.early_stopping import AskingASHA
 from starlab.platform.errors import RunFailedError
 from starlab.platform.journal import FILE, read_points
-from starlab.platform.lease import Lease
+from starlab.platform.lease import Lease, RunTakenError
 from starlab.platform.reaper import close_abandoned_everywhere
 from starlab.platform.report import write_search_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
@@ -46,6 +46,7 @@ from starlab.platform.tracking import Sender, tracking_uri
 from starlab.platform.trainer import RunResult, check_weights, close_run, join_cluster, open_data, open_run, run_training
 
 _METRIC = "val_top1"
+_SECONDS_BETWEEN_LOOKS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +178,22 @@ def _tune(study: _Study, storage: optuna.storages.BaseStorage, left: int, concur
 def _trial(values: dict[str, Any], study: _Study) -> None:
     """One trial, in a process of its own."""
     spec = study.spec.spec_of(values)
-    result = run_training(
-        spec,
-        study.source,
-        study.parts,
-        study.runs,
-        connect(),
-        callbacks=(TuneReportCallback(),),
-        parent=study.folder,
-        share=study.share,
-        look_at_test=False,
-    )
+    while True:
+        try:
+            result = run_training(
+                spec,
+                study.source,
+                study.parts,
+                study.runs,
+                connect(),
+                callbacks=(TuneReportCallback(),),
+                parent=study.folder,
+                share=study.share,
+                look_at_test=False,
+            )
+            break
+        except RunTakenError:  # the same point, proposed twice, is under way: its end is this trial's too
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
     # Once more at the end: a trial that had nothing left to train must still have a value.
     tune.report({_METRIC: result.metrics["val/top1"], "epoch": _epochs_reached(RunFolder(result.folder)), "run": result.run_id})
 

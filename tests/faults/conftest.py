@@ -56,10 +56,12 @@ class Training:
     def run(self, runs: Path, *overrides: str, say: Callable[[str], None] = lambda _: None) -> RunResult:
         return train(self.spec(*overrides), runs=runs, say=say)
 
-    def start(self, runs: Path, *overrides: str, script: str | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, runs: Path, *overrides: str, script: str | None = None, words: tuple[str, str] = ("train", "demo")
+    ) -> subprocess.Popen[str]:
         """The command line in a process of its own; `script` is Python that runs before it."""
         code = f"{script or ''}\nfrom starlab.platform.cli import main\nmain()"
-        command = [sys.executable, "-c", code, "train", "demo", *TINY, f"data.store={self.store}", *overrides]
+        command = [sys.executable, "-c", code, *words, *TINY, f"data.store={self.store}", *overrides]
         environment = os.environ | {"STARLAB_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
         environment.pop("RAY_ADDRESS", None)
         return subprocess.Popen(

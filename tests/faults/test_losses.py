@@ -60,6 +60,9 @@ def test_a_bad_loss_on_one_rank_is_left_out_on_all_recorded_and_the_run_ends_wel
     checkpoint, _ = newest_checkpoint(result.folder / "checkpoints")
     assert checkpoint is not None
     assert all(bool(value.isfinite().all()) for value in checkpoint.tensors.values())
+    [first, _] = events_of(result.folder, "bad_loss")
+    next_step = next(p for p in read_points(result.folder / "journal.jsonl") if p.key == "train/loss" and p.step == 6)
+    training.note("16 skip", "NaN loss on rank 1 at step 4, left out", next_step.time_ms / 1000 - first.time, 0)
 
 
 @pytest.mark.slow_fault
@@ -74,6 +77,8 @@ def test_bad_losses_in_a_row_roll_the_run_back_and_are_passed_over_the_second_ti
     ]
     assert [event.step for event in events_of(result.folder, "resumed")] == [3]
     assert max(_points(result, "train/loss")) == 13
+    rolled_back = events_of(result.folder, "bad_loss")[-1]
+    training.measure("16 roll back", "NaN losses on rank 1 at steps 4 and 5, rolled back", result.folder, rolled_back.time)
 
 
 @pytest.mark.slow_fault

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -37,23 +35,26 @@ def test_a_driver_killed_in_mid_run_goes_on_as_the_same_mlflow_run(
 
 
 @pytest.mark.slow_fault
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
 def test_a_ray_daemon_killed_under_the_run_ends_it_and_the_same_command_goes_on(
-    training, undisturbed: RunResult, kill_family, same_as, until, tmp_path: Path, daemon: str
+    training, same_as, until, tmp_path: Path, daemon: str
 ) -> None:
-    process = training.start(tmp_path)
-    folder = tmp_path / undisturbed.run_id
-    until(lambda: _steps(folder) >= 4, process)
+    long = "train.epochs=8"  # workers live on for a while, on the clips that they have
+    whole = training.run(tmp_path / "whole", long)
+    runs = tmp_path / "runs"
+    process, folder = training.start(runs, long), runs / whole.run_id
+    until(lambda: folder.exists() and _steps(folder) >= 4, process)
     [victim] = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == daemon]
     injected = time.time()
     victim.kill()
-    try:
-        process.wait(timeout=150)
-    except subprocess.TimeoutExpired:  # Ray's client waits for its head longer than anybody would
-        kill_family(process)
+    process.communicate(timeout=300)  # Ray's client looks for its head for a minute
     assert process.returncode != 0
-    same_as(training.run(tmp_path), undisturbed)
-    training.measure(f"03 {daemon}", f"SIGKILL of the {daemon} in mid-run, the same command", folder, injected)
+    assert _steps(folder) < _steps(whole.folder)
+    same_as(training.run(runs, long), whole)
+    training.measure(
+        f"03 {daemon}", f"SIGKILL of the {daemon} in mid-run, the same command once it has ended", folder, injected
+    )
 
 
 @pytest.mark.slow_fault
@@ -73,19 +74,23 @@ def test_a_run_killed_at_ten_random_points_and_resumed_ends_bit_identical_each_t
 
 
 @pytest.mark.slow_fault
-def test_a_killed_search_goes_on_and_finishes_every_trial_once(kill_family, until, tmp_path: Path) -> None:
-    small = ["data.synthetic.train_clips_per_class=4", "data.synthetic.test_clips_per_class=2", "data.synthetic.size_px=48"]
-    small += ["data.frames=4", "data.size=24", "model.dim=16", "model.heads=2", "train.epochs=2", "search.trials=3"]
-    command = [sys.executable, "-m", "starlab.platform.cli", "search", "demo_search", *small, "--runs", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    until(lambda: list(tmp_path.glob("demo_search-*/trials/*/result.json")), process)
+def test_a_killed_search_goes_on_and_finishes_every_trial_once(training, kill_family, until, tmp_path: Path) -> None:
+    def under_way() -> list[Path]:
+        return [trial for trial in tmp_path.glob("demo_search-*/trials/*") if 4 <= _steps(trial) <= 20]  # of 52
+
+    words, long = ("search", "demo_search"), ["search.trials=3", "train.epochs=8", "search.grace_epochs=8"]
+    process = training.start(tmp_path, *long, words=words)
+    until(lambda: under_way() and list(tmp_path.glob("demo_search-*/trials/*/result.json")), process)
+    caught, injected = under_way(), time.time()
     kill_family(process)
-    again = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
-    assert again.returncode == 0, again.stdout + again.stderr
+    again = training.start(tmp_path, *long, words=words)
+    said, _ = again.communicate(timeout=800)
+    assert again.returncode == 0, said
     [found] = tmp_path.glob("demo_search-*/search.json")
     trials = json.loads(found.read_text())["trials"]
     assert len(trials) == 3
     distinct = {trial["run"] for trial in trials}  # a point that the sampler proposes twice is one run, trained once
+    assert {trial.name for trial in caught} <= distinct
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     children = [run.info.run_name for run in runs if "mlflow.parentRunId" in run.data.tags]
@@ -93,6 +98,7 @@ def test_a_killed_search_goes_on_and_finishes_every_trial_once(kill_family, unti
     for run in distinct:
         keys = [(p.key, p.step) for p in read_points(found.parent / "trials" / run / "journal.jsonl")]
         assert len(keys) == len(set(keys))
+    training.measure("04", "SIGKILL of a search's driver in mid-trial, the same command at once", caught[0], injected)
 
 
 def _steps(folder: Path) -> int:

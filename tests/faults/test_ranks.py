@@ -79,7 +79,7 @@ def test_a_run_goes_on_with_another_number_of_workers_over_the_same_clips_and_to
     # Batch-norm's statistics are a worker's own, so they are frozen; the demo has no dropout.
     fixed = ["model.batch_norm=frozen", "resources.max_failures=0"]
     whole = training.run(tmp_path / "whole", *fixed, f"resources.workers={before}")
-    sabotage(lambda: os.kill(os.getpid(), signal.SIGKILL), at_step=7, rank=before - 1)
+    injected = sabotage(lambda: os.kill(os.getpid(), signal.SIGKILL), at_step=7, rank=before - 1)
     with pytest.raises(RunFailedError):
         training.run(tmp_path / "runs", *fixed, f"resources.workers={before}")
     monkeypatch.undo()
@@ -89,6 +89,8 @@ def test_a_run_goes_on_with_another_number_of_workers_over_the_same_clips_and_to
     assert mine.keys() == theirs.keys()
     assert mine == pytest.approx(theirs, rel=1e-4)
     assert other.metrics == pytest.approx(whole.metrics, rel=1e-3)
+    row = f"19 {before} to {after}"
+    training.measure(row, f"SIGKILL at step 7 of {before}, the same command with {after}", other.folder, _at(injected))
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -100,8 +102,10 @@ def test_a_second_process_that_wants_a_run_is_refused_before_it_changes_anything
     folder = tmp_path / spec.run_id(source.fingerprint)
     with Lease.claim(folder):
         before = sorted(tmp_path.rglob("*"))
+        began = time.time()
         with pytest.raises(RunTakenError, match=f"process {os.getpid()} on"):
             training.run(tmp_path)
+        training.note("20", "a second process wants the run: seconds until it is refused", time.time() - began, 0)
         assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -24,6 +24,8 @@ SMALL = [
     "search.grace_epochs=1",
 ]
 
+POINT = {"model.layers": 1, "model.encoder": "FF", "model.decoder": "FZ", "train.lr": 0.001}
+
 
 def spec(trials: int, *overrides: str) -> SearchSpec:
     return load_search("demo_search", [*SMALL, f"search.trials={trials}", *overrides])
@@ -77,6 +79,20 @@ def test_the_same_search_again_tries_nothing_new_and_more_trials_only_the_rest(
     assert more.folder == result.folder
     assert len(more.trials) == 4
     assert len([line for line in said if "starts:" in line]) == 1
+
+
+@pytest.mark.longer
+def test_a_point_that_is_proposed_while_it_is_under_way_is_trained_once_and_counts_twice(
+    local_ray: Cluster, tmp_path: Path
+) -> None:
+    one_point = [f"space.{key}={{choice: [{value}]}}" for key, value in POINT.items()]
+    said: list[str] = []
+    result = search(spec(2, "search.concurrent=2", *one_point), runs=tmp_path, say=said.append)
+    assert not [line for line in said if "failed" in line]
+    assert [trial["values"] for trial in result.trials] == [POINT, POINT]
+    assert len(list(result.folder.glob("trials/*"))) == 1
+    [first, second] = (index for index, line in enumerate(said) if "starts:" in line)
+    assert not [line for line in said[first:second] if "ends after" in line]  # both were under way at once
 
 
 def test_a_trial_that_was_under_way_is_proposed_again_at_the_same_point(tmp_path: Path) -> None:
