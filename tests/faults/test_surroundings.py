@@ -80,6 +80,7 @@ def test_eighty_megabytes_of_shared_memory_slow_the_stream_and_break_nothing(tra
         "train.epochs=0.3",
         "model.dim=16",
         "model.heads=2",
+        "resources.max_failures=0",
     ]
     words += [f"data.synthetic.{key}={overrides['data']['synthetic'][key]}" for key in ("train_clips_per_class", "size_px")]
     words += [f"data.synthetic.test_clips_per_class={overrides['data']['synthetic']['test_clips_per_class']}"]

@@ -196,7 +196,7 @@ def test_unreadable_clips_are_replaced_counted_and_listed_and_the_run_goes_on(
         frame.write_bytes(frame.read_bytes()[:99])
     (store / "labels" / "0005.mat").write_bytes(b"this is no .mat file")
     said: list[str] = []
-    spec = tiny(store, "train.epochs=1", "data.max_unreadable_fraction=0.5")
+    spec = tiny(store, "train.epochs=1", "data.max_unreadable_fraction=0.5", "resources.max_failures=0")
     result = train(spec, runs=tmp_path / "runs", say=said.append)
     assert any("skipped  1 clips" in line for line in said)
     assert "0005" in json.loads((result.folder / "skipped.json").read_text())
