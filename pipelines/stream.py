@@ -2,9 +2,8 @@
 
 Each rank streams its own slice of every step, in *windows* of at most `WINDOW_STEPS` steps, each a small Ray Data
 pipeline; the next window starts before the current one drains. So the first batch never waits for the plan of a long run,
-and a stream can start at any step. With `data.decode: worker` the same work is done by threads of the training process.
-
-Letters: B clips  T frames  H W pixels  M bodies  N joints.
+and a stream can start at any step. With `data.decode: worker` the same work (batch.py) is done by threads of the training
+process.
 """
 
 from __future__ import annotations
@@ -17,18 +16,15 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray.data
-from numpy.typing import NDArray
 from ray.data import ExecutionOptions, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-from starlab.pipelines.augment import fit
-from starlab.pipelines.clip import ClipSource, UnreadableClipError
-from starlab.pipelines.sampling import pick_frames
+from starlab.pipelines.batch import Batch, Columns, LoadClips, as_batch
+from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.schedule import EvalPlan, Plan, TrainPlan, rank_slice
 from starlab.pipelines.sources import DataConfig
 
@@ -36,7 +32,6 @@ WINDOW_STEPS = 1000
 BATCHES_AHEAD = 3
 _BLOCK_BYTES = 64 * 2**20
 """What a decode task makes at most: a task should take longer than a round of the executor, which starts the next one."""
-Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,80 +44,6 @@ class StreamLimits:
     object_store_bytes: int
     threads: int = 1
     """Of the training process, where it decodes by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Clips ready for the model."""
-
-    frames: NDArray[np.uint8]
-    """(B, T, H, W, 3), RGB."""
-    joints: NDArray[np.float32]
-    """(B, T, M, N, 3): x, y in [0, 1] of the frame, confidence."""
-    labels: NDArray[np.int64]
-    """(B,)"""
-    clips: NDArray[np.int64]
-    """(B,) index of each clip in the source."""
-    positions: NDArray[np.int64]
-    """(B,) position in the training stream; in an evaluation, in its list of clips."""
-    unreadable: tuple[tuple[str, str], ...]
-    """(clip id, reason) of each clip met in this batch that could not be read: replaced in training, left out in evaluation."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadClips:
-    """The work of a Ray Data task, or of a thread: row numbers → columns of a batch. Pure: same rows, same bytes."""
-
-    source: ClipSource
-    config: DataConfig
-    plan: Plan
-    first_row: int
-
-    def __call__(self, rows: Columns) -> Columns:
-        """Columns frames, joints, label, clip, position, problems (JSON-free: 'id\\treason' lines) for `rows["id"]`."""
-        columns = self.empty(len(rows["id"]))
-        for slot, row in enumerate(rows["id"]):
-            self.load(int(row), columns, slot)
-        columns["problems"] = columns["problems"].astype(np.str_)  # an array that Arrow takes
-        return columns
-
-    def empty(self, num_clips: int) -> Columns:
-        """Room for so many clips."""
-        config, source = self.config, self.source
-        return {
-            "frames": np.empty((num_clips, config.frames, config.size, config.size, 3), np.uint8),
-            "joints": np.empty((num_clips, config.frames, source.max_bodies, len(source.skeleton.joints), 3), np.float32),
-            "label": np.empty(num_clips, np.int64),
-            "clip": np.empty(num_clips, np.int64),
-            "position": np.empty(num_clips, np.int64),
-            "problems": np.full(num_clips, "", object),
-        }
-
-    def load(self, row: int, columns: Columns, slot: int) -> None:
-        """Put one row's clip into its slot; where none can be read, label and clip -1 and nothing to see."""
-        config, source = self.config, self.source
-        position = self.plan.position(self.first_row + row)
-        problems: list[str] = []
-        label, index = -1, -1
-        for attempt in itertools.count():
-            choice = self.plan.clip(position, attempt)
-            if choice is None:
-                columns["frames"][slot], columns["joints"][slot] = 0, 0
-                break
-            clip, rng = source.clips[choice.clip], choice.rng
-            drawn = rng if config.augment == "standard" else None
-            try:
-                picked = pick_frames(clip.num_frames, config.frames, drawn, choice.view)
-                decoded = source.read(clip, picked.tolist(), config.size)
-            except UnreadableClipError as error:
-                problems.append(f"{clip.clip_id}\t{error}")
-                continue
-            out, mirror = columns["frames"][slot], source.skeleton.mirror
-            _, columns["joints"][slot] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, out)
-            label, index = clip.label, choice.clip
-            break
-        columns["label"][slot], columns["clip"][slot], columns["position"][slot] = label, index, position
-        columns["problems"][slot] = "\n".join(problems)
 
 
 def train_batches(
@@ -202,7 +123,7 @@ def _load_in_threads(load: LoadClips, num_rows: int, batch: int, threads: int) -
                 for part in parts:
                     part.result()
                 begin()
-                yield _batch(columns)
+                yield as_batch(columns)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -250,7 +171,7 @@ class _Window:
     def _drain(self) -> None:
         try:
             for columns in self._dataset().iter_batches(batch_size=self._batch, batch_format="numpy", prefetch_batches=1):
-                if not self._offer(_batch(columns)):
+                if not self._offer(as_batch(columns)):
                     return
         except BaseException as error:  # handed to the consumer, who raises it
             self._offer(error)
@@ -302,20 +223,3 @@ class _Breather(ExecutionCallback):
         """Called after each round."""
         _, output = executor._output_node  # Ray Data tells a callback nothing more public
         time.sleep(0.05 if len(output.output_queue) else 0.01)
-
-
-def _batch(columns: Columns) -> Batch:
-    unreadable = [tuple(line.split("\t", 1)) for text in columns["problems"] for line in str(text).splitlines()]
-    read = columns["clip"] >= 0
-    if not read.all():
-        columns = {name: values[read] for name, values in columns.items()}
-    elif not columns["frames"].flags.writeable:  # it lies in the object store
-        columns = columns | {name: columns[name].copy() for name in ("frames", "joints", "label", "clip", "position")}
-    return Batch(
-        frames=columns["frames"],
-        joints=columns["joints"],
-        labels=columns["label"],
-        clips=columns["clip"],
-        positions=columns["position"],
-        unreadable=tuple((pair[0], pair[1]) for pair in unreadable),
-    )

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 
-from starlab.pipelines.stream import Batch
+from starlab.pipelines.batch import Batch
 
 _LOOK_UP_SECONDS = 0.2
 

@@ -18,9 +18,10 @@ import ray.train.torch
 import torch
 
 from starlab.models.star import StarTransformer
+from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.schedule import rank_slice
-from starlab.pipelines.stream import Batch, train_batches
+from starlab.pipelines.stream import train_batches
 from starlab.platform import loss_guard
 from starlab.platform.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.device import mismatch

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from starlab.experiments.sections import TrainConfig
-from starlab.pipelines.stream import Batch
+from starlab.pipelines.batch import Batch
 from starlab.platform.device import compiles
 from starlab.platform.mixing import mix, mixing_share
 from starlab.platform.optimization import learning_rate

@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.ntu import NtuSource
 from starlab.pipelines.prepare import prepare
@@ -37,7 +38,7 @@ from starlab.pipelines.sampling import pick_frames
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.sources import DataConfig
 from starlab.pipelines.store import StoreSource
-from starlab.pipelines.stream import LoadClips, StreamLimits, train_batches
+from starlab.pipelines.stream import StreamLimits, train_batches
 from starlab.pipelines.synthetic_ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu, write_video
 from starlab.platform.cluster import connect
 

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from starlab.experiments.spec import load_spec
 from starlab.models.star import StarTransformer
+from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.schedule import Schedule, TrainPlan
-from starlab.pipelines.stream import LoadClips
 from starlab.platform.optimization import learning_rate, make_optimizer
 
 LOSSES = [3.12972, 2.25545, 3.22551, 2.48125, 2.41952, 2.16536, 2.12407, 2.34950]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import ray
 
+from starlab.pipelines.batch import Batch, LoadClips
 from starlab.pipelines.clip import ClipRow, DecodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.schedule import EvalPlan, Schedule, TrainPlan
 from starlab.pipelines.skeletons import PENN_ACTION
 from starlab.pipelines.sources import DataConfig
-from starlab.pipelines.stream import Batch, LoadClips, StreamLimits, eval_batches, train_batches
+from starlab.pipelines.stream import StreamLimits, eval_batches, train_batches
 
 LIMITS = StreamLimits(cpus=0.5, cpus_per_task=0.5, object_store_bytes=40_000_000)
 CONFIG = DataConfig(dataset="synthetic_penn_action", frames=4, size=16, augment="standard", color_jitter=0.2)

@@ -16,10 +16,10 @@ import torch
 from mlflow import MlflowClient
 
 from starlab.experiments.spec import SpecError, load_spec
+from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import open_source
-from starlab.pipelines.stream import LoadClips
 from starlab.pipelines.synthetic import write_penn_action
 from starlab.platform.cluster import Cluster
 from starlab.platform.errors import UserError

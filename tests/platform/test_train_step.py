@@ -11,7 +11,7 @@ import torch
 
 from starlab.experiments.sections import TrainConfig
 from starlab.models.star import StarConfig, StarTransformer
-from starlab.pipelines.stream import Batch
+from starlab.pipelines.batch import Batch
 from starlab.platform.checkpoint import Checkpoint
 from starlab.platform.ranks import Ranks
 from starlab.platform.train_step import TrainStep
