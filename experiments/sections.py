@@ -52,7 +52,7 @@ class TrainConfig:
     evaluate_every_epochs: int = 1
     """Epochs between two looks at the validation part."""
     checkpoint_every_steps: int | None = None
-    """Besides the checkpoint at every evaluation; null writes none in between."""
+    """Besides the checkpoints at every epoch's end and at every evaluation; null writes none in between."""
     log_every_steps: int = 10
     """Steps between two points of the training curve."""
     profile: bool = False
@@ -97,7 +97,8 @@ class ResourcesConfig:
     grace_seconds: float = 30.0
     """After SIGTERM, the time to end with a checkpoint before the driver gives up waiting."""
     checkpoints: str | None = None
-    """Folder or URI (s3://bucket/path) that takes the checkpoints, in a folder named like the run; null is the run's own."""
+    """Folder or URI (s3://bucket/path) that takes the checkpoints, in a folder of the run's own; null is the run's folder.
+    Where a run keeps them is settled when it is new."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "resources.workers", self.workers, "be 1 or more")

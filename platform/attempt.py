@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def attempt(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, 
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(timeout_s=600),
+            # Longer than the watchdog waits: ranks that wait for a stuck one must not fail before it is found.
+            torch_config=TorchConfig(timeout_s=math.ceil(spec.resources.stuck_after_seconds) + 120),
             scaling_config=worker_group(spec, allotment),
             run_config=RunConfig(
                 name=ray_folder.name,

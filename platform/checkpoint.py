@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from starlab.platform.storage import Storage, open_storage
 
 _MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.json"
 _SET_ASIDE = "manifest.json.damaged"
+_SECONDS_BETWEEN_READS = (1.0, 3.0)
+"""A store that fails is asked again: what cannot be read just now is not damaged."""
 Place = Storage | Path
 
 
@@ -80,34 +83,47 @@ def read_checkpoint(place: Place, name: str) -> Checkpoint:
 
     Raises:
         ValueError: it is incomplete or damaged; the message says which file and how.
+        OSError: it could not be read, in three tries; nothing is known about it.
     """
     storage = _storage(place)
     try:
-        manifest = json.loads(storage.read(f"{name}/{_MANIFEST}"))
+        manifest = json.loads(_read(storage, f"{name}/{_MANIFEST}"))
         contents: dict[str, bytes] = {}
         for file, expected in manifest["files"].items():
-            data = contents[file] = storage.read(f"{name}/{file}")
+            data = contents[file] = _read(storage, f"{name}/{file}")
             if len(data) != expected["bytes"]:
                 raise ValueError(f"{storage}/{name}/{file} holds {len(data)} bytes, its manifest says {expected['bytes']}")
             if hashlib.sha256(data).hexdigest() != expected["sha256"]:
                 raise ValueError(f"{storage}/{name}/{file} is damaged: its SHA-256 is not the manifest's")
         tensors = safetensors.torch.load(contents[_TENSORS])
         return Checkpoint(name, int(manifest["step"]), tensors, json.loads(contents[_STATE]))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{storage}/{name} is no complete checkpoint: {error!r}") from error
 
 
 def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with the newer ones, which are set aside: never tried again."""
+    """The newest checkpoint that is whole, and what is wrong with the newer ones.
+
+    Damaged ones are set aside and never tried again. One that cannot be read just now is left as it is, for another time.
+
+    Raises:
+        OSError: none is whole, and one may be but cannot be read: to start from nothing would be wrong.
+    """
     storage = _storage(place)
     complaints: list[str] = []
+    unread: OSError | None = None
     for name in reversed(_complete(storage)):
         try:
             return read_checkpoint(storage, name), complaints
         except ValueError as error:
-            complaints.append(str(error))
-            storage.write(f"{name}/{_SET_ASIDE}", storage.read(f"{name}/{_MANIFEST}"))
+            complaints.append(f"set aside: {error}")
+            storage.write(f"{name}/{_SET_ASIDE}", _read(storage, f"{name}/{_MANIFEST}"))
             storage.delete(f"{name}/{_MANIFEST}")
+        except OSError as error:
+            complaints.append(f"passed over, it cannot be read just now: {storage}/{name}: {error}")
+            unread = error
+    if unread is not None:
+        raise unread
     return None, complaints
 
 
@@ -154,6 +170,17 @@ def prune_checkpoints(place: Place, keep_steps: set[int], newest: int = 2) -> No
         if int(name[5:13]) not in keep_steps:
             storage.delete(f"{name}/{_MANIFEST}")  # first: a half-deleted checkpoint must not look whole
             storage.delete(name)
+
+
+def _read(storage: Storage, name: str) -> bytes:
+    for seconds in _SECONDS_BETWEEN_READS:
+        try:
+            return storage.read(name)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(seconds)
+    return storage.read(name)
 
 
 def _complete(storage: Storage) -> list[str]:

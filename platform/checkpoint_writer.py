@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -17,9 +16,20 @@ from starlab.platform.storage import Storage
 class CheckpointWriter:
     """Rank 0's. A write that fails for want of space or of the store costs that checkpoint, not the training."""
 
-    def __init__(self, storage: Storage, before_commit: Callable[[], None], alert: Callable[[int, str], None]) -> None:
-        """`before_commit` may refuse a checkpoint by raising; `alert(step, what)` is told of each one that is lost."""
-        self._storage, self._before_commit, self._alert = storage, before_commit, alert
+    def __init__(
+        self,
+        storage: Storage,
+        check_owner: Callable[[], None],
+        sync_journal: Callable[[], None],
+        alert: Callable[[int, str], None],
+    ) -> None:
+        """`alert(step, what)` is told of each checkpoint that is lost.
+
+        Args:
+            check_owner: raises when the run is somebody else's by now; called before anything is completed or deleted.
+            sync_journal: puts on the disk what the checkpoint knows of; an OSError costs the checkpoint.
+        """
+        self._storage, self._check_owner, self._sync_journal, self._alert = storage, check_owner, sync_journal, alert
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.written: int | None = None
@@ -51,16 +61,29 @@ class CheckpointWriter:
             try:
                 write_checkpoint(self._storage, step, tensors, state, self._before_commit)
             except OSError:  # once more, without what is half written and with only one older one
+                self._check_owner()  # nothing is deleted in a run that is somebody else's by now
                 remove_orphans(self._storage)
                 prune_checkpoints(self._storage, keep_steps, newest=1)
                 write_checkpoint(self._storage, step, tensors, state, self._before_commit)
             self.written = step
         except OSError as error:
-            with contextlib.suppress(OSError):
-                remove_orphans(self._storage)
+            self._tidy(remove_orphans)
             self._alert(step, f"the checkpoint could not be written ({error}); training goes on, older ones are kept")
         except BaseException as error:  # raised by the next wait()
             self._failure = error
         else:
-            with contextlib.suppress(OSError):  # the next one tries again
-                prune_checkpoints(self._storage, keep_steps)
+            self._tidy(lambda storage: prune_checkpoints(storage, keep_steps))
+
+    def _before_commit(self) -> None:
+        self._sync_journal()
+        self._check_owner()
+
+    def _tidy(self, delete: Callable[[Storage], object]) -> None:
+        """Delete, if the run is still ours; what cannot be deleted now is tried again after the next checkpoint."""
+        try:
+            self._check_owner()
+            delete(self._storage)
+        except OSError:
+            pass
+        except BaseException as error:
+            self._failure = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,8 +183,9 @@ def _plan(job: TrainJob, total: Cost) -> list[str]:
     train, parts = job.spec.train, job.parts
     looks = job.evaluation_steps()
     every = train.checkpoint_every_steps
-    between = [step for step in range(every, job.total_steps, every) if step not in looks] if every else []
-    numbers = total.parameters * (1 + _OPTIMIZER_COPIES[train.optimizer])
+    due = {*job.epoch_steps(), *(range(every, job.total_steps, every) if every else ())}
+    between = due - looks.keys()
+    numbers = total.parameters * (1 + _OPTIMIZER_COPIES[train.optimizer] + (train.ema is not None))
     last = "no look at the test part" if not job.look_at_test else f"one look at {len(parts.test)} test clips"
     return [
         f"plan       {job.total_steps:,} steps of {train.global_batch} clips, {train.epochs:g} epochs over {len(parts.train)} "
@@ -236,8 +238,8 @@ def _resources(spec: Spec, cluster: Cluster, allotment: Allotment) -> str:
 
 
 def _worker_bytes(spec: Spec, total: Cost) -> _WorkerBytes:
-    clips = -(-spec.train.global_batch // spec.resources.workers)
-    model = 4 * total.parameters * (2 + _OPTIMIZER_COPIES[spec.train.optimizer])
+    clips = math.ceil(math.ceil(spec.train.global_batch / spec.resources.workers) / spec.train.accumulate)
+    model = 4 * total.parameters * (2 + _OPTIMIZER_COPIES[spec.train.optimizer] + (spec.train.ema is not None))
     half = spec.train.precision in ("fp16", "bf16") or (spec.train.precision == "auto" and spec.resources.gpus_per_worker > 0)
     activations = activation_bytes(spec.model, clips, spec.data.size) // (2 if half else 1)
     return _WorkerBytes(model, activations, clips, "half precision" if half else "fp32")
@@ -260,7 +262,8 @@ def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list
         return []
     return [
         f"the run needs about {need / 1e9:.1f} GB of memory and {what} has {there / 1e9:.1f}; use a smaller "
-        "train.global_batch, more resources.workers (on GPUs), model.activation_checkpointing=true or a smaller data.size"
+        "train.global_batch, a larger train.accumulate, more resources.workers (on GPUs), "
+        "model.activation_checkpointing=true or a smaller data.size"
     ]
 
 

@@ -107,6 +107,8 @@ def evaluate_run(
     folder = _one_run(root, name)
     stored = spec_from_dict(folder.read_json("spec.json"), str(folder.path / "spec.json"))
     spec = override_spec(stored, overrides, CHANGEABLE, folder.path.name)
+    if any(override.startswith("resources.checkpoints=") for override in overrides):
+        raise UserError(f"the checkpoints of {folder.path.name} are read where it wrote them: {folder.stored_checkpoints}")
     step = checkpoint_step(folder, checkpoint)
     source, parts = open_data(spec, root, say)
     trained_on = folder.read_json("run.json")["tags"]["starlab.data_fingerprint"]

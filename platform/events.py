@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ class Event:
     time: float
     """Seconds since 1970."""
     kind: str
-    """bad_loss, stuck, preempted, resumed, checkpoint_failed, checkpoint_damaged, orphan_removed, journal_failed."""
+    """bad_loss, stuck, preempted, resumed, checkpoint_failed, checkpoint_passed_over, orphan_removed, journal_failed."""
     rank: int | None
     step: int | None
     says: str
@@ -32,12 +33,14 @@ class Event:
 def record(folder: Path, kind: str, says: str, *, rank: int | None = None, step: int | None = None) -> None:
     """Append an event to the run's; a full disk does not stop whoever tells of it."""
     event = Event(time.time(), kind, rank, step, says)
-    with contextlib.suppress(OSError), (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(event)) + "\n")
+    with contextlib.suppress(OSError), (folder / FILE).open("ab+") as file:
+        if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
+            file.write(b"\n")  # somebody's line was cut off: it is lost, this one is not
+        file.write(json.dumps(asdict(event)).encode() + b"\n")
 
 
 def read_events(folder: Path) -> list[Event]:
-    """All events of a run, oldest first; a torn last line is left alone."""
+    """All events of a run, oldest first; torn lines are left out."""
     return [event for event, _ in _events_from(folder / FILE, 0)]
 
 
@@ -81,4 +84,8 @@ def _events_from(path: Path, offset: int) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield Event(**json.loads(line)), offset
+            try:
+                event = Event(**json.loads(line))
+            except (ValueError, TypeError):  # cut off by a full disk
+                continue
+            yield event, offset

@@ -38,6 +38,10 @@ class TrainJob:
         """The clips that pick the best checkpoint: test clips only where the spec says so."""
         return self.parts.test if self.spec.data.select == "test" else self.parts.validation
 
+    def epoch_steps(self) -> frozenset[int]:
+        """Steps done at the end of each whole epoch."""
+        return frozenset(self._steps(epoch) for epoch in range(1, math.ceil(self.spec.train.epochs)))
+
     def evaluation_steps(self) -> dict[int, int]:
         """Steps done → epochs begun, at every look at the selection clips; the last step is always one."""
         config = self.spec.train

@@ -47,6 +47,7 @@ class Journal:
         _cut_torn_line(path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._unwritten = b""
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sync_often, name="starlab-journal", daemon=True)
         self._thread.start()
@@ -66,11 +67,12 @@ class Journal:
                 lines.append(json.dumps({"key": key, "step": step, "value": value, "time_ms": now}) + "\n")
             elif not key.startswith(SYSTEM) and stored != value and not (math.isnan(stored) and math.isnan(value)):
                 self._note_difference(key, step, stored, value)
-        self._unwritten += "".join(lines).encode()
+        with self._lock:
+            self._unwritten += "".join(lines).encode()
         self._write()
 
     def sync(self) -> None:
-        """Put everything written so far on the disk.
+        """Put everything written so far on the disk; from any thread.
 
         Raises:
             OSError: it cannot be; nothing is lost while this process lives.
@@ -93,9 +95,16 @@ class Journal:
         finally:
             os.close(self._file)
 
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file once everything logged so far is in it."""
+        with self._lock:
+            return os.fstat(self._file).st_size + len(self._unwritten)
+
     def _write(self) -> None:
-        while self._unwritten:  # a disk that fills up takes a part
-            self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+        with self._lock:
+            while self._unwritten:  # a disk that fills up takes a part
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
 
     def _sync_often(self) -> None:
         while not self._stop.wait(_SYNC_SECONDS):

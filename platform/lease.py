@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ class Lease:
         """Give the run back; the next process need not wait."""
         self._released.set()
         self._thread.join()
-        self._put(released=True)
+        with suppress(OSError):  # a full disk: this process is soon seen to be dead
+            self._put(released=True)
 
     def __enter__(self) -> Lease:
         return self
@@ -128,11 +129,19 @@ def _read(folder: Path) -> dict[str, Any]:
         held: dict[str, Any] = json.loads((folder / FILE).read_text())
     except FileNotFoundError:
         return {}
+    except ValueError:
+        raise UserError(
+            f"{folder / FILE} cannot be read as JSON, so nobody knows whether another process trains this run; "
+            "make sure that none does, and delete the file"
+        ) from None
     return held
 
 
 def _write(folder: Path, fence: int, owner: dict[str, Any], seconds: float, released: bool) -> None:
     text = {"fence": fence, "owner": owner, "renewed": time.time(), "seconds": seconds, "released": released}
     draft = folder / f".{FILE}.{os.getpid()}"
-    draft.write_text(json.dumps(text, indent=1))
+    with draft.open("w") as file:
+        file.write(json.dumps(text, indent=1))
+        file.flush()
+        os.fsync(file.fileno())  # an empty lease after a power failure would be worse than none
     draft.replace(folder / FILE)

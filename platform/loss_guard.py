@@ -6,6 +6,7 @@ the same one.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -65,7 +66,8 @@ class LossGuard:
         self.left_out |= set(self.streak)
         self.rollbacks += 1
         if folder:
-            folder.write_json(FILE, {"left_out": sorted(self.left_out), "rollbacks": self.rollbacks})
+            with suppress(OSError):  # on a full disk a restarted run meets them once more
+                folder.write_json(FILE, {"left_out": sorted(self.left_out), "rollbacks": self.rollbacks})
 
     def recall(self, stored: dict[str, Any]) -> None:
         """Put back what `give_up_on_streak` wrote, if it did."""

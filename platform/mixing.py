@@ -15,24 +15,23 @@ def mixing_share(alpha: float, seed: int, step: int) -> float:
     return max(share, 1 - share)
 
 
-def mix(frames: Tensor, joints: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Each clip with share λ, its neighbour (the clip before it, the first one's is the last) with 1 - λ.
+def mix(frames: Tensor, joints: Tensor, other_frames: Tensor, other_joints: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Each clip with share λ, its neighbour with 1 - λ.
 
     Args:
         frames: uint8 (B, T, H, W, 3).
         joints: float32 (B, T, M, N, 3): x, y, confidence. A joint that only one of the two shows stays where that one
             shows it.
+        other_frames: as `frames`, each clip's neighbour.
+        other_joints: as `joints`.
         share: λ in [0.5, 1].
 
     Returns:
         Frames and joints of the same shapes and dtypes.
     """
-    if share == 1:
-        return frames, joints
-    other = joints.roll(1, dims=0)
-    blended = torch.lerp(frames.roll(1, dims=0).float(), frames.float(), share).round_().to(torch.uint8)
-    mine, theirs = joints[..., 2:] > 0, other[..., 2:] > 0
+    blended = torch.lerp(other_frames.float(), frames.float(), share).round_().to(torch.uint8)
+    mine, theirs = joints[..., 2:] > 0, other_joints[..., 2:] > 0
     weight = torch.where(mine & theirs, share, torch.where(theirs & ~mine, 0.0, 1.0))
-    place = torch.lerp(other[..., :2], joints[..., :2], weight.expand_as(joints[..., :2]))
-    confidence = torch.lerp(other[..., 2:], joints[..., 2:], share)
+    place = torch.lerp(other_joints[..., :2], joints[..., :2], weight.expand_as(joints[..., :2]))
+    confidence = torch.lerp(other_joints[..., 2:], joints[..., 2:], share)
     return blended, torch.cat([place, confidence], dim=-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -42,8 +42,9 @@ def heed_sigterm(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
         return
 
     def on_term(_: int, __: FrameType | None) -> None:
-        folder.write_json(REQUEST, {"reason": "the driver got SIGTERM"})
         signal.setitimer(signal.ITIMER_REAL, grace_seconds)
+        with suppress(OSError):  # no room for the request: the grace time ends the run
+            folder.write_json(REQUEST, {"reason": "the driver got SIGTERM"})
 
     def on_alarm(_: int, __: FrameType | None) -> None:
         raise RunPreemptedError(

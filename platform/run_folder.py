@@ -38,9 +38,15 @@ class RunFolder:
 
     @property
     def stored_checkpoints(self) -> Storage:
-        """The place of this run's checkpoints, here or where its spec said."""
-        elsewhere = self.read_json("run.json").get("checkpoints")
-        return open_storage(below(elsewhere, self.path.name) if elsewhere else self.checkpoints)
+        """The place of this run's checkpoints, here or where its spec said when it was new."""
+        return open_storage(self.read_json("run.json").get("checkpoints") or self.checkpoints)
+
+    def place_checkpoints(self, wanted: str | None, key: str) -> str | None:
+        """A new run's folder for checkpoints under `wanted`: no other run's, whatever its name; None for the run's own."""
+        if wanted is None:
+            return None
+        place = wanted if "://" in wanted else str(Path(wanted).expanduser().resolve())
+        return below(place, f"{self.path.name}-{key[:8]}")
 
     @property
     def artifacts(self) -> Path:
@@ -79,6 +85,10 @@ class RunFolder:
         """Whether the run ended because it was asked to, before its last step."""
         result = self.read_json("result.json")
         return bool(result) and result["steps"] < result["total_steps"]
+
+    def trials(self) -> list[RunFolder]:
+        """The runs of a search's trials; none in any other run."""
+        return [RunFolder(path.parent) for path in sorted(self.path.glob("trials/*/run.json"))]
 
     def set_aside(self) -> Path:
         """Rename the folder so that a fresh run can take its name; nothing is deleted."""

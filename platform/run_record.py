@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 from starlab.platform import events, journal
@@ -21,7 +22,11 @@ class RunRecord:
         self._lost = False
         self._journal = journal.Journal(self._folder.path / journal.FILE) if rank == 0 else None
         self._journal_fails = False
-        self._writer = CheckpointWriter(job.folder.stored_checkpoints, self._check, self._alert) if rank == 0 else None
+        self._writer = (
+            CheckpointWriter(job.folder.stored_checkpoints, self._check, self._journal.sync, self._alert)
+            if self._journal
+            else None
+        )
 
     @property
     def lost(self) -> bool:
@@ -29,15 +34,24 @@ class RunRecord:
         return self._lost
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """Rank 0's: the newest whole checkpoint; damaged ones are told of, half-written ones deleted."""
+        """Rank 0's: the newest whole checkpoint; damaged ones are told of, half-written ones deleted.
+
+        Raises:
+            LeaseLostError: the run is somebody else's by now.
+            OSError: as `checkpoint.newest_checkpoint`.
+        """
+        self._check()
         storage = self._folder.stored_checkpoints
         for name in remove_orphans(storage):
             self.event("orphan_removed", f"{name} was never completed; deleted")
         newest, complaints = newest_checkpoint(storage)
         for complaint in complaints:
-            self.event("checkpoint_damaged", f"set aside: {complaint}")
+            self.event("checkpoint_passed_over", complaint)
         if newest:
             self.event("resumed", f"from {storage}/{newest.name}", newest.step)
+            missing = newest.state["journal_bytes"] - (self._folder.path / journal.FILE).stat().st_size
+            if missing > 0:
+                self.event("journal_failed", f"{missing} bytes of metrics that this checkpoint knew of are gone", newest.step)
         return newest
 
     def points(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -61,7 +75,7 @@ class RunRecord:
         """Start writing a checkpoint; `wait` ends when it is there, or could not be written."""
         if self._writer is None or self._journal is None or not self._own():
             return
-        numbers = {**state.numbers(), "journal_bytes": self._synced_journal_bytes(), "spec": dict(spec)}
+        numbers = {**state.numbers(), "journal_bytes": self._journal.num_bytes, "spec": dict(spec)}
         keep = {int(state.best["step"])} if state.best else set()
         self._guarded(lambda writer: writer.save(state.step, state.tensors(), numbers, keep))
 
@@ -73,8 +87,18 @@ class RunRecord:
     def preempted(self, step: int, reason: str) -> None:
         """Tell the driver that the run ended before its end, as asked."""
         if self._rank == 0 and self._own():
-            self.event("preempted", f"{reason}; the checkpoint of step {self.wait()} is complete", step)
-            self._folder.write_json(DONE, {"step": step, "reason": reason})
+            written = self.wait()
+            kept = f"the checkpoint of step {step} is complete"
+            if written != step:
+                kept = f"the checkpoint of step {step} could not be written, so an older one counts"
+            self.event("preempted", f"{reason}; {kept}", step)
+            self._folder.write_json(DONE, {"step": step, "reason": reason, "kept": kept})
+
+    def list_unreadable(self, clips: Mapping[str, str]) -> None:
+        """Reason by clip id, for the user to read; on a full disk the next list has them too."""
+        if self._rank == 0 and clips and self._own():
+            with contextlib.suppress(OSError):
+                self._folder.write_json("unreadable.json", dict(clips))
 
     def close(self) -> None:
         """Nothing stays in flight."""
@@ -111,11 +135,3 @@ class RunRecord:
 
     def _alert(self, step: int, says: str) -> None:
         self.event("checkpoint_failed", says, step)
-
-    def _synced_journal_bytes(self) -> int:
-        assert self._journal is not None
-        try:
-            self._journal.sync()
-        except OSError as error:
-            self.event("journal_failed", f"metrics wait in memory: {error}")
-        return (self._folder.path / journal.FILE).stat().st_size

@@ -42,7 +42,7 @@ from starlab.platform.lease import Lease, RunTakenError
 from starlab.platform.reaper import close_abandoned_everywhere
 from starlab.platform.report import write_search_artifacts
 from starlab.platform.run_folder import RunFolder, runs_folder
-from starlab.platform.tracking import Sender, tracking_uri
+from starlab.platform.tracking import Sender, is_sent, tracking_uri
 from starlab.platform.trainer import RunResult, check_weights, close_run, join_cluster, open_data, open_run, run_training
 
 _METRIC = "val_top1"
@@ -127,10 +127,11 @@ def search(
         folder.write_json("search.json", {"trials": trials, "best": best.run_id, "test_top1": best.metrics["test/top1"]})
         write_search_artifacts(folder, trials)
         close_run(folder, "FINISHED")
+    problem = sender.problem or _send_trials(folder)
     if len(trials) >= spec.search.trials:  # a failed trial's log stays
         shutil.rmtree(folder.path / "ray", ignore_errors=True)
     mlflow_run_id = folder.read_json("mlflow.json").get("run_id")
-    return SearchResult(folder.path, trials, best, time.monotonic() - began, mlflow_run_id, sender.problem)
+    return SearchResult(folder.path, trials, best, time.monotonic() - began, mlflow_run_id, problem)
 
 
 def search_id(spec: SearchSpec, fingerprint: str) -> str:
@@ -268,6 +269,17 @@ def _trials(
             }
         )
     return sorted(rows, key=lambda row: (-row["val_top1"], row["run"]))
+
+
+def _send_trials(search: RunFolder) -> str | None:
+    """Send what trials could not send themselves, while the server was away; why something is left, if it is."""
+    for trial in search.trials():
+        if not is_sent(trial):
+            sender = Sender(trial)
+            sender.send_now()
+            if sender.problem:
+                return sender.problem
+    return None
 
 
 def trial_folder(search: RunFolder, spec: SearchSpec, values: Mapping[str, Any], fingerprint: str) -> RunFolder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import itertools
 import logging
 import os
 import signal
@@ -39,6 +40,10 @@ class SendingElsewhereError(StarlabError):
     """Another process sends this run's points just now."""
 
 
+class ParentUnknownError(StarlabError):
+    """A trial's search is not in MLflow yet, so the trial cannot be put under it."""
+
+
 def tracking_uri(uri: str | None, runs: Path) -> str:
     """The address in the spec, or sqlite under the runs folder."""
     return uri or f"sqlite:///{runs / 'mlflow.db'}"
@@ -57,6 +62,7 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
 
     Raises:
         MlflowException: the server refused or cannot be reached.
+        ParentUnknownError: it is a trial, and its search was not sent yet.
         SendingElsewhereError: another process is at it.
         UserError: the address needs a password.
     """
@@ -85,7 +91,9 @@ def _send(client: MlflowClient, folder: RunFolder, state: dict[str, Any], addres
     if "run_id" not in state:
         found = find_or_create(client, folder)
         if found is None:
-            return 0
+            raise ParentUnknownError(
+                f"{folder.path.name} is a trial of a search that {without_password(address)} has not got yet"
+            )
         send_params(client, found, folder)
         state = {
             "uri": without_password(address),
@@ -122,14 +130,19 @@ def _send(client: MlflowClient, folder: RunFolder, state: dict[str, Any], addres
     return sent
 
 
+def is_sent(folder: RunFolder) -> bool:
+    """Whether MLflow was told how the run ended, which is the last thing that it is told."""
+    return bool(folder.read_json("mlflow.json").get("status") == folder.read_json("run.json")["status"])
+
+
 def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
-    """`sync` each run, parents before their trials, and say what was sent; one that fails does not keep the others.
+    """`sync` each run, a search before its trials, and say what was sent; one that fails does not keep the others.
 
     Raises:
         StarlabError: something is left; names the runs and why.
     """
     failed = []
-    for folder in folders:
+    for folder in itertools.chain.from_iterable((run, *run.trials()) for run in folders):
         sender = Sender(folder)
         sender.send_now()
         total = count_points(folder.path / FILE) + count_points(folder.path / SYSTEM_FILE)

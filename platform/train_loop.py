@@ -77,7 +77,7 @@ class _Worker:
             torch.set_num_threads(self.spec.resources.threads_per_worker)
         low, high = rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)
         self.clips_per_step = high - low
-        self.evaluate_at = job.evaluation_steps()
+        self.evaluate_at, self.epoch_ends = job.evaluation_steps(), job.epoch_steps()
         self.last_look: dict[str, float] = {}  # step and the selection's metrics
         self.ending: str | None = None
         """Why this rank wants the run to end; all ranks hear of it before the next step."""
@@ -104,7 +104,7 @@ class _Worker:
         config = self.spec.train
         if self.state.step in self.evaluate_at:  # the checkpoint was taken just before an evaluation, which starts again
             self._end_epoch(self.evaluate_at[self.state.step], checkpointed=True)
-        mark, waited = time.perf_counter(), 0.0
+        mark, waited, since = time.perf_counter(), 0.0, self.state.step
         while self.state.step < self.job.total_steps:
             asked = time.perf_counter()
             batch = self.batches.next(give_up=self._wants_to_end)
@@ -118,16 +118,22 @@ class _Worker:
             step, last_of_epoch = self.state.step, self.state.step in self.evaluate_at
             logged = step % config.log_every_steps == 0 or last_of_epoch
             if logged:
-                self._log_curve(time.perf_counter() - mark, waited)
-                mark, waited = time.perf_counter(), 0.0
+                self._log_curve(time.perf_counter() - mark, waited, max(0, step - since))
+                mark, waited, since = time.perf_counter(), 0.0, step
             if last_of_epoch:
                 self._end_epoch(self.evaluate_at[step])
                 mark = time.perf_counter()
-            elif config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+            elif self._is_checkpoint(step):
                 self._save()
             if logged and not self.job.look_at_test and self._trial_is_given_up():
                 return True
         return True
+
+    def _is_checkpoint(self, step: int) -> bool:
+        """At every epoch's end and as often as asked, but not amid bad steps: a roll-back is to go to before them."""
+        every = self.spec.train.checkpoint_every_steps
+        due = step in self.epoch_ends or bool(every and step % every == 0)
+        return due and not self.state.guard.streak
 
     def _step(self, batch: Batch) -> None:
         """One optimizer step, or none where a loss is bad on any rank."""
@@ -179,7 +185,7 @@ class _Worker:
 
     # ------------------------------------------------------------------ curve, epochs, test
 
-    def _log_curve(self, seconds: float, waited: float) -> None:
+    def _log_curve(self, seconds: float, waited: float, steps: int) -> None:
         self._fold()
         state = self.state
         loss, hits, clips, _ = state.pending.tolist()
@@ -192,21 +198,22 @@ class _Worker:
                     "train/loss": loss / clips,
                     "train/top1": hits / clips,
                     "train/lr": learning_rate(self.spec.train, state.step - 1, self.job.total_steps),
-                    "system/clips_per_second": clips / seconds,
+                    "system/clips_per_second": steps * self.spec.train.global_batch / seconds,
                     "system/data_wait": waited / seconds,
                 },
             )
 
     def _end_epoch(self, epoch: int, *, checkpointed: bool = False) -> None:
         """Checkpoint, then look at the selection clips while it is being written."""
-        if not checkpointed:
+        if not checkpointed and not self.state.guard.streak:
             self._save()
         state = self.state
         loss, hits, clips, _ = state.epoch.tolist()
         self._gather_unreadable()
         if complaint := state.too_many_unreadable(self.spec.data.max_unreadable_fraction):
             raise StopRunError(f"{complaint}; all are listed in {self.folder.path / 'unreadable.json'}")
-        selected = self._evaluate(self.job.selection).metrics()
+        looked = self._look(self.job.selection, self.spec.data.select)
+        selected = looked.metrics()
         better = not state.best or (selected["top1"], -selected["loss"]) > (state.best["top1"], -state.best["loss"])
         is_kept = self.ranks.first(checkpointed or self.record.wait() == state.step)
         self.last_look = {"step": float(state.step), **selected}
@@ -221,6 +228,7 @@ class _Worker:
                 **train,
                 "data/unreadable_clips": float(len(state.unreadable)),
                 **{f"val/{name}": value for name, value in selected.items()},
+                "val/clips": float(len(looked.clips)),
             },
         )
         best = state.best.get("top1", selected["top1"])
@@ -243,8 +251,7 @@ class _Worker:
         if self.job.look_at_test:
             if state.best:  # else no checkpoint could be kept, and the last weights are all there is
                 self.core.load_state_dict(find_checkpoint(self.folder.stored_checkpoints, result["best_step"]).weights())
-            evaluation = self._evaluate(self.job.parts.test, *self.spec.data.test_views, averaged=bool(state.best))
-            state.unreadable.update(evaluation.unreadable)
+            evaluation = self._look(self.job.parts.test, "test", *self.spec.data.test_views, averaged=bool(state.best))
             self.record.points(state.step, {f"test/{name}": value for name, value in evaluation.metrics().items()})
             result["test"] = evaluation.metrics()
             result["test_clips"] = len(evaluation.clips)
@@ -256,7 +263,23 @@ class _Worker:
         if self.ranks.rank == 0 and not self.record.lost:
             self.folder.write_json("result.json", result)
 
-    def _evaluate(self, clips: tuple[int, ...], times: int = 1, places: int = 1, *, averaged: bool = False) -> Evaluation:
+    def _look(
+        self, clips: tuple[int, ...], part: str, times: int = 1, places: int = 1, *, averaged: bool = False
+    ) -> Evaluation:
+        """Predict every clip of a part once; one that cannot be read is listed, and too many of them end the run."""
+        evaluation = self._evaluate(clips, times, places, averaged=averaged)
+        missing = len(clips) - len(evaluation.clips)
+        self.state.unreadable.update(evaluation.unreadable)
+        limit = self.spec.data.max_unreadable_fraction
+        if missing > limit * len(clips) or missing == len(clips):
+            self.record.list_unreadable(self.state.unreadable)
+            raise StopRunError(
+                f"{missing} of {len(clips)} {part} clips could not be read, more than data.max_unreadable_fraction ({limit}) "
+                f"allows; all are listed in {self.folder.path / 'unreadable.json'}"
+            )
+        return evaluation
+
+    def _evaluate(self, clips: tuple[int, ...], times: int, places: int, *, averaged: bool) -> Evaluation:
         """With the averaged weights where the run keeps them; `averaged` says that the model holds them already."""
         self.ranks.share_buffers(self.core)
         average = self.state.average
@@ -304,8 +327,7 @@ class _Worker:
         """Every rank's list of unreadable clips becomes all ranks' list."""
         shares = self.ranks.gather(self.state.unreadable)
         self.state.unreadable = {clip: reason for share in shares for clip, reason in share.items()}
-        if self.ranks.rank == 0 and self.state.unreadable and not self.record.lost:
-            self.folder.write_json("unreadable.json", self.state.unreadable)
+        self.record.list_unreadable(self.state.unreadable)
 
     def _trial_is_given_up(self) -> bool:
         """Rank 0 looks; without a look at the selection clips there is no result yet, so the trial goes on to its first."""

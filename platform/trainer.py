@@ -6,10 +6,11 @@ The driver opens the data, places the workers, watches the journal and keeps MLf
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ray.train import UserCallback
@@ -199,7 +200,10 @@ def run_training(
                         _fit(job, allotment, callbacks)
             except BaseException as error:
                 if lease.holds():
-                    close_run(folder, "KILLED" if isinstance(error, RunPreemptedError) else "FAILED")
+                    if isinstance(error, RunPreemptedError):
+                        close_run(folder, "KILLED", {"starlab.preempted": str(error)})
+                    else:
+                        close_run(folder, "FAILED")
                 raise
             from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
 
@@ -224,7 +228,7 @@ def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...
         if asked or not preemption.room_elsewhere(*wanted):
             raise RunPreemptedError(
                 f"run {folder.path.name} ended at step {preempted['step']} because {preempted['reason']}; "
-                "its checkpoint is complete and the same command goes on from there"
+                f"{preempted['kept']} and the same command goes on from there"
             )
         (folder.path / preemption.DONE).unlink()
     stopped = folder.read_json("stopped.json")
@@ -257,7 +261,19 @@ def open_run(
         "starlab.data_fingerprint": source.fingerprint,
         "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else "validation",
     }
-    fixed = {"key": uuid.uuid4().hex, "created": datetime.now(UTC).isoformat(), "tags": tags}
+    key = earlier.get("key") or uuid.uuid4().hex
+    checkpoints = folder.place_checkpoints(spec.resources.checkpoints, key)
+    if earlier and checkpoints not in (None, earlier["checkpoints"]):
+        raise UserError(
+            f"run {folder.path.name} keeps its checkpoints in {earlier['checkpoints'] or folder.checkpoints}, and "
+            f"resources.checkpoints is {spec.resources.checkpoints!r}; leave it out to go on, or start anew with --fresh"
+        )
+    fixed = {
+        "key": key,
+        "created": datetime.now(UTC).isoformat(),
+        "tags": tags,
+        "checkpoints": checkpoints,
+    }
     place = {
         "run_id": folder.path.name,
         "experiment": spec.name,
@@ -265,18 +281,17 @@ def open_run(
         "tracking_uri": without_password(tracking_uri(spec.tracking.uri, runs)),
         "runs": str(runs),
         "parent": str(parent.path) if parent else None,
-        "checkpoints": spec.resources.checkpoints,
         "status": "RUNNING",
         "driver": this_process(),
     }
     folder.write_json("run.json", {**fixed, **earlier, **place})
 
 
-def close_run(folder: RunFolder, status: str) -> None:
-    """Write down how it ended: FINISHED, FAILED or KILLED (preempted), MLflow's words."""
+def close_run(folder: RunFolder, status: str, tags: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write down how it ended: FINISHED, FAILED or KILLED (preempted), MLflow's words, and what more to tag it with."""
     run = folder.read_json("run.json")
     early = {"starlab.ended_early": "true"} if folder.ended_early else {}
-    folder.write_json("run.json", {**run, "status": status, "tags": {**run["tags"], **early}})
+    folder.write_json("run.json", {**run, "status": status, "tags": {**run["tags"], **early, **tags}})
 
 
 def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str | None) -> RunResult:

@@ -160,7 +160,7 @@ def checkpoint_cost(root: Path) -> list[Row]:
     for weight in state.model.parameters():
         weight.grad = torch.zeros_like(weight)
     state.optimizer.step()
-    writer = CheckpointWriter(Disk(root / "checkpoints"), lambda: None, print)
+    writer = CheckpointWriter(Disk(root / "checkpoints"), lambda: None, lambda: None, print)
     waits, began = [], time.process_time()
     for state.step in range(20):
         writer.wait()

@@ -1,3 +1,5 @@
+import errno
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from starlab.platform.checkpoint import (
     remove_orphans,
     write_checkpoint,
 )
+from starlab.platform.storage import Disk
 
 TENSORS = {"model/weight": torch.randn(3, 4), "model/steps": torch.tensor(7), "optimizer/0/exp_avg": torch.zeros(2)}
 STATE = {"best": {"step": 4.0, "top1": 0.5}, "pending": [0.1 + 0.2, 1.0]}
@@ -51,6 +54,54 @@ def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_
     assert (path.parent / "manifest.json.damaged").is_file()
     assert newest_checkpoint(tmp_path)[1] == []  # complained of once
     assert remove_orphans(tmp_path) == []  # kept for whoever wants to look
+
+
+class Failing(Disk):
+    """A store of which some reads fail, so many times."""
+
+    def __init__(self, path: Path, file: str, times: int) -> None:
+        super().__init__(path)
+        self.file, self.times = file, times
+
+    def read(self, name: str) -> bytes:
+        if self.file in name and self.times > 0:
+            self.times -= 1
+            raise OSError(errno.EIO, "the store does not answer")
+        return super().read(name)
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_read_that_fails_is_tried_again(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    newest, complaints = newest_checkpoint(Failing(tmp_path, "tensors", times=2))
+    assert newest is not None
+    assert complaints == []
+
+
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("file", ["tensors.safetensors", "manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_passed_over_and_kept(tmp_path: Path, file: str) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    second = write_checkpoint(tmp_path, 2, TENSORS, STATE)
+    newest, [complaint] = newest_checkpoint(Failing(tmp_path, f"{second}/{file}", times=100))
+    assert newest is not None
+    assert newest.step == 1
+    assert "cannot be read just now" in complaint
+    well, complaints = newest_checkpoint(tmp_path)
+    assert well is not None
+    assert (well.step, complaints) == (2, [])
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_where_no_checkpoint_can_be_read_nothing_starts_from_nothing(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    with pytest.raises(OSError, match="the store does not answer"):
+        newest_checkpoint(Failing(tmp_path, "tensors", times=100))
 
 
 def test_a_checkpoint_whose_writer_was_killed_before_the_manifest_does_not_exist(tmp_path: Path) -> None:

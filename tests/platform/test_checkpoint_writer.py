@@ -20,7 +20,7 @@ STATE = {"pending": [0.1 + 0.2, 1.0]}
 
 def writer(storage: Storage, alerts: list[tuple[int, str]] | None = None) -> CheckpointWriter:
     said = [] if alerts is None else alerts
-    return CheckpointWriter(storage, lambda: None, lambda step, says: said.append((step, says)))
+    return CheckpointWriter(storage, lambda: None, lambda: None, lambda step, says: said.append((step, says)))
 
 
 @pytest.fixture
@@ -76,12 +76,45 @@ def test_a_process_that_lost_its_lease_completes_no_checkpoint(tmp_path: Path) -
     def refuse() -> None:
         raise LeaseLostError("somebody else's")
 
-    one = CheckpointWriter(Disk(tmp_path), refuse, lambda step, says: None)
+    one = CheckpointWriter(Disk(tmp_path), refuse, lambda: None, lambda step, says: None)
     one.save(1, {"t": torch.ones(3)}, STATE, set())
     with pytest.raises(LeaseLostError):
         one.wait()
     assert newest_checkpoint(tmp_path) == (None, [])
     one.wait()
+
+
+def test_a_process_that_lost_its_lease_deletes_nothing_of_whoever_has_it_now(tmp_path: Path) -> None:
+    others = tmp_path / "step_00000009-half"  # what the new owner writes just now
+    lost = False
+
+    def check() -> None:
+        if lost:
+            raise LeaseLostError("somebody else's")
+
+    def lose_and_fail() -> None:
+        nonlocal lost
+        others.mkdir()
+        lost = True
+        raise OSError(errno.ENOSPC, "full")
+
+    one = CheckpointWriter(Disk(tmp_path), check, lose_and_fail, lambda step, says: None)
+    one.save(1, {"t": torch.ones(3)}, STATE, set())
+    with pytest.raises(LeaseLostError):
+        one.wait()
+    assert others.is_dir()
+
+
+def test_a_journal_that_cannot_be_written_costs_the_checkpoint_that_would_know_more(tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    alerts: list[int] = []
+    one = CheckpointWriter(Disk(tmp_path), lambda: None, full, lambda step, says: alerts.append(step))
+    one.save(1, {"t": torch.ones(3)}, STATE, set())
+    one.wait()
+    assert (one.written, alerts) == (None, [1])
+    assert newest_checkpoint(tmp_path) == (None, [])
 
 
 KILLED_BEFORE_THE_MANIFEST = """

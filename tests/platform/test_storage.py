@@ -180,7 +180,7 @@ def test_a_folder_is_a_folder_wherever_it_lies(storage: Storage) -> None:
 
 def test_checkpoints_are_written_found_pruned_and_set_aside_wherever_they_lie(storage: Storage) -> None:
     alerts: list[object] = []
-    writer = CheckpointWriter(storage, lambda: None, lambda step, says: alerts.append((step, says)))
+    writer = CheckpointWriter(storage, lambda: None, lambda: None, lambda step, says: alerts.append((step, says)))
     for step in range(1, 5):
         writer.save(step, {"t": torch.full((300_000,), float(step))}, {"best": {}}, {2})
     writer.wait()
@@ -216,7 +216,7 @@ def test_a_bucket_that_does_not_answer_costs_the_checkpoint_and_not_the_training
         monkeypatch.setenv(name, value)
     address = "s3://bucket/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:9"
     alerts: list[int] = []
-    writer = CheckpointWriter(open_storage(address), lambda: None, lambda step, says: alerts.append(step))
+    writer = CheckpointWriter(open_storage(address), lambda: None, lambda: None, lambda step, says: alerts.append(step))
     writer.save(1, {"t": torch.ones(3)}, {}, set())
     writer.wait()
     assert alerts == [1]

@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 from starlab.platform.journal import Journal
 from starlab.platform.mlflow_run import flatten
 from starlab.platform.run_folder import RunFolder
-from starlab.platform.tracking import Sender, sync, tracking_uri
+from starlab.platform.tracking import ParentUnknownError, Sender, is_sent, sync, sync_all, tracking_uri
 
 
 @pytest.fixture
@@ -103,7 +103,8 @@ def test_a_child_waits_for_its_parent_and_is_nested_under_it(folder: RunFolder, 
     child.write_json("spec.json", {"name": "child"})
     child.write_json("run.json", folder.read_json("run.json") | {"key": "def", "run_id": "child", "parent": str(folder.path)})
     Journal(child.path / "journal.jsonl").log(1, {"a": 1.0})
-    assert sync(child) == 0
+    with pytest.raises(ParentUnknownError, match="child is a trial of a search"):
+        sync(child)
     sync(folder)
     assert sync(child) == 1
     client = MlflowClient(child.read_json("run.json")["tracking_uri"])
@@ -125,3 +126,18 @@ def test_a_dead_server_costs_the_run_nothing_and_what_is_left_can_be_sent_later(
 
 def test_a_nested_mapping_becomes_dotted_keys() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [1]}}, "e": None}) == {"a.b": 1, "a.c.d": [1], "e": None}
+
+
+def test_syncing_a_search_sends_its_trials_too(folder: RunFolder) -> None:
+    trial = RunFolder(folder.path / "trials" / "t-1")
+    trial.write_json("spec.json", {"name": "t"})
+    run = folder.read_json("run.json") | {"key": "def", "run_id": "t-1", "parent": str(folder.path), "status": "FINISHED"}
+    trial.write_json("run.json", run)
+    Journal(trial.path / "journal.jsonl").log(1, {"a": 1.0})
+    said: list[str] = []
+    assert not is_sent(trial)
+    sync_all([folder], said.append)
+    assert [line.split(":")[0] for line in said] == [folder.path.name, "t-1"]
+    assert "1 points sent" in said[1]
+    assert is_sent(trial)
+    assert len(history(trial, "a")) == 1

@@ -52,10 +52,13 @@ def move(state: TrainingState, step: TrainStep, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("parts", [2, 3, 4])
-def test_a_step_in_parts_is_the_same_step_but_for_rounding(parts: int) -> None:
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+@pytest.mark.parametrize("parts", [2, 3, 4, 6])
+def test_a_step_in_parts_is_the_same_step_but_for_rounding(parts: int, mixup: float) -> None:
     model = dataclasses.replace(MODEL, dropout=0.0)
-    config = dataclasses.replace(CONFIG, optimizer="sgd")  # AdamW divides by gradients that are nothing but rounding
+    config = dataclasses.replace(
+        CONFIG, optimizer="sgd", mixup=mixup
+    )  # AdamW divides by gradients that are nothing but rounding
     whole, in_parts = training(config, model), training(dataclasses.replace(config, accumulate=parts), model)
     assert move(*in_parts, 3) == pytest.approx(move(*whole, 3), rel=1e-5)
     assert in_parts[0].step == 3
@@ -87,11 +90,35 @@ def test_a_dropped_step_leaves_weights_optimizer_average_and_statistics_as_they_
     assert state.step == 2
 
 
-def test_a_gradient_that_is_not_finite_is_seen_where_it_is_clipped() -> None:
-    state, step = training(CONFIG)
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_is_seen_whether_it_is_clipped_or_not(clip_norm: float | None) -> None:
+    state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm))
     step.gradients(batch(0))
-    next(p for p in state.model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
+    spoil(state)
     assert not step.clip()
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_in_fp16_a_gradient_is_bad_that_no_loss_scale_makes_finite(clip_norm: float | None) -> None:
+    state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm), precision="fp16")
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    judged = []
+    for _ in range(40):
+        step.gradients(batch(state.step))
+        spoil(state)
+        judged.append(step.clip())
+        if judged[-1]:
+            step.apply()  # the scaler leaves the weights alone, and tries half the scale
+        else:
+            step.drop()
+    assert judged == sorted(judged, reverse=True)  # the scaler's affair at first, then the guard's
+    assert not any(judged[20:])
+    assert state.scaler.get_scale() > 0.1
+    assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+
+
+def spoil(state: TrainingState) -> None:
+    next(p for p in state.model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
 
 
 def test_mixup_changes_the_loss_and_draws_the_same_again() -> None:

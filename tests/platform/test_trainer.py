@@ -197,11 +197,16 @@ def test_unreadable_clips_are_replaced_counted_and_listed_and_the_run_goes_on(
     (store / "labels" / "0005.mat").write_bytes(b"this is no .mat file")
     said: list[str] = []
     spec = tiny(store, "train.epochs=1", "data.max_unreadable_fraction=0.5", "resources.max_failures=0")
+    source, parts = open_data(spec, tmp_path / "runs", said.append)
+    held_out = source.clips[parts.validation[0]].clip_id
+    for frame in (store / "frames" / held_out).glob("*.jpg"):
+        frame.write_bytes(b"no jpeg")
     result = train(spec, runs=tmp_path / "runs", say=said.append)
     assert any("skipped  1 clips" in line for line in said)
     assert "0005" in json.loads((result.folder / "skipped.json").read_text())
     unreadable = json.loads((result.folder / "result.json").read_text())["unreadable"]
-    assert list(unreadable) == ["0002"]
+    assert set(unreadable) == {"0002", held_out}
+    assert {value for key, _, value in curve(result.folder) if key == "val/clips"} == {len(parts.validation) - 1}
     assert "000001.jpg" in unreadable["0002"] or ".jpg" in unreadable["0002"]
 
 
