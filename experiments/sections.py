@@ -94,7 +94,7 @@ class ResourcesConfig:
     """Restarts of the worker group, each from the newest valid checkpoint, before the run fails."""
     stuck_after_seconds: float = 600.0
     """A worker without a forward pass for so long is stuck: its stacks are written and its group is restarted."""
-    grace_seconds: float = 30.0
+    grace_seconds: float = 20.0
     """After SIGTERM, the time to end with a checkpoint before the driver gives up waiting."""
     checkpoints: str | None = None
     """Folder or URI (s3://bucket/path) that takes the checkpoints, in a folder of the run's own; null is the run's folder.

@@ -42,8 +42,17 @@ from starlab.platform.tracking import Sender
 from starlab.platform.trainer import join_cluster, open_data
 
 PARTS = ("test", "validation")
-CHANGEABLE = ("data.store", "data.decode", "data.source", "data.test_views", "data.test_crop", "resources")
-"""Keys of a run's spec that an evaluation may change: where things are, and the views of a clip. Never what was trained."""
+CHANGEABLE = (
+    "data.store",
+    "data.decode",
+    "data.source",
+    "data.test_views",
+    "data.test_crop",
+    "model.batch_norm",
+    "resources",
+)
+"""Keys of a run's spec that an evaluation may change: where things are, the views of a clip, and how batch-norm would gather
+statistics, which an evaluation does not (a run with "sync" is evaluated without GPUs so). Never what was trained."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from pathlib import Path
 FILE = "journal.jsonl"
 SYSTEM_FILE = "journal.system.jsonl"
 """What the driver measures of its machine: a file of its own, because a journal has one writer."""
+NODE_FILES = "journal.system.node-*.jsonl"
+"""The same of the other machines that train, one file each."""
 SYSTEM = "system/"
 """Prefix of what measures the machine and not the model: speeds, waits, memory."""
 _SYNC_SECONDS = 1.0
@@ -124,6 +126,11 @@ def count_differences(path: Path) -> int:
     """
     beside = _differences_path(path)
     return beside.read_bytes().count(b"\n") if beside.exists() else 0
+
+
+def journals(run: Path) -> list[Path]:
+    """All journals of a run's folder, whether they are there yet or not."""
+    return [run / FILE, run / SYSTEM_FILE, *sorted(run.glob(NODE_FILES))]
 
 
 def count_points(path: Path) -> int:

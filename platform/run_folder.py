@@ -3,7 +3,7 @@
 runs/demo-1a2b3c4d/
   spec.json  run.json        what was asked, and by which code and machine
   journal.jsonl              every metric; journal.differences.jsonl: values that a replay computed otherwise
-  journal.system.jsonl       CPU, memory and GPUs of the driver's machine
+  journal.system.jsonl       CPU, memory and GPUs of the driver's machine; journal.system.node-N.jsonl: of a worker's
   checkpoints/               see checkpoint.py
   result.json                the end: test metrics, confusion matrix  (or stopped.json: why there is none)
   unreadable.json            clips that could not be read

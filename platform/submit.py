@@ -31,6 +31,8 @@ _SILENCE_SECONDS = 60.0
 """A log that is silent for this long is asked for anew: a connection may have died unnoticed."""
 _AGENT_SECONDS = 60.0
 """A head that has just started answers before it can start jobs."""
+_STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""`ray job stop` gives a job 3 seconds otherwise, and a checkpoint may take longer; --env gives another number."""
 _RETRY_SECONDS = 3.0
 _MAX_RETRIES = 20
 
@@ -77,7 +79,7 @@ def submit(
     job = submission_id or _make_id(arguments)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
         raise UserError(f"--id is {job!r}; use up to 100 letters, digits, '_', '.' and '-', a letter or digit first")
-    job_environment = SETTINGS | _read_environment(environment)
+    job_environment = SETTINGS | _STOPPING | _read_environment(environment)
     if runs is not None:
         job_environment["STARLAB_RUNS"] = runs
     dashboard = find_dashboard(address, insecure=insecure)

@@ -1,6 +1,7 @@
-"""CPU, memory and GPUs of the driver's machine while a run trains, in the run's system journal, and so in MLflow.
+"""CPU, memory and GPUs of the driver's machine and of each other that trains, in the run's system journals, and so in MLflow.
 
-The names are MLflow's own, so that its page shows them under "System metrics". A step is a sample, one every few seconds.
+The names are MLflow's own, so that its page shows them under "System metrics"; a worker's machine has its node's number in
+them. A step is a sample, one every few seconds.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import psutil
 
-from starlab.platform.journal import SYSTEM, SYSTEM_FILE, Journal, read_points
+from starlab.platform.journal import NODE_FILES, SYSTEM, SYSTEM_FILE, Journal, read_points
+from starlab.platform.reaper import this_process
+from starlab.platform.run_folder import RunFolder
 
 _NVIDIA_SMI_SECONDS = 5.0
 
 
 class SystemMetrics:
-    """Samples from a thread of the driver; nothing it meets can disturb the run."""
+    """Samples this machine from a thread; nothing it meets can disturb the run."""
 
-    def __init__(self, run: Path, every_seconds: float = 10.0) -> None:
-        """`run` is the run's folder."""
-        self._path, self._every_seconds = run / SYSTEM_FILE, every_seconds
+    def __init__(self, run: Path, every_seconds: float = 10.0, node: int | None = None) -> None:
+        """`run` is the run's folder, `node` this machine's number among the workers'; None is the driver's machine."""
+        self._path = run / (SYSTEM_FILE if node is None else NODE_FILES.replace("*", str(node)))
+        self._prefix = SYSTEM if node is None else f"{SYSTEM}node_{node}/"
+        self._every_seconds = every_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="starlab-system-metrics", daemon=True)
 
@@ -43,10 +49,19 @@ class SystemMetrics:
         wait = min(1.0, self._every_seconds)
         while not self._stop.wait(wait):
             with contextlib.suppress(OSError):  # a full disk: the next sample takes this one along
-                journal.log(sample, machine_metrics() | gpu_metrics())
+                metrics = machine_metrics() | gpu_metrics()
+                journal.log(sample, {self._prefix + key.removeprefix(SYSTEM): value for key, value in metrics.items()})
             sample, wait = sample + 1, self._every_seconds
         with contextlib.suppress(OSError):
             journal.close()
+
+
+def worker_metrics(run: RunFolder, node: int, local_rank: int) -> AbstractContextManager[object]:
+    """What a worker samples: its machine, if it is the first there and the driver, which samples its own, is elsewhere."""
+    drivers = run.read_json("run.json")["driver"]["machine"]
+    if local_rank > 0 or this_process()["machine"] == drivers:
+        return nullcontext()
+    return SystemMetrics(run.path, node=node)
 
 
 def machine_metrics() -> dict[str, float]:

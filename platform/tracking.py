@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlab.experiments.credentials import HIDDEN, without_password, without_secrets
 from starlab.platform.errors import StarlabError, UserError
-from starlab.platform.journal import FILE, SYSTEM_FILE, count_differences, count_points, read_points_with_ends
+from starlab.platform.journal import FILE, count_differences, count_points, journals, read_points_with_ends
 from starlab.platform.mlflow_run import MODEL, delete_doubles, find_or_create, register_model, send_params
 from starlab.platform.run_folder import RunFolder
 
@@ -105,10 +105,10 @@ def _send(client: MlflowClient, folder: RunFolder, state: dict[str, Any], addres
         }
         folder.write_json("mlflow.json", state)
     run_id, sent = state["run_id"], 0
-    for name in (FILE, SYSTEM_FILE):
-        for metrics, end in _chunks(folder.path / name, state["offsets"].get(name, 0)):
+    for path in journals(folder.path):
+        for metrics, end in _chunks(path, state["offsets"].get(path.name, 0)):
             client.log_batch(run_id, metrics=metrics)
-            state["offsets"][name] = end
+            state["offsets"][path.name] = end
             folder.write_json("mlflow.json", state)
             sent += len(metrics)
     if run["status"] != "RUNNING":
@@ -145,7 +145,7 @@ def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
     for folder in itertools.chain.from_iterable((run, *run.trials()) for run in folders):
         sender = Sender(folder)
         sender.send_now()
-        total = count_points(folder.path / FILE) + count_points(folder.path / SYSTEM_FILE)
+        total = sum(count_points(path) for path in journals(folder.path))
         where = folder.read_json("run.json")["tracking_uri"]
         if sender.problem:
             failed.append(f"{folder.path.name}: {sender.problem}")

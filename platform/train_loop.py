@@ -38,6 +38,7 @@ from starlab.platform.preemption import why_to_end
 from starlab.platform.ranks import Ranks
 from starlab.platform.run_record import RunRecord
 from starlab.platform.step_profile import StepProfile
+from starlab.platform.system_metrics import worker_metrics
 from starlab.platform.train_step import TrainStep
 from starlab.platform.training_state import TrainingState
 from starlab.platform.watchdog import Watchdog
@@ -54,8 +55,9 @@ def train_loop(config: dict[str, TrainJob]) -> None:
     watchdog = Watchdog(job.folder.path, ranks.rank, job.spec.resources.stuck_after_seconds)
     worker = _Worker(job, ranks, watchdog)
     try:
-        if worker.train():
-            worker.finish()
+        with worker_metrics(job.folder, context.get_node_rank(), context.get_local_rank()):
+            if worker.train():
+                worker.finish()
     except StopRunError as error:
         if ranks.rank == 0:
             job.folder.write_json("stopped.json", {"reason": str(error), "step": worker.state.step})

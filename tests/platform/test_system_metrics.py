@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from starlab.platform.journal import SYSTEM_FILE, read_points
-from starlab.platform.system_metrics import SystemMetrics, gpu_metrics, machine_metrics
+from starlab.platform import system_metrics
+from starlab.platform.journal import SYSTEM_FILE, journals, read_points
+from starlab.platform.reaper import this_process
+from starlab.platform.run_folder import RunFolder
+from starlab.platform.system_metrics import SystemMetrics, gpu_metrics, machine_metrics, worker_metrics
 
 
 def fake_smi(folder: Path, script: str) -> str:
@@ -49,3 +52,20 @@ def test_samples_are_numbered_on_over_restarts(tmp_path: Path) -> None:
     assert [point.step for point in points] == list(range(len(points)))
     assert len(points) >= 6
     assert set(machine_metrics()) <= {point.key for point in read_points(tmp_path / SYSTEM_FILE)}
+
+
+def test_of_each_machine_but_the_drivers_one_worker_samples_into_a_journal_that_is_sent_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.write_json("run.json", {"driver": this_process()})
+    assert not isinstance(worker_metrics(run, 0, 0), SystemMetrics)  # the driver samples its machine itself
+    elsewhere = this_process() | {"machine": "another"}
+    monkeypatch.setattr(system_metrics, "this_process", lambda: elsewhere)
+    assert not isinstance(worker_metrics(run, 3, 1), SystemMetrics)
+    with worker_metrics(run, 3, 0):
+        deadline = time.monotonic() + 60
+        while len(journals(run.path)) < 3 or not list(read_points(journals(run.path)[-1])):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert {"system/node_3/cpu_utilization_percentage"} <= {point.key for point in read_points(journals(run.path)[-1])}
