@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,7 +60,7 @@ class TrainConfig:
     """Trace a few steps of rank 0 into the run's artifacts. No part of the run's identity."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs > 0, "train.epochs", self.epochs, "be above 0")
+        _require(0 < self.epochs < math.inf, "train.epochs", self.epochs, "be above 0, and finite")
         _require(self.lr > 0, "train.lr", self.lr, "be above 0")
         _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "be in [0, 1)")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "be 0 or more")

@@ -73,7 +73,7 @@ class DataConfig:
     estimated_skeleton: Literal["coco", "penn_action", "ntu"] | None = None
     """Whose joints that file holds."""
     frames: int = 16
-    """Frames drawn from a clip; even, because zigzag and binary attention halve them (NOTES, "what odd/even splits")."""
+    """Frames drawn from a clip; even, because zigzag and binary attention halve them."""
     size: int = 224
     """Side of the square frames the model sees, in pixels."""
     augment: Literal["none", "standard"] = "none"

@@ -29,7 +29,7 @@ def attempt(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, 
     """
     spec, folder = job.spec, job.folder
     with _ray_folder(folder) as ray_folder:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train_loop,
             train_loop_config={"job": job},
             # Longer than the watchdog waits: ranks that wait for a stuck one must not fail before it is found.
@@ -49,6 +49,13 @@ def attempt(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, 
             raise RunFailedError(
                 f"run {folder.path.name} failed; it goes on from its newest checkpoint when started again.\n{_cause(error)}"
             ) from error
+
+
+class _Trainer(TorchTrainer):
+    """Ctrl-C is answered by preemption.py, with a checkpoint; Ray's own handler would abort the workers."""
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        pass
 
 
 @contextmanager

@@ -123,8 +123,9 @@ def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")
     from starlab.platform.tracking import sync_all
 
     root = runs_folder(runs)
-    close_abandoned(root)
-    sync_all([folder for name in names for folder in find_runs(root, name)], _say)
+    closed = close_abandoned(root)  # MLflow hears of these too: nothing looks at them again
+    named = [folder for name in names for folder in find_runs(root, name)]
+    sync_all(list(dict.fromkeys([*named, *closed])), _say)
 
 
 @app.command()
@@ -207,9 +208,10 @@ def main() -> None:
         sys.argv.remove("--debug")
     try:
         app()
-    except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on where this one stopped")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            _complain("interrupted; the same command goes on where this one stopped")
+        raise
     except Exception as error:
         code = _exit_code(error)
         if debug or code is None:

@@ -87,8 +87,8 @@ def verify(
 def show(
     store: Store,
     clip: Annotated[str | None, typer.Option(help="Its id; else the store's first.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames that a model would see.")] = 16,
-    size: Annotated[int, typer.Option(help="Their side in pixels.")] = 224,
+    frames: Annotated[int, typer.Option(min=1, help="Frames that a model would see.")] = 16,
+    size: Annotated[int, typer.Option(min=1, help="Their side in pixels.")] = 224,
     out: Annotated[Path | None, typer.Option(help="The PNG to write; else CLIP.png here.")] = None,
 ) -> None:
     """Draw a clip's sampled frames with their joints, as evaluated and as augmented: starlab data show data/penn --clip 0042"""

@@ -32,6 +32,8 @@ _OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
 """Numbers that an optimizer keeps for each parameter: SGD's momentum, AdamW's two moments."""
 _PROCESS_BYTES = 600_000_000
 """Of a worker process before it has a model: Python, torch and Ray."""
+_BESIDES_BYTES = 1_700_000_000
+"""Of the driver, Ray's daemons and the decode tasks of a run on this machine, as measured on two CPUs."""
 _OBJECT_STORE_BYTES = 500_000_000
 """Of a cluster on this machine; see cluster.py's `connect`."""
 
@@ -64,6 +66,7 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     source, parts = _data(spec, root, lines)
     run_id = spec.run_id(source.fingerprint) if source else f"{spec.name}-…"
     folder = RunFolder(root / run_id)
+    folder.place_checkpoints(spec.resources.checkpoints, "dry-run")  # refused now rather than when it trains
     lines.append(f"run        {run_id} {_state(folder)}; {folder.path}")
     cluster = _cluster()
     problems: list[str] = []
@@ -146,7 +149,8 @@ class _Fused(torch.autograd.Function):
 
 def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, Parts]:
     data = spec.data
-    if data.store is None and not (place := generated_folder(data, root)).exists():
+    place = Path(data.store) if data.store else generated_folder(data, root)
+    if data.dataset.startswith("synthetic_") and not place.exists():
         train, held_out, test = _generated_clips(data)
         lines.append(
             f"data       {data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} "
@@ -190,7 +194,7 @@ def _plan(job: TrainJob, total: Cost) -> list[str]:
     return [
         f"plan       {job.total_steps:,} steps of {train.global_batch} clips, {train.epochs:g} epochs over {len(parts.train)} "
         f"clips; {len(looks)} looks at {len(job.selection)} {job.spec.data.select} clips; {last}",
-        f"checkpoints {len(looks) + len(between)}, each about {4 * numbers / 1e6:,.1f} MB; the best and the last are kept",
+        f"checkpoints {len(looks) + len(between)}, each about {4 * numbers / 1e6:,.1f} MB; the newest two and the best stay",
         f"model      {total.parameters:,} parameters: "
         + ", ".join(f"{name} {part.parameters:,}" for name, part in total.parts.items() if part.parameters),
     ]
@@ -256,7 +260,7 @@ def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list
         what = "a GPU"
     else:
         there = psutil.virtual_memory().available
-        need = spec.resources.workers * (worker.total + _PROCESS_BYTES) + _OBJECT_STORE_BYTES
+        need = spec.resources.workers * (worker.total + _PROCESS_BYTES) + _OBJECT_STORE_BYTES + _BESIDES_BYTES
         what = "this machine, free now,"
     if need <= there:
         return []

@@ -191,12 +191,6 @@ def _best_step(folder: RunFolder, last: int) -> int:
     return int(best)
 
 
-def looks_at_test(folder: RunFolder) -> int:
-    """How often this run's test part was looked at, by the run itself or by hand."""
-    own = "test" in folder.read_json("result.json")
-    return own + len(list((folder.artifacts / "evaluations").glob("test-*/metrics.json")))
-
-
 def _one_run(root: Path, name: str) -> RunFolder:
     folders = find_runs(root, name)
     if len(folders) > 1:
@@ -265,7 +259,7 @@ def _finish(job: _Job, part: str) -> EvaluationResult:
     metrics, confusion = evaluation.metrics(), evaluation.confusion()
     per_class = {name: float(recall) for name, recall in zip(classes, evaluation.per_class(), strict=True) if recall == recall}
     confusion_figure(confusion, classes, part).savefig(job.target / "confusion.png", dpi=120)
-    look = looks_at_test(job.folder) + 1 if part == "test" else 0
+    look = job.folder.looks_at_test() + 1 if part == "test" else 0
     about: dict[str, Any] = {
         "part": part,
         "step": job.step,
@@ -280,7 +274,7 @@ def _finish(job: _Job, part: str) -> EvaluationResult:
     }
     (job.target / "metrics.json").write_text(json.dumps(about, indent=1))
     run = job.folder.read_json("run.json")
-    tags = {**run["tags"], "starlab.test_looks": str(looks_at_test(job.folder))}
+    tags = {**run["tags"], "starlab.test_looks": str(job.folder.looks_at_test())}
     job.folder.write_json("run.json", {**run, "tags": tags})
     sender = Sender(job.folder)
     sender.send_now()

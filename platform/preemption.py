@@ -1,8 +1,8 @@
 """Ending a training before its end, on request: a checkpoint within the grace time, and the same command goes on.
 
-Two ways to ask. SIGTERM to the driver (a batch system, a container's end) leaves a request in the run's folder, which rank 0
-looks for at every step. A cluster that is about to take a node away tells Ray, and Ray tells the ranks. Either way all ranks
-stop at the same step.
+Two ways to ask. SIGTERM to the driver (a batch system, a container's end) or Ctrl-C leaves a request in the run's folder, which
+rank 0 looks for at every step. A cluster that is about to take a node away tells Ray, and Ray tells the ranks. Either way all
+ranks stop at the same step.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ REQUEST, DONE = "preempt.json", "preempted.json"
 class RunPreemptedError(StarlabError):
     """The run ended before its end because it was asked to; it goes on when started again."""
 
-    exit_code = 128 + signal.SIGTERM
+    def __init__(self, message: str, by: int = signal.SIGTERM) -> None:
+        """`by` is the signal that asked; a node that goes away counts as SIGTERM."""
+        super().__init__(message)
+        self.exit_code = 128 + by
 
 
 @contextmanager
 def heed_sigterm(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
-    """Inside, SIGTERM asks the run to checkpoint and end; when it has not by the grace time, `RunPreemptedError` ends the wait.
+    """Inside, SIGTERM or Ctrl-C asks the run to checkpoint and end; a second Ctrl-C ends it at once.
+
+    When it has not ended by the grace time, `RunPreemptedError` ends the wait.
 
     Only in a process's main thread, where Python lets signals be handled; elsewhere nothing is done.
     """
@@ -41,24 +46,31 @@ def heed_sigterm(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
         yield
         return
 
-    def on_term(_: int, __: FrameType | None) -> None:
+    asked: list[int] = []
+
+    def on_ask(number: int, _: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
         signal.setitimer(signal.ITIMER_REAL, grace_seconds)
         with suppress(OSError):  # no room for the request: the grace time ends the run
-            folder.write_json(REQUEST, {"reason": "the driver got SIGTERM"})
+            folder.write_json(REQUEST, {"reason": f"the driver got {signal.Signals(number).name}", "signal": number})
 
     def on_alarm(_: int, __: FrameType | None) -> None:
         raise RunPreemptedError(
             f"run {folder.path.name} was asked to end and did not within {grace_seconds:g} s (resources.grace_seconds); "
-            "the same command goes on from its newest checkpoint"
+            "the same command goes on from its newest checkpoint",
+            by=asked[0],
         )
 
-    before: list[Any] = [signal.signal(signal.SIGTERM, on_term), signal.signal(signal.SIGALRM, on_alarm)]
+    handlers = {signal.SIGTERM: on_ask, signal.SIGINT: on_ask, signal.SIGALRM: on_alarm}
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGTERM, before[0] or signal.SIG_DFL)
-        signal.signal(signal.SIGALRM, before[1] or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def why_to_end(folder: RunFolder, rank: int) -> str | None:

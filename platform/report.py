@@ -125,7 +125,7 @@ def comparison(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]
             for part, name in (("val", "top1"), ("test", "top1"), ("test", "mean_class"))
         ]
         selected = {"test": "test (optimistic)"}.get(result.get("selected_by", ""), result.get("selected_by", ""))
-        looks = int(folder.read_json("run.json")["tags"].get("starlab.test_looks", 1))
+        looks = folder.looks_at_test()
         selected += f", {looks} looks at test" if looks > 1 else ""
         rows.append([folder.path.name, status, *(str(spec.get(key, "")) for key in differing), *reached, selected])
     return heads, rows

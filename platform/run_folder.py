@@ -24,6 +24,8 @@ from typing import Any
 from starlab.platform.errors import UserError
 from starlab.platform.storage import Storage, below, open_storage
 
+_SET_ASIDE = ".until-"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -42,10 +44,18 @@ class RunFolder:
         return open_storage(self.read_json("run.json").get("checkpoints") or self.checkpoints)
 
     def place_checkpoints(self, wanted: str | None, key: str) -> str | None:
-        """A new run's folder for checkpoints under `wanted`: no other run's, whatever its name; None for the run's own."""
+        """A new run's folder for checkpoints under `wanted`: no other run's, whatever its name; None for the run's own.
+
+        Raises:
+            UserError: `wanted` is an address that nothing here can open.
+        """
         if wanted is None:
             return None
         place = wanted if "://" in wanted else str(Path(wanted).expanduser().resolve())
+        try:
+            open_storage(place)
+        except (ValueError, OSError) as error:
+            raise UserError(f"resources.checkpoints is {wanted!r}, which cannot be opened: {error}") from None
         return below(place, f"{self.path.name}-{key[:8]}")
 
     @property
@@ -86,6 +96,11 @@ class RunFolder:
         result = self.read_json("result.json")
         return bool(result) and result["steps"] < result["total_steps"]
 
+    def looks_at_test(self) -> int:
+        """How often this run's test part was looked at, by the run itself or by hand."""
+        own = "test" in self.read_json("result.json")
+        return own + len(list((self.artifacts / "evaluations").glob("test-*/metrics.json")))
+
     def trials(self) -> list[RunFolder]:
         """The runs of a search's trials; none in any other run."""
         return [RunFolder(path.parent) for path in sorted(self.path.glob("trials/*/run.json"))]
@@ -93,7 +108,7 @@ class RunFolder:
     def set_aside(self) -> Path:
         """Rename the folder so that a fresh run can take its name; nothing is deleted."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        return self.path.rename(self.path.with_name(f"{self.path.name}.until-{stamp}"))
+        return self.path.rename(self.path.with_name(f"{self.path.name}{_SET_ASIDE}{stamp}"))
 
 
 def runs_folder(runs: str | Path | None = None) -> Path:
@@ -110,7 +125,8 @@ def find_runs(runs: Path, name: str) -> list[RunFolder]:
     if (runs / name / "run.json").is_file():
         return [RunFolder(runs / name)]
     folders = [RunFolder(path.parent) for path in runs.glob("*/run.json")]
-    chosen = [folder for folder in folders if folder.read_json("run.json").get("experiment") == name]
+    current = [folder for folder in folders if _SET_ASIDE not in folder.path.name]  # the others count when they are named
+    chosen = [folder for folder in current if folder.read_json("run.json").get("experiment") == name]
     if not chosen:
         known = sorted(folder.path.name for folder in folders)
         listed = ", ".join(known[-8:]) if known else "none yet; start one with: starlab demo"

@@ -6,6 +6,8 @@ from starlab.platform.evaluation_run import EvaluationResult
 from starlab.platform.search import SearchResult, values_text
 from starlab.platform.trainer import RunResult
 
+_SELECTED = {"validation": "validation", "test": "best checkpoint by the test part itself (optimistic)"}
+
 
 def result_lines(result: RunResult) -> list[str]:
     """Test accuracy by class and in all, the run's folder, the MLflow run and the command that shows it."""
@@ -15,7 +17,7 @@ def result_lines(result: RunResult) -> list[str]:
         *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
         "",
         f"test top-1 {metrics['test/top1']:.3f}, mean class {metrics['test/mean_class']:.3f}, "
-        f"validation {metrics['val/top1']:.3f}  ({done})",
+        f"{_SELECTED[result.selected_by]} {metrics['val/top1']:.3f}  ({done})",
         f"run        {result.folder}",
         *_replay_lines(result),
         *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
@@ -73,7 +75,8 @@ def _tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: s
     where = f"run {mlflow_run_id} in {uri}"
     if problem:
         return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]
-    if uri.startswith("sqlite:"):
+    if uri.startswith("sqlite:") and uri.endswith("/mlflow.db"):
         runs = uri.removeprefix("sqlite:///").removesuffix("/mlflow.db")
         return [f"MLflow     {where}", f"look at it starlab ui --runs {runs}"]
-    return [f"MLflow     {where}", f"look at it {uri}"]
+    look = uri if uri.startswith("http") else f"mlflow server --backend-store-uri {uri}"
+    return [f"MLflow     {where}", f"look at it {look}"]

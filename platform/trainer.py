@@ -5,6 +5,7 @@ The driver opens the data, places the workers, watches the journal and keeps MLf
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class RunResult:
     """Of this call."""
     was_complete: bool
     """The run had been finished before; nothing was trained."""
+    selected_by: str
+    """Part that picked the best checkpoint: "validation", or "test" where the spec says so."""
     tracking_uri: str
     mlflow_run_id: str | None
     """None while MLflow has not been reached."""
@@ -228,7 +231,8 @@ def _fit(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...
         if asked or not preemption.room_elsewhere(*wanted):
             raise RunPreemptedError(
                 f"run {folder.path.name} ended at step {preempted['step']} because {preempted['reason']}; "
-                f"{preempted['kept']} and the same command goes on from there"
+                f"{preempted['kept']} and the same command goes on from there",
+                by=folder.read_json(preemption.REQUEST).get("signal", signal.SIGTERM),
             )
         (folder.path / preemption.DONE).unlink()
     stopped = folder.read_json("stopped.json")
@@ -291,6 +295,8 @@ def close_run(folder: RunFolder, status: str, tags: Mapping[str, str] = MappingP
     """Write down how it ended: FINISHED, FAILED or KILLED (preempted), MLflow's words, and what more to tag it with."""
     run = folder.read_json("run.json")
     early = {"starlab.ended_early": "true"} if folder.ended_early else {}
+    if (looks := folder.looks_at_test()) > 1:  # by hand, before the run had ended
+        early["starlab.test_looks"] = str(looks)
     folder.write_json("run.json", {**run, "status": status, "tags": {**run["tags"], **early, **tags}})
 
 
@@ -305,6 +311,7 @@ def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str 
         metrics=metrics,
         per_class=per_class,
         seconds=seconds,
+        selected_by=result["selected_by"],
         was_complete=was_complete,
         tracking_uri=folder.read_json("run.json")["tracking_uri"],
         mlflow_run_id=folder.read_json("mlflow.json").get("run_id"),

@@ -35,7 +35,7 @@ threading.Thread(target=drain, daemon=True).start()
 
 
 @pytest.mark.slow_fault
-@pytest.mark.parametrize("fault", ["SIGTERM", "node preemption"])
+@pytest.mark.parametrize("fault", ["SIGTERM", "SIGINT", "node preemption"])
 def test_a_run_that_is_asked_to_end_checkpoints_says_so_and_goes_on_from_that_very_step(
     training, until, tmp_path: Path, fault: str
 ) -> None:
@@ -44,11 +44,12 @@ def test_a_run_that_is_asked_to_end_checkpoints_says_so_and_goes_on_from_that_ve
     [folder] = tmp_path.glob("demo-*")
     until(lambda: _steps(folder) >= 3, process)
     injected = time.time()
-    if fault == "SIGTERM":
-        process.send_signal(signal.SIGTERM)
+    number = signal.SIGINT if fault == "SIGINT" else signal.SIGTERM
+    if fault != "node preemption":
+        process.send_signal(number)
     said, _ = process.communicate(timeout=600)
     ended = time.time()
-    assert process.returncode == 128 + signal.SIGTERM, said
+    assert process.returncode == 128 + number, said
     assert "the same command goes on from there" in said
     assert not (folder / "result.json").exists()
     run = json.loads((folder / "run.json").read_text())

@@ -82,3 +82,9 @@ def test_data_that_are_not_there_are_an_error(tmp_path: Path) -> None:
 
 def test_there_is_a_cpu_to_use() -> None:
     assert usable_cpus() >= 1
+
+
+def test_generated_people_with_a_place_of_their_own_are_not_generated_either(tmp_path: Path) -> None:
+    said = forecast(load_spec("demo", [f"data.store={tmp_path / 'nowhere'}"]), tmp_path / "runs")
+    assert any("would be generated into" in line and "nowhere" in line for line in said.lines)
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from starlab.experiments.spec import Spec, load_spec
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.synthetic import write_penn_action
 from starlab.platform.errors import UserError
-from starlab.platform.run_folder import RunFolder
+from starlab.platform.run_folder import RunFolder, find_runs
 from starlab.platform.trainer import open_data, open_run
 
 
@@ -50,6 +50,8 @@ def test_a_fresh_run_and_one_of_the_same_name_elsewhere_share_no_folder_of_check
     elsewhere = opened(people, tmp_path / "b", bucket)
     kept = RunFolder(first.set_aside())
     fresh = opened(people, tmp_path / "a", bucket)
+    assert find_runs(tmp_path / "a", "demo") == [fresh]  # the name of the experiment does not mean what was set aside
+    assert find_runs(tmp_path / "a", kept.path.name) == [kept]
     places = {str(folder.stored_checkpoints) for folder in (kept, elsewhere, fresh)}
     assert len(places) == 3
 
@@ -61,3 +63,11 @@ def test_a_relative_folder_for_checkpoints_is_stored_whole(
     folder = opened(people, tmp_path / "runs", "kept")
     monkeypatch.chdir("/")
     assert str(folder.stored_checkpoints).startswith(f"{tmp_path}/kept/demo-1-")
+
+
+def test_an_address_that_nothing_can_open_is_refused_before_the_run_is_written_down(
+    people: tuple[Spec, ClipSource], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"resources.checkpoints is 's4://bucket/x', which cannot be opened"):
+        opened(people, tmp_path, "s4://bucket/x")
+    assert not (tmp_path / "demo-1" / "run.json").exists()
