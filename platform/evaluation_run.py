@@ -195,7 +195,10 @@ def _one_run(root: Path, name: str) -> RunFolder:
     folders = find_runs(root, name)
     if len(folders) > 1:
         listed = ", ".join(folder.path.name for folder in folders[-8:])
-        raise UserError(f"'{name}' is an experiment of {len(folders)} runs; name one of them: {listed}")
+        raise UserError(f"'{name}' means {len(folders)} runs; name one of them: {listed}")
+    if trials := folders[0].trials():
+        best = folders[0].read_json("search.json").get("best", trials[0].path.name)
+        raise UserError(f"{folders[0].path.name} is a search of {len(trials)} trials; name one of them, e.g. {best}")
     return folders[0]
 
 

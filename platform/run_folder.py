@@ -14,6 +14,7 @@ runs/demo-1a2b3c4d/
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from dataclasses import dataclass
@@ -117,13 +118,16 @@ def runs_folder(runs: str | Path | None = None) -> Path:
 
 
 def find_runs(runs: Path, name: str) -> list[RunFolder]:
-    """The run called `name`, or else every run of the experiment `name`, oldest first.
+    """The run or the trial called `name`, or else every run of the experiment `name`, oldest first.
 
     Raises:
         UserError: there is none.
     """
     if (runs / name / "run.json").is_file():
         return [RunFolder(runs / name)]
+    trials = sorted(runs.glob(f"*/trials/{glob.escape(name)}/run.json"))
+    if trials:
+        return [RunFolder(path.parent) for path in trials]
     folders = [RunFolder(path.parent) for path in runs.glob("*/run.json")]
     current = [folder for folder in folders if _SET_ASIDE not in folder.path.name]  # the others count when they are named
     chosen = [folder for folder in current if folder.read_json("run.json").get("experiment") == name]

@@ -71,3 +71,8 @@ def test_an_address_that_nothing_can_open_is_refused_before_the_run_is_written_d
     with pytest.raises(UserError, match=r"resources.checkpoints is 's4://bucket/x', which cannot be opened"):
         opened(people, tmp_path, "s4://bucket/x")
     assert not (tmp_path / "demo-1" / "run.json").exists()
+
+
+def test_a_trial_is_found_by_its_name(people: tuple[Spec, ClipSource], tmp_path: Path) -> None:
+    trial = opened(people, tmp_path / "demo_search-1" / "trials", None)
+    assert find_runs(tmp_path, "demo-1") == [trial]
