@@ -10,7 +10,6 @@ would have drawn. What a step changes is in training_state.py, what a rank write
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import ray.train
@@ -26,13 +25,13 @@ from starlab.platform import loss_guard
 from starlab.platform.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.device import mismatch
 from starlab.platform.errors import StopRunError
-from starlab.platform.evaluate import Evaluation, evaluate
 from starlab.platform.feed import Feed
 from starlab.platform.job import TrainJob
 from starlab.platform.lease import check_fence
+from starlab.platform.looks import Looks
 from starlab.platform.loss_guard import Verdict
 from starlab.platform.optimization import learning_rate
-from starlab.platform.precision import AUTOCAST, agree_on_precision
+from starlab.platform.precision import agree_on_precision
 from starlab.platform.predictions import write_predictions
 from starlab.platform.preemption import why_to_end
 from starlab.platform.ranks import Ranks
@@ -96,6 +95,7 @@ class _Worker:
         self.local = torch.zeros_like(self.state.pending)  # this rank's sums since they were last folded into `pending`
         if checkpoint:
             self.state.restore(checkpoint)
+        self.looks = Looks(job, ranks, self.state, self.device, self.record)
         self.optimization = TrainStep(self.state, self.spec.train, ranks, self.device, job.total_steps)
         self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", ranks.rank == 0 and self.spec.train.profile)
 
@@ -214,7 +214,7 @@ class _Worker:
         self._gather_unreadable()
         if complaint := state.too_many_unreadable(self.spec.data.max_unreadable_fraction):
             raise StopRunError(f"{complaint}; all are listed in {self.folder.path / 'unreadable.json'}")
-        looked = self._look(self.job.selection, self.spec.data.select)
+        looked = self.looks.at(self.job.selection, self.spec.data.select)
         selected = looked.metrics()
         better = not state.best or (selected["top1"], -selected["loss"]) > (state.best["top1"], -state.best["loss"])
         is_kept = self.ranks.first(checkpointed or self.record.wait() == state.step)
@@ -253,7 +253,7 @@ class _Worker:
         if self.job.look_at_test:
             if state.best:  # else no checkpoint could be kept, and the last weights are all there is
                 self.core.load_state_dict(find_checkpoint(self.folder.stored_checkpoints, result["best_step"]).weights())
-            evaluation = self._look(self.job.parts.test, "test", *self.spec.data.test_views, averaged=bool(state.best))
+            evaluation = self.looks.at(self.job.parts.test, "test", *self.spec.data.test_views, averaged=bool(state.best))
             self.record.points(state.step, {f"test/{name}": value for name, value in evaluation.metrics().items()})
             result["test"] = evaluation.metrics()
             result["test_clips"] = len(evaluation.clips)
@@ -264,41 +264,6 @@ class _Worker:
         result["unreadable"] = state.unreadable
         if self.ranks.rank == 0 and not self.record.lost:
             self.folder.write_json("result.json", result)
-
-    def _look(
-        self, clips: tuple[int, ...], part: str, times: int = 1, places: int = 1, *, averaged: bool = False
-    ) -> Evaluation:
-        """Predict every clip of a part once; one that cannot be read is listed, and too many of them end the run."""
-        evaluation = self._evaluate(clips, times, places, averaged=averaged)
-        missing = len(clips) - len(evaluation.clips)
-        self.state.unreadable.update(evaluation.unreadable)
-        limit = self.spec.data.max_unreadable_fraction
-        if missing > limit * len(clips) or missing == len(clips):
-            self.record.list_unreadable(self.state.unreadable)
-            raise StopRunError(
-                f"{missing} of {len(clips)} {part} clips could not be read, more than data.max_unreadable_fraction ({limit}) "
-                f"allows; all are listed in {self.folder.path / 'unreadable.json'}"
-            )
-        return evaluation
-
-    def _evaluate(self, clips: tuple[int, ...], times: int, places: int, *, averaged: bool) -> Evaluation:
-        """With the averaged weights where the run keeps them; `averaged` says that the model holds them already."""
-        self.ranks.share_buffers(self.core)
-        average = self.state.average
-        with average.in_place() if average and not averaged else nullcontext():
-            return evaluate(
-                self.core,
-                self.job.source,
-                self.spec.data,
-                clips,
-                times=times,
-                places=places,
-                ranks=self.ranks,
-                device=self.device,
-                limits=self.job.limits,
-                batch=max(1, 2 * self.spec.train.global_batch // self.ranks.world),
-                autocast=AUTOCAST[self.precision],
-            )
 
     # ------------------------------------------------------------------ small parts
 
