@@ -23,7 +23,7 @@ from starlab.pipelines.sources import open_source
 from starlab.pipelines.synthetic import write_penn_action
 from starlab.platform.cluster import Cluster
 from starlab.platform.errors import UserError
-from starlab.platform.evaluation_run import evaluate_run, looks_at_test
+from starlab.platform.evaluation_run import evaluate_run
 from starlab.platform.journal import FILE, SYSTEM_FILE, read_points
 from starlab.platform.predictions import read_predictions
 from starlab.platform.registry import load_model
@@ -181,7 +181,7 @@ def test_evaluating_the_best_checkpoint_again_gives_the_same_numbers_and_is_coun
     assert before[0] == after[0]  # the same clips in the same order, by one worker instead of two
     assert np.allclose(before[1].logits, after[1].logits, atol=1e-5)
     assert again.metrics == pytest.approx({name: run.metrics[f"test/{name}"] for name in again.metrics}, abs=1e-5)
-    assert (again.look, looks_at_test(folder)) == (2, 2)
+    assert (again.look, folder.looks_at_test()) == (2, 2)
     assert (validation.look, validation.step) == (0, json.loads((run.folder / "result.json").read_text())["total_steps"])
     heads, [row] = comparison([folder])
     assert "2 looks at test" in row[heads.index("selected by")]
@@ -194,7 +194,7 @@ def test_evaluating_the_best_checkpoint_again_gives_the_same_numbers_and_is_coun
 def test_an_evaluation_on_other_data_or_with_another_model_is_refused_and_no_look(run: RunResult, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_penn_action(other, dataclasses.replace(SYNTHETIC, seed=SYNTHETIC.seed + 1), workers=1)
-    looks = looks_at_test(RunFolder(run.folder))
+    looks = RunFolder(run.folder).looks_at_test()
     with pytest.raises((UserError, DataError), match=r"fingerprint|generated"):
         evaluate_run(run.run_id, runs=run.folder.parent, overrides=[f"data.store={other}"])
     with pytest.raises(SpecError, match=r"only data.store.* can be changed"):
@@ -203,7 +203,7 @@ def test_an_evaluation_on_other_data_or_with_another_model_is_refused_and_no_loo
         evaluate_run(run.run_id, runs=run.folder.parent, checkpoint="7")
     with pytest.raises(UserError, match="'newest'; it must be best, last or the step"):
         evaluate_run(run.run_id, runs=run.folder.parent, checkpoint="newest")
-    assert looks_at_test(RunFolder(run.folder)) == looks
+    assert RunFolder(run.folder).looks_at_test() == looks
 
 
 def test_a_profile_is_a_trace_of_some_steps(run: RunResult) -> None:
