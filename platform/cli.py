@@ -124,8 +124,7 @@ def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")
 
     root = runs_folder(runs)
     closed = close_abandoned(root)  # MLflow hears of these too: nothing looks at them again
-    named = [folder for name in names for folder in find_runs(root, name)]
-    sync_all(list(dict.fromkeys([*named, *closed])), _say)
+    sync_all([*(folder for name in names for folder in find_runs(root, name)), *closed], _say)
 
 
 @app.command()

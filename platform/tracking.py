@@ -142,7 +142,7 @@ def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
         StarlabError: something is left; names the runs and why.
     """
     failed = []
-    for folder in itertools.chain.from_iterable((run, *run.trials()) for run in folders):
+    for folder in dict.fromkeys(itertools.chain.from_iterable((run, *run.trials()) for run in folders)):
         sender = Sender(folder)
         sender.send_now()
         total = sum(count_points(path) for path in journals(folder.path))

@@ -17,6 +17,7 @@ from starlab.platform.checkpoint import newest_checkpoint
 from starlab.platform.cluster import Cluster
 from starlab.platform.errors import RunFailedError
 from starlab.platform.journal import read_points
+from starlab.platform.run_folder import RunFolder
 from starlab.platform.trainer import RunResult
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
@@ -84,7 +85,7 @@ def test_a_full_disk_costs_checkpoints_and_neither_the_training_nor_the_older_on
         for r in (result, undisturbed)
     ]
     assert losses[0] == losses[1]
-    newest, complaints = newest_checkpoint(next(full_disk.glob(f"{result.run_id}-*")))
+    newest, complaints = newest_checkpoint(RunFolder(result.folder).stored_checkpoints)
     assert newest is not None
     assert complaints == []
     assert newest.step == 3

@@ -136,7 +136,7 @@ def test_syncing_a_search_sends_its_trials_too(folder: RunFolder) -> None:
     Journal(trial.path / "journal.jsonl").log(1, {"a": 1.0})
     said: list[str] = []
     assert not is_sent(trial)
-    sync_all([folder], said.append)
+    sync_all([folder, trial], said.append)
     assert [line.split(":")[0] for line in said] == [folder.path.name, "t-1"]
     assert "1 points sent" in said[1]
     assert is_sent(trial)
