@@ -1,4 +1,4 @@
-"""The one place that starts or joins Ray, and the copy of this package that travels to a cluster.
+"""The one place that starts or joins Ray.
 
 A local cluster belongs to this process and dies with it. A remote one is named by RAY_ADDRESS, which Ray sets in every
 submitted job.
@@ -6,16 +6,13 @@ submitted job.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
-import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -23,7 +20,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from starlab.platform.errors import UserError
 
-ROOMS = ("platform", "models", "pipelines", "experiments")
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line a train worker prints appears twice
@@ -117,33 +113,6 @@ def wait_for_room(
     finally:
         remove_placement_group(group)
     return _describe()
-
-
-def copy_package(destination: Path) -> None:
-    """Write this package below `destination` as an importable `starlab/`, with the metadata that tells its version.
-
-    It takes the files that are running: of the checkout, or of the installed wheel. They travel as files because Ray
-    installs a wheel with all its requirements (a second torch, and not V100's) and names it by its file name alone, so
-    that an edited checkout of the same version would run the old code.
-    """
-    rooms = Path(__file__).resolve().parent.parent
-    for room in ROOMS:
-        target = destination / "starlab" / room
-        target.mkdir(parents=True)
-        for pattern in ("*.py", "*.yaml", "py.typed"):
-            for source in sorted((rooms / room).glob(pattern)):
-                shutil.copyfile(source, target / source.name)
-    metadata = destination / f"starlab-{package_version()}.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: starlab\nVersion: {package_version()}\n")
-
-
-def package_version() -> str:
-    """The version of the installed starlab, "0" where it runs without being installed."""
-    try:
-        return importlib.metadata.version("starlab")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
 
 
 def _describe() -> Cluster:

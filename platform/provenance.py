@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,12 +10,14 @@ from pathlib import Path
 
 import torch
 
+from starlab.platform.package import code_hash, package_root
+
 _PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "pyarrow", "numpy")
 
 
 def provenance() -> dict[str, str]:
     """Tags: git commit and dirty flag (of the checkout that the code runs from), code hash, library versions, device."""
-    root = Path(__file__).resolve().parent.parent
+    root = package_root()
     tags = {
         "starlab.version": importlib.metadata.version("starlab"),
         "starlab.code": code_hash(root),
@@ -33,15 +34,6 @@ def provenance() -> dict[str, str]:
 def package_versions() -> dict[str, str]:
     """Version of starlab and of each library that a result depends on."""
     return {package: importlib.metadata.version(package) for package in ("starlab", *_PACKAGES)}
-
-
-def code_hash(root: Path) -> str:
-    """SHA-256 (12 hex digits) over the names and bytes of the package's .py files."""
-    digest = hashlib.sha256()
-    for room in ("experiments", "models", "pipelines", "platform"):
-        for path in sorted((root / room).glob("*.py")):
-            digest.update(f"{room}/{path.name}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -23,9 +23,10 @@ import aiohttp
 from ray.job_submission import JobSubmissionClient
 
 from starlab.experiments.catalog import read_experiment
-from starlab.platform.cluster import SETTINGS, copy_package, package_version
+from starlab.platform.cluster import SETTINGS
 from starlab.platform.dashboard import Dashboard, find_dashboard
 from starlab.platform.errors import RunFailedError, UserError
+from starlab.platform.package import copy_package, package_version
 
 _SILENCE_SECONDS = 60.0
 """A log that is silent for this long is asked for anew: a connection may have died unnoticed."""

@@ -84,9 +84,9 @@ def test_starlab_installed_from_its_wheel_ships_to_a_cluster_what_the_checkout_s
     code = """
 import sys
 from pathlib import Path
-from starlab.platform import cluster
-assert cluster.__file__.startswith(sys.argv[1]), cluster.__file__
-cluster.copy_package(Path(sys.argv[2]))
+from starlab.platform import package
+assert package.__file__.startswith(sys.argv[1]), package.__file__
+package.copy_package(Path(sys.argv[2]))
 """
     # Outside the checkout, and first on the path, so that it is not the checkout that is copied.
     command = [sys.executable, "-c", code, str(installed), str(shipped)]

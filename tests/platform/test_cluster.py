@@ -17,7 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from starlab.platform.cluster import ROOMS, copy_package
+from starlab.platform.package import ROOMS, copy_package
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"

@@ -57,7 +57,8 @@ import json, os, sys
 import ray
 from starlab.experiments.catalog import read_experiment
 from starlab.platform import cluster
-from starlab.platform.cluster import SETTINGS, connect, package_version
+from starlab.platform.cluster import SETTINGS, connect
+from starlab.platform.package import package_version
 
 def look():
     from starlab.platform import cluster
