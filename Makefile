@@ -31,8 +31,8 @@ test-all: setup ## All tests but those of many minutes: also faults and whole tr
 	$(BIN)/python -m pytest -m "not slowest"
 
 test-faults: setup ## Every fault of docs/reliability.md (half an hour; measures go to runs/faults.json)
-	$(BIN)/python -m pytest tests/faults tests/platform/test_checkpoint.py tests/platform/test_checkpoint_writer.py \
-	  tests/platform/test_lease.py tests/platform/test_watchdog.py tests/platform/test_loss_guard.py tests/platform/test_trainer.py \
+	$(BIN)/python -m pytest tests/faults tests/platform/runs/test_checkpoint.py tests/platform/runs/test_checkpoint_writer.py \
+	  tests/platform/runs/test_lease.py tests/platform/worker/test_watchdog.py tests/platform/recipe/test_loss_guard.py tests/platform/test_trainer.py \
 	  tests/pipelines/test_fault_table.py -m "slow_fault or not slow_fault"
 
 bench-train: setup ## Measure what a training costs besides its arithmetic (minutes; wants a quiet machine)

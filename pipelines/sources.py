@@ -14,13 +14,13 @@ from typing import Literal
 from starlab.pipelines.augment import AugmentConfig
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints
+from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu
+from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.pipelines.ntu import NtuSource
 from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NTU120_CLASSES, NTU120_SETUPS, Protocol
 from starlab.pipelines.penn_action import PENN_ACTION_CLASSES, PennActionSource
 from starlab.pipelines.skeletons import NTU, PENN_ACTION, Skeleton
 from starlab.pipelines.store import StoreSource, is_store
-from starlab.pipelines.synthetic import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
-from starlab.pipelines.synthetic_ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu
 
 
 @dataclass(frozen=True, slots=True)

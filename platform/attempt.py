@@ -12,11 +12,11 @@ from pathlib import Path
 from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from starlab.platform.allotment import Allotment, worker_group
+from starlab.platform.cluster.allotment import Allotment, worker_group
 from starlab.platform.errors import RunFailedError
-from starlab.platform.job import TrainJob
-from starlab.platform.run_folder import RunFolder
-from starlab.platform.train_loop import train_loop
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.worker.job import TrainJob
+from starlab.platform.worker.train_loop import train_loop
 
 
 def attempt(job: TrainJob, allotment: Allotment, callbacks: tuple[UserCallback, ...]) -> None:

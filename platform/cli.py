@@ -66,7 +66,7 @@ def search(experiment: Experiment, overrides: Overrides = None, runs: Runs = Non
     from starlab.experiments.spec import load_search
 
     spec = load_search(experiment, overrides or [])
-    from starlab.platform import search as searching
+    from starlab.platform.search import search as searching
     from starlab.platform.summary import search_lines
 
     _print(search_lines(searching.search(spec, runs=runs, fresh=fresh, say=_say)))
@@ -83,10 +83,10 @@ def evaluate(
     runs: Runs = None,
 ) -> None:
     """Evaluate a checkpoint of a run: starlab evaluate demo-1a2b3c4d --checkpoint last --part validation"""
-    from starlab.platform.run_folder import find_runs, runs_folder
+    from starlab.platform.runs.folder import find_runs, runs_folder
 
     find_runs(runs_folder(runs), run)  # before anything heavy is imported for a name that is wrong
-    from starlab.platform.evaluation_run import evaluate_run
+    from starlab.platform.evaluation import evaluate_run
     from starlab.platform.summary import evaluation_lines
 
     _print(
@@ -102,8 +102,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from starlab.platform.report import comparison
-    from starlab.platform.run_folder import find_runs, runs_folder
+    from starlab.platform.reports.figures import comparison
+    from starlab.platform.runs.folder import find_runs, runs_folder
 
     root = runs_folder(runs)
     heads, rows = comparison([folder for name in names for folder in find_runs(root, name)])
@@ -118,9 +118,9 @@ def compare(
 @app.command()
 def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")], runs: Runs = None) -> None:
     """Send to MLflow what it has not got yet of these runs; ends with 1 when something is left."""
-    from starlab.platform.reaper import close_abandoned
-    from starlab.platform.run_folder import find_runs, runs_folder
-    from starlab.platform.tracking import sync_all
+    from starlab.platform.runs.folder import find_runs, runs_folder
+    from starlab.platform.runs.reaper import close_abandoned
+    from starlab.platform.tracking.sender import sync_all
 
     root = runs_folder(runs)
     closed = close_abandoned(root)  # MLflow hears of these too: nothing looks at them again
@@ -130,8 +130,8 @@ def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")
 @app.command()
 def ui(runs: Runs = None, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Open MLflow on the runs folder (Ctrl-C ends it)."""
-    from starlab.platform.run_folder import runs_folder
-    from starlab.platform.tracking import serve
+    from starlab.platform.runs.folder import runs_folder
+    from starlab.platform.tracking.sender import serve
 
     serve(runs_folder(runs), port, _say)
 
@@ -151,7 +151,7 @@ def submit(
     insecure: Annotated[bool, typer.Option(help="Accept a cluster elsewhere that asks for no token.")] = False,
 ) -> None:
     """Run a command as a job on a Ray cluster and follow it: starlab submit -- train demo train.epochs=1"""
-    from starlab.platform.submit import submit as send
+    from starlab.platform.cluster.submit import submit as send
 
     code = send(
         command,
@@ -178,7 +178,7 @@ def doctor(
 
     from starlab.experiments.spec import load_spec
     from starlab.platform.doctor import cost_rows, examine
-    from starlab.platform.run_folder import runs_folder
+    from starlab.platform.runs.folder import runs_folder
 
     spec = load_spec(cost, overrides or []) if cost else None
     findings = list(examine(runs_folder(runs)))

@@ -35,7 +35,7 @@ def prepare(
     left_out = f", {len(opened.skipped)} left out" if opened.skipped else ""
     print(f"source   {source}: {len(opened.clips):,} clips of {len(opened.classes)} classes{left_out}", flush=True)
     from starlab.pipelines import prepare as preparing
-    from starlab.platform.cluster import connect
+    from starlab.platform.cluster.connect import connect
 
     connect()
     _quiet_ray_data()
@@ -68,7 +68,7 @@ def verify(
     """Read a whole store again and say what is wrong; exit code 1 if anything is: starlab verify data/penn"""
     from starlab.pipelines import prepare as preparing
     from starlab.pipelines.store import StoreSource
-    from starlab.platform.cluster import connect
+    from starlab.platform.cluster.connect import connect
 
     StoreSource(store)  # a wrong folder is said before Ray starts
     connect()

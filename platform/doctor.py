@@ -12,7 +12,7 @@ import torch
 
 from starlab.experiments.spec import Spec
 from starlab.models.cost import cost
-from starlab.platform.device import mismatch
+from starlab.platform.cluster.device import mismatch
 
 
 @dataclass(frozen=True, slots=True)

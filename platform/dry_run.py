@@ -20,13 +20,13 @@ from starlab.models.star import StarConfig, StarTransformer
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.sources import DataConfig, generated_folder
 from starlab.pipelines.splits import Parts
-from starlab.platform.allotment import Allotment, divide
-from starlab.platform.checkpoint import checkpoint_steps
-from starlab.platform.cluster import Cluster, connect
+from starlab.platform.cluster.allotment import Allotment, divide
+from starlab.platform.cluster.connect import Cluster, connect
 from starlab.platform.errors import UserError
-from starlab.platform.job import TrainJob
-from starlab.platform.run_folder import RunFolder, runs_folder
+from starlab.platform.runs.checkpoint import checkpoint_steps
+from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.trainer import check_weights, open_data
+from starlab.platform.worker.job import TrainJob
 
 _OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
 """Numbers that an optimizer keeps for each parameter: SGD's momentum, AdamW's two moments."""

@@ -18,7 +18,7 @@ import ray
 from ray.train.v2._internal.execution.context import get_train_context as ray_train_context
 
 from starlab.platform.errors import StarlabError
-from starlab.platform.run_folder import RunFolder
+from starlab.platform.runs.folder import RunFolder
 
 REQUEST, DONE = "preempt.json", "preempted.json"
 

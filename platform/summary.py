@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from starlab.platform.evaluation_run import EvaluationResult
-from starlab.platform.search import SearchResult, values_text
+from starlab.platform.evaluation import EvaluationResult
+from starlab.platform.search.search import SearchResult, values_text
 from starlab.platform.trainer import RunResult
 
 _SELECTED = {"validation": "validation", "test": "best checkpoint by the test part itself (optimistic)"}

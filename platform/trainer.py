@@ -23,23 +23,23 @@ from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows
 from starlab.platform import preemption
-from starlab.platform.allotment import Allotment, allot
 from starlab.platform.attempt import attempt
-from starlab.platform.cluster import Cluster, connect, wait_for_room
-from starlab.platform.cockpit import Cockpit
+from starlab.platform.cluster.allotment import Allotment, allot
+from starlab.platform.cluster.connect import Cluster, connect, wait_for_room
 from starlab.platform.errors import RunFailedError, UserError
-from starlab.platform.events import EventReader
-from starlab.platform.job import TrainJob
-from starlab.platform.journal import FILE, count_differences
-from starlab.platform.lease import Lease, check_fence
 from starlab.platform.preemption import RunPreemptedError, heed_sigterm
-from starlab.platform.progress import Progress
-from starlab.platform.provenance import provenance
-from starlab.platform.reaper import close_abandoned_everywhere, this_process
-from starlab.platform.registry import write_best_model
-from starlab.platform.run_folder import RunFolder, runs_folder
-from starlab.platform.system_metrics import SystemMetrics
-from starlab.platform.tracking import Sender, tracking_uri
+from starlab.platform.runs.events import EventReader
+from starlab.platform.runs.folder import RunFolder, runs_folder
+from starlab.platform.runs.journal import FILE, count_differences
+from starlab.platform.runs.lease import Lease, check_fence
+from starlab.platform.runs.provenance import provenance
+from starlab.platform.runs.reaper import close_abandoned_everywhere, this_process
+from starlab.platform.runs.system_metrics import SystemMetrics
+from starlab.platform.serving.registry import write_best_model
+from starlab.platform.tracking.cockpit import Cockpit
+from starlab.platform.tracking.progress import Progress
+from starlab.platform.tracking.sender import Sender, tracking_uri
+from starlab.platform.worker.job import TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,9 @@ def run_training(
                     else:
                         close_run(folder, "FAILED")
                 raise
-            from starlab.platform.report import write_artifacts  # not before it is needed: matplotlib takes seconds to import
+            from starlab.platform.reports.figures import (
+                write_artifacts,
+            )  # not before it is needed: matplotlib takes seconds to import
 
             write_artifacts(folder)
             if look_at_test:

@@ -20,10 +20,10 @@ import pytest
 import ray
 from hypothesis import settings
 
+from starlab.pipelines.generated.ntu import SyntheticNtuConfig, write_ntu
+from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.pipelines.penn_action import PennActionSource
-from starlab.pipelines.synthetic import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
-from starlab.pipelines.synthetic_ntu import SyntheticNtuConfig, write_ntu
-from starlab.platform.cluster import Cluster, connect
+from starlab.platform.cluster.connect import Cluster, connect
 
 # No deadline: a test says nothing about the load of the machine that it runs on.
 settings.register_profile("starlab", deadline=None)

@@ -1,4 +1,4 @@
-"""Guards of the packaging: four flat folders that are one package, and a `platform/` that hides nobody's `platform`."""
+"""Guards of the packaging: four folders that are one package, and a `platform/` that hides nobody's `platform`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def shipped_files(root: Path) -> set[str]:
 
 
 def modules_of(room: str) -> list[str]:
-    return sorted(f"starlab.{room}.{path.stem}" for path in (ROOT / room).glob("*.py") if path.stem != "__init__")
+    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / room).rglob("*.py"))
+    return sorted(".".join(("starlab", *path.parts)).removesuffix(".__init__") for path in paths)
 
 
 def test_platform_is_the_standard_librarys_for_every_process_started_in_the_checkout() -> None:
@@ -41,9 +43,23 @@ def test_neither_platform_nor_any_test_folder_is_a_package() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
-def test_the_rooms_are_flat_because_the_wheel_would_silently_leave_subfolders_out() -> None:
-    nested = [name for name in shipped_files(ROOT) if name.count("/") > 1]
-    assert nested == []
+def folders_with_modules() -> set[str]:
+    """Every folder of the package that holds a module, dotted."""
+    folders = (path.parent.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    return {".".join(("starlab", *folder.parts)) for folder in folders if "__pycache__" not in folder.parts}
+
+
+def test_the_packages_are_the_folders_because_the_wheel_would_silently_leave_an_unlisted_one_out() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(listed) == folders_with_modules()
+    assert len(listed) == len(set(listed))
+
+
+def test_every_room_says_in_its_docstring_what_lives_there_and_holds_nothing_else_in_its_init() -> None:
+    for folder in folders_with_modules() - {"starlab.platform"}:
+        tree = ast.parse((ROOT.joinpath(*folder.split(".")[1:]) / "__init__.py").read_text())
+        assert ast.get_docstring(tree), folder
+        assert len(tree.body) == 1, folder
 
 
 def test_type_checkers_see_the_four_rooms_through_links() -> None:
@@ -148,7 +164,7 @@ check(rest)
 def libraries_imported_by(folders: list[Path]) -> set[str]:
     """The modules of others that the rooms import, wherever in the file they do it."""
     found: set[str] = set()
-    for path in (path for folder in folders for path in folder.glob("*.py")):
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
@@ -160,9 +176,9 @@ def libraries_imported_by(folders: list[Path]) -> set[str]:
 @pytest.mark.slow
 def test_every_module_can_be_imported_alone_and_importing_it_does_nothing_else(tmp_path: Path) -> None:
     pipelines = [name for name in modules_of("pipelines") if name not in RAY_IN_PIPELINES]
-    pure = ["starlab.models", "starlab.pipelines", *modules_of("models"), *pipelines]
+    pure = [*modules_of("models"), *pipelines]
     with_ray = [name for name in modules_of("pipelines") if name in RAY_IN_PIPELINES]
-    rest = [*with_ray, "starlab.experiments", *modules_of("experiments"), *modules_of("platform")]
+    rest = [*with_ray, *modules_of("experiments"), *modules_of("platform")]
     base = sorted(libraries_imported_by([ROOT / room for room in ROOMS]))
     command = [sys.executable, "-c", IMPORT_EACH_IN_A_CHILD, *(" ".join(names) for names in (pure, rest, base))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

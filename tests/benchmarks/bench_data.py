@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu, write_video
 from starlab.pipelines.ntu import NtuSource
 from starlab.pipelines.prepare import prepare
 from starlab.pipelines.sampling import pick_frames
@@ -39,8 +40,7 @@ from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.sources import DataConfig
 from starlab.pipelines.store import StoreSource
 from starlab.pipelines.stream import StreamLimits, train_batches
-from starlab.pipelines.synthetic_ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu, write_video
-from starlab.platform.cluster import connect
+from starlab.platform.cluster.connect import connect
 
 FRAMES, SIZE, BATCH = 16, 224, 8
 CLIP_FRAMES = 90

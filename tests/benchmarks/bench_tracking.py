@@ -24,10 +24,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from starlab.platform.journal import FILE, Journal
-from starlab.platform.run_folder import RunFolder
-from starlab.platform.system_metrics import SystemMetrics
-from starlab.platform.tracking import Sender
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import FILE, Journal
+from starlab.platform.runs.system_metrics import SystemMetrics
+from starlab.platform.tracking.sender import Sender
 
 STEPS = 3000
 

@@ -29,20 +29,20 @@ from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.pipelines.stream import train_batches
-from starlab.platform.allotment import allot
-from starlab.platform.checkpoint_writer import CheckpointWriter
-from starlab.platform.cluster import Cluster, connect
-from starlab.platform.job import TrainJob
-from starlab.platform.journal import FILE, read_points
-from starlab.platform.lease import Lease
-from starlab.platform.optimization import learning_rate, make_optimizer
+from starlab.platform.cluster.allotment import allot
+from starlab.platform.cluster.connect import Cluster, connect
 from starlab.platform.preemption import REQUEST
-from starlab.platform.run_folder import RunFolder
-from starlab.platform.run_record import RunRecord
-from starlab.platform.storage import Disk
+from starlab.platform.recipe.optimizer import learning_rate, make_optimizer
+from starlab.platform.recipe.training_state import TrainingState
+from starlab.platform.runs.checkpoint_writer import CheckpointWriter
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import FILE, read_points
+from starlab.platform.runs.lease import Lease
+from starlab.platform.runs.storage import Disk
 from starlab.platform.trainer import open_data, open_run, run_training
-from starlab.platform.training_state import TrainingState
-from starlab.platform.watchdog import Watchdog
+from starlab.platform.worker.job import TrainJob
+from starlab.platform.worker.run_writer import RunRecord
+from starlab.platform.worker.watchdog import Watchdog
 
 FIRST, LAST = 20, 170
 """Steps between which is measured: not the start, not the evaluation at the end."""

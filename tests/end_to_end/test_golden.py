@@ -13,7 +13,7 @@ from starlab.models.star import StarTransformer
 from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.schedule import Schedule, TrainPlan
-from starlab.platform.optimization import learning_rate, make_optimizer
+from starlab.platform.recipe.optimizer import learning_rate, make_optimizer
 
 LOSSES = [3.12972, 2.25545, 3.22551, 2.48125, 2.41952, 2.16536, 2.12407, 2.34950]
 

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from starlab.experiments.spec import Spec, load_spec
-from starlab.pipelines.synthetic import write_penn_action
+from starlab.pipelines.generated.penn_action import write_penn_action
 from starlab.platform import attempt
-from starlab.platform.checkpoint import Checkpoint, newest_checkpoint
-from starlab.platform.cluster import Cluster
-from starlab.platform.events import Event, read_events
-from starlab.platform.job import TrainJob
-from starlab.platform.journal import SYSTEM, read_points
+from starlab.platform.cluster.connect import Cluster
+from starlab.platform.runs.checkpoint import Checkpoint, newest_checkpoint
+from starlab.platform.runs.events import Event, read_events
+from starlab.platform.runs.journal import SYSTEM, read_points
 from starlab.platform.trainer import RunResult, train
+from starlab.platform.worker.job import TrainJob
 
 SYNTHETIC = dataclasses.replace(load_spec("demo").data.synthetic, train_clips_per_class=6, test_clips_per_class=3, size_px=48)
 TINY = [
@@ -110,8 +110,8 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., P
         done = tmp_path / "injected"
 
         def loop(config: dict[str, TrainJob]) -> None:  # travels to the workers by value
-            from starlab.platform import train_loop
-            from starlab.platform.train_step import TrainStep
+            from starlab.platform.recipe.train_step import TrainStep
+            from starlab.platform.worker import train_loop
 
             original = TrainStep.gradients
 

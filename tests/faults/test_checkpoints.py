@@ -1,6 +1,6 @@
 """The newest checkpoint is damaged or the disk is full, in a whole run. Rows 7 to 10 of docs/reliability.md.
 
-What happens to a single checkpoint is in tests/platform/test_checkpoint.py and test_checkpoint_writer.py.
+What happens to a single checkpoint is in tests/platform/runs/test_checkpoint.py and test_checkpoint_writer.py.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from starlab.platform.checkpoint import newest_checkpoint
-from starlab.platform.cluster import Cluster
+from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import RunFailedError
-from starlab.platform.journal import read_points
-from starlab.platform.run_folder import RunFolder
+from starlab.platform.runs.checkpoint import newest_checkpoint
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import read_points
 from starlab.platform.trainer import RunResult
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from starlab.platform import attempt
-from starlab.platform.checkpoint import newest_checkpoint
-from starlab.platform.cluster import Cluster
+from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import RunFailedError
-from starlab.platform.job import TrainJob
-from starlab.platform.journal import read_points
+from starlab.platform.runs.checkpoint import newest_checkpoint
+from starlab.platform.runs.journal import read_points
 from starlab.platform.trainer import RunResult
+from starlab.platform.worker.job import TrainJob
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
 
@@ -25,8 +25,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def plan(steps: set[int], rank: int = 1) -> None:
         def loop(config: dict[str, TrainJob]) -> None:
-            from starlab.platform import train_loop, train_step
-            from starlab.platform.train_step import TrainStep
+            from starlab.platform.recipe import train_step
+            from starlab.platform.recipe.train_step import TrainStep
+            from starlab.platform.worker import train_loop
 
             original, losses = TrainStep.gradients, train_step._losses
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from starlab.platform.events import read_events
-from starlab.platform.journal import read_points
+from starlab.platform.runs.events import read_events
+from starlab.platform.runs.journal import read_points
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
 

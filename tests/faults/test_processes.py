@@ -11,7 +11,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from starlab.platform.journal import read_points
+from starlab.platform.runs.journal import read_points
 from starlab.platform.trainer import RunResult
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from starlab.platform.errors import RunFailedError
-from starlab.platform.journal import read_points
-from starlab.platform.lease import Lease, RunTakenError
+from starlab.platform.runs.journal import read_points
+from starlab.platform.runs.lease import Lease, RunTakenError
 from starlab.platform.trainer import RunResult
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it

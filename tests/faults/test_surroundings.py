@@ -12,8 +12,8 @@ import pytest
 from starlab.pipelines.clip import ClipRow, ClipSource
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.platform import trainer
-from starlab.platform.cluster import Cluster
-from starlab.platform.journal import FILE, Journal, read_points
+from starlab.platform.cluster.connect import Cluster
+from starlab.platform.runs.journal import FILE, Journal, read_points
 from starlab.platform.trainer import RunResult
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
@@ -62,7 +62,7 @@ def test_a_clock_that_jumps_back_leaves_the_points_in_the_order_of_their_steps(
 LITTLE_MEMORY = """
 import sys
 from starlab.experiments.spec import load_spec
-from starlab.platform.cluster import connect
+from starlab.platform.cluster.connect import connect
 from starlab.platform.trainer import train
 
 connect(num_cpus=2, object_store_bytes=80_000_000)

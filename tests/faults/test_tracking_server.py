@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from starlab.platform.journal import FILE, Journal, read_points
-from starlab.platform.run_folder import RunFolder
-from starlab.platform.tracking import Sender, sync
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import FILE, Journal, read_points
+from starlab.platform.tracking.sender import Sender, sync
 
 STEPS = 60
 KEYS = ("train/loss", "train/top1", "val/top1")
@@ -220,8 +220,9 @@ def test_a_slow_line_delays_the_curves_and_doubles_none(delay_seconds: float, tr
 def test_a_killed_driver_is_followed_by_starlab_sync_which_sends_the_rest_once(tracking_server: Any, tmp_path: Path) -> None:
     folder = new_run(tmp_path, tracking_server.uri, "driver")
     code = (
-        "import sys, time; from pathlib import Path; from starlab.platform.run_folder import RunFolder\n"
-        "from starlab.platform.tracking import Sender; Sender(RunFolder(Path(sys.argv[1])), every_seconds=0.05).__enter__()\n"
+        "import sys, time; from pathlib import Path; from starlab.platform.runs.folder import RunFolder\n"
+        "from starlab.platform.tracking.sender import Sender\n"
+        "Sender(RunFolder(Path(sys.argv[1])), every_seconds=0.05).__enter__()\n"
         "time.sleep(300)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code, str(folder.path)])

@@ -20,12 +20,12 @@ import simplejpeg
 
 from starlab.pipelines.clip import ClipSource, DataError, UnreadableClipError
 from starlab.pipelines.estimated_joints import SCHEMA, EstimatedJoints, write_joints
+from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES
+from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES
 from starlab.pipelines.ntu import MISSING_LISTS, NtuSource
 from starlab.pipelines.ntu_names import NTU120_SETUPS
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.skeletons import COCO
-from starlab.pipelines.synthetic import SYNTHETIC_CLASSES
-from starlab.pipelines.synthetic_ntu import SYNTHETIC_NTU_CLASSES
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 Outcome = Literal["left out", "unreadable", "refused", "read"]

@@ -13,10 +13,10 @@ import pytest
 import simplejpeg
 
 from starlab.pipelines.clip import ClipSource, DataError, UnreadableClipError
+from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES
 from starlab.pipelines.ntu import MISSING_LISTS, NtuSource
 from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU120_SETUPS, Protocol, parse_name
 from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton
-from starlab.pipelines.synthetic_ntu import SYNTHETIC_NTU_CLASSES
 from starlab.pipelines.video import decode_video
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from starlab.pipelines.generated.kinect import FIRST_BODY_ID, SensedBody, encode_skeleton
 from starlab.pipelines.ntu_skeletons import (
     Body,
     SkeletonFile,
@@ -13,7 +14,6 @@ from starlab.pipelines.ntu_skeletons import (
     parse_skeleton,
     read_num_frames,
 )
-from starlab.pipelines.synthetic_kinect import FIRST_BODY_ID, SensedBody, encode_skeleton
 
 ABOUT = "0 1 1 1 1 0 0.01 0.02 2"
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from starlab.pipelines.clip import DataError
+from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import Progress, prepare, verify
 from starlab.pipelines.sources import DataConfig, open_source
 from starlab.pipelines.storage import Folder
 from starlab.pipelines.store import StoreSource
-from starlab.pipelines.synthetic import SYNTHETIC_CLASSES
 from starlab.platform import cli
 
 DATASET = "synthetic_penn_action"

@@ -13,10 +13,10 @@ import pytest
 from starlab.experiments.spec import SpecError, load_spec
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.estimated_joints import EstimatedJoints, write_joints
+from starlab.pipelines.generated.ntu import SyntheticNtuConfig
 from starlab.pipelines.ntu import NtuSource
 from starlab.pipelines.skeletons import COCO, NTU
 from starlab.pipelines.sources import DATASETS, DataConfig, open_source
-from starlab.pipelines.synthetic_ntu import SyntheticNtuConfig
 
 SMALL = SyntheticNtuConfig(train_performers=2, test_performers=1, cameras=2, height_px=90, min_frames=40, max_frames=44)
 

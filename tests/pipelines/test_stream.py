@@ -264,7 +264,7 @@ def test_evaluation_reads_uniform_frames_and_draws_nothing(small_source: PennAct
 def test_a_corrupt_jpeg_on_disk_is_named_with_its_file(small_folder: Path, tmp_path: Path) -> None:
     import shutil
 
-    from starlab.pipelines.synthetic import SYNTHETIC_CLASSES
+    from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES
 
     root = shutil.copytree(small_folder, tmp_path / "copy")
     victim = sorted((root / "frames" / "0003").glob("*.jpg"))

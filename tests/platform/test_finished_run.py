@@ -18,19 +18,19 @@ from mlflow import MlflowClient
 from starlab.experiments.spec import SpecError, load_spec
 from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.clip import DataError
+from starlab.pipelines.generated.penn_action import write_penn_action
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import open_source
-from starlab.pipelines.synthetic import write_penn_action
-from starlab.platform.cluster import Cluster
+from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
-from starlab.platform.evaluation_run import evaluate_run
-from starlab.platform.journal import FILE, SYSTEM_FILE, read_points
-from starlab.platform.predictions import read_predictions
-from starlab.platform.registry import load_model
-from starlab.platform.report import comparison
-from starlab.platform.run_folder import RunFolder
-from starlab.platform.tracking import stored_uri, sync
+from starlab.platform.evaluation import evaluate_run
+from starlab.platform.reports.figures import comparison
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import FILE, SYSTEM_FILE, read_points
+from starlab.platform.serving.registry import load_model
+from starlab.platform.tracking.sender import stored_uri, sync
 from starlab.platform.trainer import RunResult, train
+from starlab.platform.worker.predictions import read_predictions
 
 PASSWORD = "correct-horse-battery"
 SECRET = "AKIA-not-to-be-seen-0123"

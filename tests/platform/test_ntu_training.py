@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from starlab.experiments.spec import Spec, load_spec
+from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES
 from starlab.pipelines.ntu import MISSING_LISTS, NtuSource
 from starlab.pipelines.ntu_names import parse_name
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.stream import StreamLimits, eval_batches
-from starlab.pipelines.synthetic_ntu import SYNTHETIC_NTU_CLASSES
-from starlab.platform.cluster import Cluster
+from starlab.platform.cluster.connect import Cluster
 from starlab.platform.trainer import train
 
 TINY = [

@@ -17,12 +17,12 @@ from mlflow import MlflowClient
 
 from starlab.experiments.spec import Spec, load_spec
 from starlab.pipelines.clip import DataError
-from starlab.platform.allotment import allot
-from starlab.platform.checkpoint import Checkpoint, newest_checkpoint
-from starlab.platform.cluster import Cluster
+from starlab.platform.cluster.allotment import allot
+from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import RunFailedError, UserError
-from starlab.platform.journal import SYSTEM, read_points
-from starlab.platform.run_folder import RunFolder
+from starlab.platform.runs.checkpoint import Checkpoint, newest_checkpoint
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import SYSTEM, read_points
 from starlab.platform.trainer import RunResult, open_data, run_training, train
 
 TINY = [
@@ -60,7 +60,7 @@ def whole(local_ray: Cluster, tmp_path_factory: pytest.TempPathFactory, tiny_sto
 @pytest.fixture(scope="module")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default generator's settings in small, so that the spec's own data section describes the folder."""
-    from starlab.pipelines.synthetic import write_penn_action
+    from starlab.pipelines.generated.penn_action import write_penn_action
 
     root = tmp_path_factory.mktemp("store") / "people"
     write_penn_action(root, SYNTHETIC, workers=1)

@@ -1,0 +1,92 @@
+"""Who gets which CPUs: the workers of a run, and the decode tasks that feed them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+import torch
+from ray.train import ScalingConfig
+
+from starlab.experiments.spec import Spec
+from starlab.pipelines.stream import StreamLimits
+from starlab.platform.cluster.connect import Cluster
+from starlab.platform.cluster.device import mismatch
+from starlab.platform.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """What one run may take of the cluster."""
+
+    cpus_per_worker: float
+    limits: StreamLimits
+
+
+def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
+    """Divide `share` of the connected cluster between the workers and their decode tasks, so that neither can starve the other.
+
+    Raises:
+        UserError: it does not fit; says by how much.
+    """
+    return divide(spec, cluster, ray.cluster_resources().get("object_store_memory", 5e8), share)
+
+
+def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float = 1.0) -> Allotment:
+    """As `allot`, of a cluster that need not be there.
+
+    A worker's stream has two overlapping windows (stream.py), and each believes the cluster its own: the limits of all of
+    them together must fit what the workers leave. A worker that decodes by itself takes its share of the machine whole; on a
+    cluster that others may use, what `resources.cpus_per_worker` says, else 1.
+
+    Raises:
+        UserError: it does not fit; says by how much.
+    """
+    wanted = spec.resources
+    cpus = cluster.cpus * share
+    by_itself = spec.data.decode == "worker"
+    most = cpus / wanted.workers - 0.05 if by_itself else cpus / 2 / wanted.workers  # a crumb for a search's own actors
+    per_worker = wanted.cpus_per_worker or (most if by_itself and cluster.local else min(1.0, most))
+    free = cpus - per_worker * wanted.workers
+    if by_itself and free < -1e-9:
+        raise UserError(
+            f"{wanted.workers} workers of {per_worker:g} CPUs do not fit into {cpus:g} CPUs; use fewer resources.workers or a "
+            "smaller resources.cpus_per_worker"
+        )
+    if not by_itself and free < 0.05 * wanted.workers:
+        raise UserError(
+            f"{wanted.workers} workers of {per_worker:g} CPUs leave {free:g} of {cpus:g} CPUs for decoding, which would wait "
+            "for ever; use fewer resources.workers, a smaller resources.cpus_per_worker or data.decode=worker"
+        )
+    gpus = wanted.workers * wanted.gpus_per_worker
+    if cluster.local and gpus > cluster.gpus:
+        raise UserError(
+            f"the run wants {gpus} GPUs and this machine has {cluster.gpus:g}; use resources.gpus_per_worker=0, "
+            "fewer resources.workers, or submit it to a cluster: starlab submit -- train …"
+        )
+    if cluster.local and gpus:
+        for problem in filter(None, map(mismatch, range(torch.cuda.device_count()))):
+            raise UserError(problem)
+    window_cpus = free / (2 * wanted.workers)
+    store = object_store_bytes * share * 0.5 / (2 * wanted.workers)
+    limits = StreamLimits(
+        cpus=window_cpus,
+        # A window alone has half of the free CPUs, so these are two tasks for each CPU: one works while the other's block is
+        # fetched or its successor is yet to be started.
+        cpus_per_task=min(0.25, window_cpus / 2),
+        object_store_bytes=int(store),
+        threads=max(1, round(per_worker)),
+    )
+    return Allotment(per_worker, limits)
+
+
+def worker_group(spec: Spec, allotment: Allotment) -> ScalingConfig:
+    """The workers of a run, as Ray Train places them."""
+    wanted = spec.resources
+    gpu = {"GPU": float(wanted.gpus_per_worker)} if wanted.gpus_per_worker else {}
+    return ScalingConfig(
+        num_workers=wanted.workers,
+        use_gpu=bool(gpu),
+        resources_per_worker={"CPU": allotment.cpus_per_worker, **gpu},
+        accelerator_type=wanted.accelerator if gpu else None,
+    )

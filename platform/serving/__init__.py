@@ -1,0 +1,1 @@
+"""Serving: a run's best weights as a model to load elsewhere. Runs in any process. Imports runs and models; no Ray."""

@@ -1,0 +1,140 @@
+"""The best checkpoint of a run as an MLflow model: weights in safetensors, the spec in JSON, no pickle anywhere.
+
+    artifacts/model/
+      MLmodel               MLflow's own page: flavors and signature
+      weights.safetensors   as `model.state_dict()` names them
+      spec.json             what the weights belong to, and the classes
+
+MLflow loads it by `mlflow.pyfunc.load_model` where starlab is installed; `load_model` below gives the bare torch module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from starlab.experiments.spec import Spec, spec_from_dict
+from starlab.models.star import StarTransformer, load_state
+from starlab.platform.errors import UserError
+from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.runs.events import record
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.provenance import package_versions
+from starlab.platform.tracking.mlflow_run import MODEL
+
+_WEIGHTS, _SPEC, _PAGE = "weights.safetensors", "spec.json", "MLmodel"
+
+
+def write_best_model(folder: RunFolder) -> None:
+    """Write the best checkpoint of a finished run among its artifacts, once."""
+    result = folder.read_json("result.json")
+    target = folder.artifacts / MODEL
+    if (target / _PAGE).is_file():
+        return
+    try:
+        best = find_checkpoint(folder.stored_checkpoints, result["best_step"])
+    except ValueError as error:  # the disk had no room for it
+        record(folder.path, "no_model", f"the best weights were never stored: {error}", step=result["best_step"])
+        return
+    spec = spec_from_dict(folder.read_json("spec.json"), str(folder.path / "spec.json"))
+    write_model(target, spec, model_tensors(best), tuple(result["classes"]), best.step)
+
+
+def model_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The weights that an evaluation of this checkpoint uses, as `StarTransformer.state_dict` names them."""
+    return checkpoint.weights()
+
+
+def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], classes: tuple[str, ...], step: int) -> None:
+    """Write an MLflow model into `folder`.
+
+    Args:
+        tensors: a state dict of the model.
+        classes: names, by index of the logits.
+        step: of the checkpoint that the weights come from.
+    """
+    from mlflow.models import Model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _WEIGHTS)
+    about = {"spec": spec.to_dict(), "classes": classes, "step": step}
+    (folder / _SPEC).write_text(json.dumps(about, indent=1, sort_keys=True))
+    versions = package_versions()
+    flavors = {
+        "starlab": {"weights": _WEIGHTS, "spec": _SPEC, "version": versions["starlab"]},
+        "python_function": {"loader_module": "starlab.platform.registry", "env": {}},
+    }
+    page = Model(signature=_signature(spec, len(classes)), flavors=flavors, metadata={"step": step, "torch": versions["torch"]})
+    page.save(str(folder / _PAGE))
+
+
+def load_model(uri: str) -> StarTransformer:
+    """The model behind "models:/demo/3", "runs:/<MLflow run>/model", a run's folder or a model's folder, ready to predict.
+
+    Returns:
+        In evaluation mode, on the CPU; `logits = model(frames, joints)`. The tracking server is MLFLOW_TRACKING_URI's.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return _read(_local(uri))[0]
+
+
+class Predictor:
+    """What `mlflow.pyfunc.load_model` hands out behind its own checks of the signature."""
+
+    def __init__(self, model: StarTransformer) -> None:
+        self._model = model
+
+    def predict(self, data: Mapping[str, NDArray[Any]], params: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+        """Logits (n, C) of {"frames": uint8 (n, T, H, W, 3), "joints": float32 (n, T, M, N, 3)}."""
+        with torch.no_grad():
+            logits = self._model(torch.from_numpy(data["frames"]), torch.from_numpy(data["joints"]))
+        scores: NDArray[np.float32] = logits.float().numpy()
+        return scores
+
+
+def _load_pyfunc(path: str) -> Predictor:
+    """MLflow calls this by its name."""
+    return Predictor(_read(Path(path))[0])
+
+
+def _signature(spec: Spec, classes: int) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    data, model = spec.data, spec.model
+    frames = TensorSpec(np.dtype(np.uint8), (-1, data.frames, data.size, data.size, 3), "frames")
+    joints = TensorSpec(np.dtype(np.float32), (-1, data.frames, model.max_bodies, model.num_joints, 3), "joints")
+    return ModelSignature(inputs=Schema([frames, joints]), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]))
+
+
+def _local(uri: str) -> Path:
+    for path in (Path(uri), Path(uri) / "artifacts" / MODEL):
+        if (path / _SPEC).is_file() and (path / _WEIGHTS).is_file():
+            return path
+    if not uri.startswith(("models:", "runs:")):
+        raise UserError(f"no model at {uri}: give a finished run's folder, models:/NAME/VERSION or runs:/ID/{MODEL}")
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(uri))
+    except MlflowException as error:
+        raise UserError(f"no model at {uri}: {error}; MLFLOW_TRACKING_URI names the server") from None
+
+
+def _read(path: Path) -> tuple[StarTransformer, dict[str, Any]]:
+    about: dict[str, Any] = json.loads((path / _SPEC).read_text())
+    spec = spec_from_dict(about["spec"], str(path / _SPEC))
+    model = StarTransformer(replace(spec.model, weights="none"))  # they come from the file
+    load_state(model, load_file(path / _WEIGHTS))
+    return model.eval(), about

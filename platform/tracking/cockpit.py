@@ -1,0 +1,141 @@
+"""The view of a training that changes in place, for whoever sits at the terminal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from starlab.platform.runs.journal import SYSTEM_FILE, Point, read_points_with_ends
+from starlab.platform.tracking.progress import JournalFollower, Status, duration, status_line
+from starlab.platform.worker.job import TrainJob
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_CURVE_POINTS = 600
+
+
+class Cockpit:
+    """Follows a run's journal and draws it. Lines that anybody prints meanwhile appear above it."""
+
+    def __init__(self, job: TrainJob, console: Console | None = None, say: Callable[[str], None] | None = None) -> None:
+        """`console` and `say` are the terminal's, unless a test gives others."""
+        self._follower = JournalFollower(job)
+        self._console = console or Console()
+        self._say = say or (lambda line: self._console.print(line, markup=False, highlight=False))
+        self._title = job.folder.path.name
+        self._memory = _Memory(job.folder.path / SYSTEM_FILE)
+        self._losses: list[float] = []
+        self._began = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="starlab-cockpit", daemon=True)
+        self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self.render)
+
+    def __enter__(self) -> Cockpit:
+        self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._live.stop()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.5):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        points = self._follower.new_points()
+        self._losses += [point.value for point in points if point.key == "train/loss"]
+        del self._losses[:-_CURVE_POINTS]
+        status = self._follower.status()
+        if status and any(point.key == "val/loss" for point in points):
+            self._say(status_line(status, with_validation=True))  # stays when the view is gone
+
+    def render(self) -> RenderableType:
+        """The view as it is now."""
+        status = self._follower.status()
+        if status is None:
+            seconds = time.monotonic() - self._began
+            return Panel(Text(f"the workers start … {seconds:.0f} s"), title=self._title, title_align="left")
+        return Panel(
+            Group(_bars(status), Text(""), _numbers(status, self._memory.text()), Text(""), self._curve()),
+            title=self._title,
+            title_align="left",
+        )
+
+    def _curve(self) -> Text:
+        return Text(f"loss  {sparkline(self._losses, max(10, self._console.width - 12))}", no_wrap=True)
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """A curve in one line of `width` characters: low is small. Each character is the mean of its share of the values."""
+    finite = [value for value in values if abs(value) < 1e300]  # beyond, sums and differences overflow
+    if not finite:
+        return ""
+    columns = min(width, len(finite))
+    shares = [finite[len(finite) * column // columns : len(finite) * (column + 1) // columns] for column in range(columns)]
+    means = [sum(share) / len(share) for share in shares]
+    low, high = min(means), max(means)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def _bars(status: Status) -> Table:
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(width=5)
+    table.add_column(ratio=1)
+    table.add_column(justify="right", no_wrap=True)
+    within = status.epoch % 1 if status.step < status.total_steps else 1.0
+    left = "" if status.seconds_left is None else f"{duration(status.seconds_left)} left"
+    table.add_row("run", _bar(status.step / status.total_steps), f"step {status.step:,}/{status.total_steps:,}  {left}")
+    table.add_row("epoch", _bar(within), f"{status.epoch:.1f}/{status.epochs:g}")
+    return table
+
+
+def _bar(share: float) -> ProgressBar:
+    return ProgressBar(total=1.0, completed=share)
+
+
+def _numbers(status: Status, memory: str) -> Table:
+    value = status.value
+    table = Table.grid(padding=(0, 2))
+    texts = [
+        ("loss", f"{value['train/loss']:.3f}"),
+        ("train top-1", f"{value['train/top1']:.3f}"),
+        ("val top-1", f"{value['val/top1']:.3f}" if "val/top1" in value else "–"),
+        ("lr", f"{value['train/lr']:.1e}"),
+        ("clips/s", f"{value['system/clips_per_second']:.0f}"),
+        ("data wait", f"{value['system/data_wait']:.0%}"),
+        ("memory", memory or "–"),
+    ]
+    table.add_row(*(Text(name, style="dim") for name, _ in texts))
+    table.add_row(*(Text(text, style="bold") for _, text in texts))
+    return table
+
+
+class _Memory:
+    """The newest sample of the machine's, and the fullest GPU's, memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, path.stat().st_size if path.exists() else 0
+        self._latest: dict[str, Point] = {}
+
+    def text(self) -> str:
+        for point, end in read_points_with_ends(self._path, self._offset):
+            self._offset = end
+            self._latest[point.key] = point
+        gpus = [point.value for key, point in self._latest.items() if "gpu_" in key and key.endswith("memory_usage_megabytes")]
+        used = self._latest.get("system/system_memory_usage_megabytes")
+        parts = [f"{used.value / 1e3:.1f} GB"] if used else []
+        parts += [f"GPU {max(gpus) / 1e3:.1f} GB"] if gpus else []
+        return ", ".join(parts)

@@ -1,0 +1,49 @@
+"""What a model said of each clip, as a Parquet file: one row a clip, enough to compute every metric again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from starlab.pipelines.clip import ClipSource
+from starlab.platform.worker.evaluate import Evaluation
+
+
+def write_predictions(path: Path, evaluation: Evaluation, source: ClipSource) -> None:
+    """Write the columns clip_id, true, predicted (class names), probability (of the predicted class, in [0, 1]), logits (C).
+
+    In the order of the evaluation. The classes, in the order of the logits, and the clips that could not be read are in the
+    file's metadata, as JSON under "starlab".
+    """
+    names = np.array(source.classes, dtype=object)
+    logits = evaluation.logits.astype(np.float32)
+    table = pa.table(
+        {
+            "clip_id": [source.clips[int(index)].clip_id for index in evaluation.clips],
+            "true": pa.array(names[evaluation.labels].tolist(), pa.string()),
+            "predicted": pa.array(names[evaluation.predicted].tolist(), pa.string()),
+            "probability": pa.array(evaluation.probabilities().max(axis=1, initial=0.0), pa.float32()),
+            "logits": pa.array(list(logits), pa.list_(pa.float32(), logits.shape[1])),
+        }
+    )
+    about = {"classes": list(source.classes), "unreadable": dict(evaluation.unreadable)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    pq.write_table(table.replace_schema_metadata({"starlab": json.dumps(about)}), draft)
+    draft.replace(path)
+
+
+def read_predictions(path: Path) -> tuple[list[str], Evaluation, list[str]]:
+    """The clips' ids, the evaluation (its `clips` count the rows), and the classes."""
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"starlab"])
+    classes = list(about["classes"])
+    index = {name: number for number, name in enumerate(classes)}
+    logits = np.array(table["logits"].to_pylist(), np.float32).reshape(-1, len(classes))
+    labels = np.array([index[name] for name in table["true"].to_pylist()], np.int64)
+    evaluation = Evaluation(np.arange(len(labels)), labels, logits, tuple(sorted(about["unreadable"].items())))
+    return table["clip_id"].to_pylist(), evaluation, classes

@@ -1,0 +1,428 @@
+"""`submit` against a real head with token authentication, and what it says to servers that are no such head."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import redirect_stdout
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from starlab.experiments.catalog import SpecError
+from starlab.platform.cluster import submit as submit_module
+from starlab.platform.cluster.dashboard import Dashboard, find_dashboard
+from starlab.platform.cluster.submit import submit
+from starlab.platform.errors import RunFailedError, UserError
+
+if TYPE_CHECKING:
+    from conftest import Head
+
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
+ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+@pytest.fixture(autouse=True)
+def stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Somebody without a token, whose commands start in an empty folder."""
+    for name in (*TOKEN_VARIABLES, *ADDRESS_VARIABLES, "STARLAB_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def head(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> Head:
+    """The head, and its token in our hands."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_head.token_path))
+    return ray_head
+
+
+PROBE = """
+import json, os, sys
+import ray
+from starlab.experiments.catalog import read_experiment
+from starlab.platform.cluster import connect as cluster
+from starlab.platform.cluster.connect import SETTINGS, connect
+from starlab.platform.package import package_version
+
+def look():
+    from starlab.platform.cluster import connect as cluster
+    return cluster.__file__, {name: os.environ.get(name) for name in (*SETTINGS, "STARLAB_RUNS", "COLOR")}
+
+joined = connect()
+file, environment = ray.get(ray.remote(look).remote())
+print("FOUND", json.dumps({
+    "arguments": sys.argv[1:], "experiment": read_experiment(sys.argv[2]), "base": read_experiment("below/base.yaml"),
+    "folder": os.getcwd(), "driver": cluster.__file__, "worker": file, "environment": environment,
+    "local": joined.local, "cpus": joined.cpus, "version": package_version(),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of_this_checkout(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "mine.yaml").write_text("base: below/base.yaml\nname: mine")
+    (tmp_path / "below" / "base.yaml").write_text("name: base")
+    monkeypatch.setenv("COLOR", "a 'b' é")
+    code = submit(
+        ["train", "below/mine.yaml", "x=a 'b' $HOME é;exit 9"],
+        address=head.dashboard,
+        runs="/shared/my runs",
+        environment=["COLOR"],
+        files=[Path("probe.py")],
+        submission_id="probe",
+        module="probe",
+    )
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    assert printed.endswith("probe: succeeded\n")
+    found = json.loads(printed.partition("FOUND ")[2].partition("\n")[0])
+    assert found["arguments"] == ["train", "below/mine.yaml", "x=a 'b' $HOME é;exit 9"]
+    assert found["experiment"]["name"] == "mine"
+    assert found["base"]["name"] == "base"
+    assert found["environment"] == submit_module.SETTINGS | {"STARLAB_RUNS": "/shared/my runs", "COLOR": "a 'b' é"}
+    # starlab is installed in the head's Python, too, as a link to the checkout: what was shipped must win.
+    shipped = f"{found['folder']}/starlab/platform/cluster/connect.py"
+    assert found["driver"] == found["worker"] == shipped
+    assert shipped.startswith(str(head.folder))
+    assert (found["local"], found["cpus"], found["version"]) == (False, 4.0, submit_module.package_version())
+    job = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"}).get_job_info("probe")
+    assert job.metadata is not None
+    assert job.metadata["starlab"] == submit_module.package_version()
+    with pytest.raises(UserError, match="already knows a job probe; give another --id"):
+        submit(["train"], address=head.dashboard, submission_id="probe")
+
+
+@pytest.mark.slow
+def test_a_job_that_meets_a_users_mistake_ends_with_2_and_runs_default_to_those_of_the_cluster(
+    head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mistake.py").write_text("import os, sys; print('runs:', os.environ['STARLAB_RUNS']); sys.exit(2)")
+    code = submit(["train"], address=head.dashboard, files=[Path("mistake.py")], module="mistake")
+    printed = capsys.readouterr().out
+    assert code == 2
+    assert f"runs: {head.folder}/runs-of-the-cluster\n" in printed
+    assert printed.endswith(": failed\n")
+
+
+@pytest.mark.slow
+def test_the_log_comes_as_it_is_written_and_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(
+    head: Head, tmp_path: Path
+) -> None:
+    (tmp_path / "wait.py").write_text("import time; print('READY', flush=True); time.sleep(600)")
+    program = f"""
+import sys
+from pathlib import Path
+from starlab.platform.cluster.submit import submit
+sys.exit(submit(["train"], address="{head.dashboard}", files=[Path("wait.py")], submission_id="waits", module="wait"))
+"""
+    terminal = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert terminal.stdout is not None
+    try:
+        for line in terminal.stdout:  # the job cannot end before READY has arrived here
+            if line == "READY\n":
+                break
+        terminal.send_signal(signal.SIGINT)
+        rest, errors = terminal.communicate(timeout=60)
+    finally:
+        terminal.kill()
+    client = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"})
+    assert terminal.returncode == 130, errors
+    assert errors == ""
+    assert client.get_job_status("waits") == JobStatus.RUNNING
+    stop = next(line.split("stop it:")[1] for line in rest.splitlines() if "stop it:" in line)
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
+    assert stop.split()[:4] == ["RAY_AUTH_MODE=token", "ray", "job", "stop"]
+    said = subprocess.run(["env", "RAY_AUTH_MODE=token", *ray_command, *stop.split()[2:]], capture_output=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert client.get_job_status("waits") == JobStatus.STOPPED
+
+
+def test_without_a_token_the_head_refuses_and_the_message_says_where_tokens_lie(ray_head: Head) -> None:
+    with pytest.raises(UserError, match=r"asks for its token and there is none here: put it into ~/\.ray/auth_token"):
+        submit(["train"], address=ray_head.dashboard)
+
+
+def test_a_wrong_token_is_refused_and_the_message_says_where_it_came_from(
+    ray_head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    with pytest.raises(UserError, match="refuses the token from RAY_AUTH_TOKEN: ask its owner"):
+        submit(["train"], address=ray_head.dashboard)
+
+
+def test_the_token_is_looked_for_where_ray_looks_for_it(ray_head: Head, tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(f"{ray_head.token}\n")
+    assert find_dashboard(f"{ray_head.dashboard}/") == Dashboard(
+        address=ray_head.dashboard, headers={"Authorization": f"Bearer {ray_head.token}"}
+    )
+
+
+def test_a_token_file_that_is_named_and_missing_is_not_passed_over(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "nowhere")
+    with pytest.raises(UserError, match="RAY_AUTH_TOKEN_PATH is nowhere, which cannot be read"):
+        submit(["train"], address=ray_head.dashboard)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every request in one way and remembers who showed a token."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.tokens: list[str | None] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.tokens.append(self.headers.get("Authorization"))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("0.0.0.0", 0), Handler)
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    servers: list[Server] = []
+
+    def start(status: int, body: bytes) -> tuple[str, Server]:
+        servers.append(Server(status, body))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f":{servers[-1].server_address[1]}", servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def version_answer(version: str = ray.__version__) -> bytes:
+    return json.dumps({"version": "4", "ray_version": version}).encode()
+
+
+def test_a_cluster_elsewhere_without_a_token_is_refused_unless_told_otherwise_and_never_sees_ours(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
+    port, server = serve(200, version_answer())
+    elsewhere = f"http://0.0.0.0{port}"  # reaches this machine, yet is no loopback address
+    with pytest.raises(UserError, match="whoever reaches it can run anything"):
+        find_dashboard(elsewhere)
+    assert find_dashboard(elsewhere, insecure=True) == Dashboard(address=elsewhere, headers={})
+    assert find_dashboard(f"127.0.0.1{port}").headers == {}
+    assert server.tokens == [None, None, None]
+
+
+def test_another_ray_is_refused_but_another_patch_of_ours_is_not(serve: Any) -> None:
+    port, _ = serve(200, version_answer("2.9.0"))
+    with pytest.raises(UserError, match=rf"runs Ray 2\.9\.0, starlab needs {ray.__version__}"):
+        find_dashboard(f"localhost{port}")
+    major, minor, _ = ray.__version__.split(".")
+    port, _ = serve(200, version_answer(f"{major}.{minor}.99"))
+    assert find_dashboard(f"localhost{port}").address == f"http://localhost{port}"
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, b""), (200, b"<html>"), (200, b"[]"), (200, b'{"other": 1}'), (500, b"")])
+def test_a_server_that_is_no_dashboard_is_named_as_such(serve: Any, status: int, body: bytes) -> None:
+    port, _ = serve(status, body)
+    with pytest.raises(UserError, match=rf"answers \(HTTP {status}\), but not as Ray does"):
+        find_dashboard(f"127.0.0.1{port}")
+
+
+def test_where_nothing_listens_the_message_says_how_to_get_there() -> None:
+    with pytest.raises(UserError, match=r"no cluster answers at http://127\.0\.0\.1:1 .*ray dashboard cluster\.yaml"):
+        submit(["train", "demo"], address="127.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://", "ftp://head"])
+def test_an_address_that_takes_no_jobs_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="is no dashboard"):
+        find_dashboard(address)
+
+
+def test_a_variable_that_ray_would_obey_instead_of_the_option_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"--address is http://127\.0\.0\.1:2, but RAY_ADDRESS is http://127\.0\.0\.1:1"):
+        find_dashboard("http://127.0.0.1:2")
+    with pytest.raises(UserError, match=r"no cluster answers at http://127\.0\.0\.1:1 "):
+        find_dashboard()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arguments": []}, "nothing to submit"),
+        ({"runs": "runs"}, "needs an absolute path that all its nodes share"),
+        ({"submission_id": "a/b"}, "--id is 'a/b'"),
+        ({"environment": ["STARLAB_NOT_SET"]}, "--env STARLAB_NOT_SET: it is not set here"),
+        ({"environment": ["RAY_AUTH_TOKEN=x"]}, "the dashboard shows a job's environment"),
+    ],
+)
+def test_a_mistake_in_the_options_is_found_before_any_cluster_is_asked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        submit(**{"arguments": ["train"], "address": "127.0.0.1:1"} | options)
+
+
+def ship(arguments: list[str], folder: Path, files: tuple[Path, ...] = ()) -> list[str]:
+    folder.mkdir()
+    return submit_module._ship_files(arguments, files, folder)
+
+
+def test_an_experiment_keeps_its_place_below_the_working_folder_and_one_from_elsewhere_goes_to_its_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("mine/a.yaml", "../b.yml"):
+        Path(name).write_text(f"name: {Path(name).stem}")
+    arguments = ["train", "mine/a.yaml", "../b.yml", "data.store=c.yaml", "demo"]
+    assert ship(arguments, tmp_path / "out") == ["train", "mine/a.yaml", "b.yml", "data.store=c.yaml", "demo"]
+    shipped = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.y*ml"))
+    assert shipped == ["b.yml", "mine/a.yaml"]
+
+
+def test_what_cannot_be_shipped_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SpecError, match=r"no file missing\.yaml"):
+        ship(["train", "missing.yaml"], tmp_path / "out1")
+    with pytest.raises(UserError, match="no file notes to ship"):
+        ship(["train"], tmp_path / "out2", (Path("notes"),))
+    (tmp_path / "elsewhere.yaml").write_text("name: one")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("mine.yaml").write_text("base: ../elsewhere.yaml")
+    with pytest.raises(UserError, match=r"mine\.yaml: its base \.\./elsewhere\.yaml can be shipped only from below"):
+        ship(["train", "mine.yaml"], tmp_path / "out3")
+    Path("elsewhere.yaml").write_text("name: two")
+    with pytest.raises(UserError, match="another file to ship has that name"):
+        ship(["compare", "elsewhere.yaml", "../elsewhere.yaml"], tmp_path / "out4")
+
+
+class Client:
+    """A job's end of the line: its log in pieces, its connection lost after some of them."""
+
+    def __init__(self, log: str, cuts: list[list[int]], **info: Any) -> None:
+        self.log, self.cuts = log, cuts
+        self.info = SimpleNamespace(**{"status": JobStatus.SUCCEEDED, "driver_exit_code": 0, "message": "said Ray"} | info)
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        assert job == "job"
+        cuts = self.cuts.pop(0) if len(self.cuts) > 1 else [len(self.log)]
+        last = 0
+        for cut in sorted(cuts):
+            yield self.log[last:cut]
+            last = max(last, cut)
+        if last < len(self.log):
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_status(self, job: str) -> JobStatus:
+        return JobStatus.RUNNING if len(self.cuts) > 1 else self.info.status
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return self.info
+
+
+DASHBOARD = Dashboard(address="http://127.0.0.1:1", headers={})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=60), st.data())
+def test_however_often_the_connection_breaks_the_log_is_printed_once(log: str, data: st.DataObject) -> None:
+    cuts = data.draw(st.lists(st.lists(st.integers(0, len(log)), max_size=5), min_size=1, max_size=5))
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
+        assert submit_module._follow(Client(log, cuts), "job", DASHBOARD) == 0
+    assert printed.getvalue() == f"{log}job: succeeded\n"
+
+
+@pytest.mark.parametrize(
+    ("info", "code"),
+    [
+        ({}, 0),
+        ({"status": JobStatus.FAILED, "driver_exit_code": 2}, 2),
+        ({"status": JobStatus.FAILED, "driver_exit_code": 1}, 1),
+        ({"status": JobStatus.FAILED, "driver_exit_code": 137}, 1),
+        ({"status": JobStatus.FAILED, "driver_exit_code": None}, 1),
+        ({"status": JobStatus.STOPPED, "driver_exit_code": None}, 1),
+    ],
+)
+def test_the_jobs_outcome_becomes_the_exit_code_and_what_the_log_cannot_tell_is_told(
+    info: dict[str, Any], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit_module._follow(Client("", [[0]], **info), "job", DASHBOARD) == code
+    told = capsys.readouterr().err
+    assert told == ("said Ray\n" if code and info["driver_exit_code"] is None else "")
+
+
+def test_a_cluster_that_stays_away_is_given_up_with_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
+    client = Client("log", [[1, 1]] * 100)  # what comes again and again is no sign of life
+    with pytest.raises(RunFailedError, match=r"job may still run there\n  follow it: ray job logs --follow"):
+        submit_module._follow(client, "job", DASHBOARD)
+
+
+def test_a_silent_connection_is_replaced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(submit_module, "_SILENCE_SECONDS", 0.05)
+    connections = iter(range(2))
+
+    class Silent(Client):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "before "
+            if next(connections) == 0:
+                await asyncio.sleep(600)
+            yield "after\n"
+
+    begun = time.monotonic()
+    assert submit_module._follow(Silent("", [[0]]), "job", DASHBOARD) == 0
+    assert capsys.readouterr().out == "before after\njob: succeeded\n"
+    assert time.monotonic() - begun < 500  # it did not wait the silence out
+
+
+def test_a_log_that_cannot_be_had_any_more_does_not_hide_how_the_job_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
+
+    class Lost(Client):
+        def get_job_status(self, job: str) -> JobStatus:
+            return JobStatus.FAILED
+
+    assert submit_module._follow(Lost("log", [[]] * 100, driver_exit_code=2, status=JobStatus.FAILED), "job", DASHBOARD) == 2
+
+
+def test_a_head_whose_agent_is_not_up_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
+    answers = iter([RuntimeError("No available agent to submit job"), None])
+
+    class Starting(Client):
+        def submit_job(self, **_: object) -> None:
+            if answer := next(answers):
+                raise answer
+
+    submit_module._hand_over(Starting("", [[0]]), {"submission_id": "job"}, DASHBOARD)
+    assert next(answers, "none left") == "none left"
+    monkeypatch.setattr(submit_module, "_AGENT_SECONDS", -1.0)
+    answers = iter([RuntimeError("No available agent to submit job")])
+    with pytest.raises(RunFailedError, match="another Ray on that machine holds its port"):
+        submit_module._hand_over(Starting("", [[0]]), {"submission_id": "job"}, DASHBOARD)

@@ -1,0 +1,152 @@
+"""One step, whole or in parts, blended, in fp16, good or bad: what it does to the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from starlab.experiments.sections import TrainConfig
+from starlab.models.star import StarConfig, StarTransformer
+from starlab.pipelines.batch import Batch
+from starlab.platform.recipe.ranks import Ranks
+from starlab.platform.recipe.train_step import TrainStep
+from starlab.platform.recipe.training_state import TrainingState
+from starlab.platform.runs.checkpoint import Checkpoint
+
+CONFIG = TrainConfig(global_batch=6, optimizer="adamw", lr=1e-2, clip_norm=1.0, ema=0.9, precision="fp32")
+MODEL = StarConfig(
+    num_classes=4, num_joints=3, frames=2, backbone="mc3_tiny", layers=1, dim=16, heads=2, batch_norm="frozen", dropout=0.1
+)
+CPU = torch.device("cpu")
+
+
+def batch(step: int, clips: int = 6) -> Batch:
+    dice = np.random.default_rng(step)
+    return Batch(
+        frames=dice.integers(0, 255, (clips, 2, 24, 24, 3), dtype=np.uint8),
+        joints=dice.random((clips, 2, 1, 3, 3), dtype=np.float32),
+        labels=dice.integers(0, 4, clips),
+        clips=np.arange(clips),
+        positions=np.arange(clips),
+        unreadable=(),
+    )
+
+
+def training(config: TrainConfig, model: StarConfig = MODEL, precision: str = "fp32") -> tuple[TrainingState, TrainStep]:
+    torch.manual_seed(0)
+    state = TrainingState(StarTransformer(model), config, CPU, precision)
+    return state, TrainStep(state, config, Ranks(0, 1), CPU, total_steps=100)
+
+
+def move(state: TrainingState, step: TrainStep, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        sums = step.gradients(batch(state.step))
+        losses.append(float(sums[0]))
+        assert step.clip()
+        step.apply()
+    return losses
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+@pytest.mark.parametrize("parts", [2, 3, 4, 6])
+def test_a_step_in_parts_is_the_same_step_but_for_rounding(parts: int, mixup: float) -> None:
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    config = dataclasses.replace(
+        CONFIG, optimizer="sgd", mixup=mixup
+    )  # AdamW divides by gradients that are nothing but rounding
+    whole, in_parts = training(config, model), training(dataclasses.replace(config, accumulate=parts), model)
+    assert move(*in_parts, 3) == pytest.approx(move(*whole, 3), rel=1e-5)
+    assert in_parts[0].step == 3
+    for mine, theirs in zip(in_parts[0].model.parameters(), whole[0].model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_state_put_back_goes_on_bit_for_bit_with_its_average_its_optimizer_and_its_scaler(precision: str) -> None:
+    state, step = training(CONFIG, precision=precision)
+    move(state, step, 3)
+    kept = Checkpoint("c", state.step, {name: value.clone() for name, value in state.tensors().items()}, state.numbers())
+    expected = move(state, step, 3)
+    other, other_step = training(CONFIG, precision=precision)
+    move(other, other_step, 1)  # stands elsewhere
+    other.restore(kept)
+    assert move(other, other_step, 3) == expected
+    assert other.scaler.state_dict() == state.scaler.state_dict()
+    assert all(torch.equal(value, state.tensors()[name]) for name, value in other.tensors().items())
+
+
+def test_a_dropped_step_leaves_weights_optimizer_average_and_statistics_as_they_were() -> None:
+    state, step = training(CONFIG, dataclasses.replace(MODEL, batch_norm="train"))
+    move(state, step, 2)
+    before = {name: value.clone() for name, value in state.tensors().items()}
+    step.gradients(batch(2))
+    step.drop()
+    assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
+    assert state.step == 2
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_a_gradient_that_is_not_finite_is_seen_whether_it_is_clipped_or_not(clip_norm: float | None) -> None:
+    state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm))
+    step.gradients(batch(0))
+    spoil(state)
+    assert not step.clip()
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_in_fp16_a_gradient_is_bad_that_no_loss_scale_makes_finite(clip_norm: float | None) -> None:
+    state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm), precision="fp16")
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    judged = []
+    for _ in range(40):
+        step.gradients(batch(state.step))
+        spoil(state)
+        judged.append(step.clip())
+        if judged[-1]:
+            step.apply()  # the scaler leaves the weights alone, and tries half the scale
+        else:
+            step.drop()
+    assert judged == sorted(judged, reverse=True)  # the scaler's affair at first, then the guard's
+    assert not any(judged[20:])
+    assert state.scaler.get_scale() > 0.1
+    assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+
+
+def spoil(state: TrainingState) -> None:
+    next(p for p in state.model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
+
+
+def test_mixup_changes_the_loss_and_draws_the_same_again() -> None:
+    plain, mixed = training(CONFIG), training(dataclasses.replace(CONFIG, mixup=0.5))
+    again = training(dataclasses.replace(CONFIG, mixup=0.5))
+    losses = move(*mixed, 3)
+    assert losses != move(*plain, 3)
+    assert losses == move(*again, 3)
+
+
+def test_what_is_evaluated_of_a_checkpoint_is_the_average_where_there_is_one() -> None:
+    state, step = training(CONFIG)
+    move(state, step, 3)
+    weights = Checkpoint("c", 3, state.tensors(), state.numbers()).weights()
+    assert weights.keys() == state.model.state_dict().keys()
+    assert state.average is not None
+    for name, value in state.average.tensors().items():
+        assert torch.equal(weights[name], value)
+        assert not torch.equal(weights[name], state.model.state_dict()[name])
+
+
+def test_a_compiled_step_is_the_same_step_and_its_hooks_run_outside_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = functools.partial(torch.compile, backend="eager", fullgraph=True)  # no compiler needed; a break is an error
+    monkeypatch.setattr(torch, "compile", compiled)
+    beats: list[int] = []
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    plain, fast = training(CONFIG, model), training(dataclasses.replace(CONFIG, compile="on"), model)
+    fast[0].model.register_forward_pre_hook(lambda *_: beats.append(1))
+    assert move(*fast, 2) == pytest.approx(move(*plain, 2), rel=1e-5)
+    assert len(beats) == 2
+    assert fast[0].model.state_dict().keys() == plain[0].model.state_dict().keys()

@@ -1,0 +1,129 @@
+import errno
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from starlab.platform.runs.checkpoint import (
+    find_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
+    remove_orphans,
+    write_checkpoint,
+)
+from starlab.platform.runs.storage import Disk
+
+TENSORS = {"model/weight": torch.randn(3, 4), "model/steps": torch.tensor(7), "optimizer/0/exp_avg": torch.zeros(2)}
+STATE = {"best": {"step": 4.0, "top1": 0.5}, "pending": [0.1 + 0.2, 1.0]}
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path, 12, TENSORS, STATE)
+    read = read_checkpoint(tmp_path, written)
+    assert read.step == 12
+    assert read.state == STATE
+    assert read.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(read.tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["bit flip", "truncation", "zeroed block", "empty", "missing"])
+def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_path: Path, file: str, damage: str) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    path = tmp_path / write_checkpoint(tmp_path, 2, TENSORS, STATE) / file
+    data = bytearray(path.read_bytes())
+    if damage == "bit flip":
+        data[-3] ^= 1
+    elif damage == "truncation":
+        data = data[:-5]
+    elif damage == "zeroed block":
+        data[10:30] = bytes(20)
+    elif damage == "empty":
+        data = bytearray()
+    path.write_bytes(data)
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(ValueError, match=path.parent.name):
+        read_checkpoint(tmp_path, path.parent.name)
+    newest, complaints = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    assert len(complaints) == 1
+    assert (path.parent / "manifest.json.damaged").is_file()
+    assert newest_checkpoint(tmp_path)[1] == []  # complained of once
+    assert remove_orphans(tmp_path) == []  # kept for whoever wants to look
+
+
+class Failing(Disk):
+    """A store of which some reads fail, so many times."""
+
+    def __init__(self, path: Path, file: str, times: int) -> None:
+        super().__init__(path)
+        self.file, self.times = file, times
+
+    def read(self, name: str) -> bytes:
+        if self.file in name and self.times > 0:
+            self.times -= 1
+            raise OSError(errno.EIO, "the store does not answer")
+        return super().read(name)
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_read_that_fails_is_tried_again(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    newest, complaints = newest_checkpoint(Failing(tmp_path, "tensors", times=2))
+    assert newest is not None
+    assert complaints == []
+
+
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("file", ["tensors.safetensors", "manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_passed_over_and_kept(tmp_path: Path, file: str) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    second = write_checkpoint(tmp_path, 2, TENSORS, STATE)
+    newest, [complaint] = newest_checkpoint(Failing(tmp_path, f"{second}/{file}", times=100))
+    assert newest is not None
+    assert newest.step == 1
+    assert "cannot be read just now" in complaint
+    well, complaints = newest_checkpoint(tmp_path)
+    assert well is not None
+    assert (well.step, complaints) == (2, [])
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_where_no_checkpoint_can_be_read_nothing_starts_from_nothing(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    with pytest.raises(OSError, match="the store does not answer"):
+        newest_checkpoint(Failing(tmp_path, "tensors", times=100))
+
+
+def test_a_checkpoint_whose_writer_was_killed_before_the_manifest_does_not_exist(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    orphan = tmp_path / write_checkpoint(tmp_path, 2, TENSORS, STATE)
+    (orphan / "manifest.json").unlink()
+    newest, complaints = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    assert complaints == []  # nothing was lost that had ever been complete
+    assert remove_orphans(tmp_path) == [orphan.name]
+    assert not orphan.exists()
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "none") == (None, [])
+    with pytest.raises(ValueError, match="no checkpoint of step 3"):
+        find_checkpoint(tmp_path, 3)
+
+
+def test_pruning_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        write_checkpoint(tmp_path, step, TENSORS, STATE)
+    prune_checkpoints(tmp_path, {2})
+    assert sorted(int(path.name[5:13]) for path in tmp_path.iterdir()) == [2, 4, 5]

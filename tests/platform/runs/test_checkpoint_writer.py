@@ -1,0 +1,157 @@
+"""Checkpoints in the background: what a full disk, a lost lease and a killed writer do to them."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from starlab.platform.runs.checkpoint import find_checkpoint, newest_checkpoint, remove_orphans, write_checkpoint
+from starlab.platform.runs.checkpoint_writer import CheckpointWriter
+from starlab.platform.runs.lease import LeaseLostError
+from starlab.platform.runs.storage import Bucket, Disk, Storage
+
+STATE = {"pending": [0.1 + 0.2, 1.0]}
+
+
+def writer(storage: Storage, alerts: list[tuple[int, str]] | None = None) -> CheckpointWriter:
+    said = [] if alerts is None else alerts
+    return CheckpointWriter(storage, lambda: None, lambda: None, lambda step, says: said.append((step, says)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_the_writer_stores_the_tensors_as_they_were_when_save_was_called(tmp_path: Path) -> None:
+    one = writer(Disk(tmp_path))
+    tensor = torch.ones(1000)
+    one.save(1, {"t": tensor}, STATE, set())
+    tensor.zero_()
+    one.wait()
+    assert one.written == 1
+    assert find_checkpoint(tmp_path, 1).tensors["t"].sum() == 1000
+
+
+def test_a_disk_without_room_costs_that_checkpoint_only_and_the_next_one_finds_what_it_left_free(small_disk: Path) -> None:
+    alerts: list[tuple[int, str]] = []
+    one = writer(Disk(small_disk), alerts)
+    one.save(1, {"t": torch.ones(100)}, STATE, set())
+    one.save(2, {"t": torch.ones(1_000_000)}, STATE, set())
+    one.wait()
+    assert one.written == 1
+    assert [step for step, _ in alerts] == [2]
+    assert os.strerror(errno.ENOSPC) in alerts[0][1]
+    one.save(3, {"t": torch.ones(200_000)}, STATE, set())  # fits only where nothing of step 2 is left
+    one.wait()
+    assert len(alerts) == 1
+    newest, complaints = newest_checkpoint(small_disk)
+    assert newest is not None
+    assert newest.step == 3
+    assert complaints == []
+
+
+def test_a_disk_with_room_for_two_checkpoints_gives_up_the_oldest_for_the_newest(small_disk: Path) -> None:
+    alerts: list[tuple[int, str]] = []
+    one = writer(Disk(small_disk), alerts)
+    for step in (1, 2, 3):
+        one.save(step, {"t": torch.ones(100_000)}, STATE, set())
+    one.wait()
+    assert (one.written, alerts) == (3, [])
+    assert [name[:13] for name in Disk(small_disk).folders()] == ["step_00000002", "step_00000003"]
+
+
+def test_a_process_that_lost_its_lease_completes_no_checkpoint(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise LeaseLostError("somebody else's")
+
+    one = CheckpointWriter(Disk(tmp_path), refuse, lambda: None, lambda step, says: None)
+    one.save(1, {"t": torch.ones(3)}, STATE, set())
+    with pytest.raises(LeaseLostError):
+        one.wait()
+    assert newest_checkpoint(tmp_path) == (None, [])
+    one.wait()
+
+
+def test_a_process_that_lost_its_lease_deletes_nothing_of_whoever_has_it_now(tmp_path: Path) -> None:
+    others = tmp_path / "step_00000009-half"  # what the new owner writes just now
+    lost = False
+
+    def check() -> None:
+        if lost:
+            raise LeaseLostError("somebody else's")
+
+    def lose_and_fail() -> None:
+        nonlocal lost
+        others.mkdir()
+        lost = True
+        raise OSError(errno.ENOSPC, "full")
+
+    one = CheckpointWriter(Disk(tmp_path), check, lose_and_fail, lambda step, says: None)
+    one.save(1, {"t": torch.ones(3)}, STATE, set())
+    with pytest.raises(LeaseLostError):
+        one.wait()
+    assert others.is_dir()
+
+
+def test_a_journal_that_cannot_be_written_costs_the_checkpoint_that_would_know_more(tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    alerts: list[int] = []
+    one = CheckpointWriter(Disk(tmp_path), lambda: None, full, lambda step, says: alerts.append(step))
+    one.save(1, {"t": torch.ones(3)}, STATE, set())
+    one.wait()
+    assert (one.written, alerts) == (None, [1])
+    assert newest_checkpoint(tmp_path) == (None, [])
+
+
+KILLED_BEFORE_THE_MANIFEST = """
+import os, signal, sys, torch
+from pathlib import Path
+from starlab.platform.runs.checkpoint import write_checkpoint
+write_checkpoint(Path(sys.argv[1]), 2, {"t": torch.ones(3)}, {}, lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_a_writer_killed_between_the_files_and_the_manifest_leaves_the_checkpoint_before_it_and_an_orphan(
+    tmp_path: Path,
+) -> None:
+    write_checkpoint(tmp_path, 1, {"t": torch.ones(3)}, {})
+    assert subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_MANIFEST, tmp_path], check=False).returncode == -9
+    assert len(list(tmp_path.glob("step_00000002-*/tensors.safetensors"))) == 1
+    newest, complaints = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    assert complaints == []
+    assert len(remove_orphans(tmp_path)) == 1
+    assert [path.name[:13] for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_a_folder_behind_a_uri_holds_checkpoints_as_a_disk_does(tmp_path: Path) -> None:
+    bucket = Bucket(f"file://{tmp_path}/not/there/yet")
+    assert newest_checkpoint(bucket) == (None, [])
+    one = writer(bucket)
+    for step in range(1, 5):
+        one.save(step, {"t": torch.full((3,), float(step))}, STATE, {2})
+    one.wait()
+    assert [name[:13] for name in bucket.folders()] == ["step_00000002", "step_00000003", "step_00000004"]
+    damaged = tmp_path / "not/there/yet" / bucket.folders()[-1] / "tensors.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    newest, complaints = newest_checkpoint(bucket)
+    assert newest is not None
+    assert newest.step == 3
+    assert newest.state == STATE
+    assert len(complaints) == 1
+    assert torch.equal(find_checkpoint(bucket, 2).tensors["t"], torch.full((3,), 2.0))

@@ -1,0 +1,27 @@
+"""What happened to a run, line by line, also after a line was cut off."""
+
+from pathlib import Path
+
+from starlab.platform.runs.events import FILE, EventReader, read_events, record
+
+
+def test_a_line_that_a_full_disk_cut_off_costs_that_line_alone(tmp_path: Path) -> None:
+    record(tmp_path, "bad_loss", "one", rank=0, step=3)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"time": 1.0, "kind": "stu')
+    assert [event.says for event in read_events(tmp_path)] == ["one"]
+    record(tmp_path, "stuck", "two", rank=1)
+    record(tmp_path, "resumed", "three", step=3)
+    assert [(event.kind, event.rank, event.step, event.says) for event in read_events(tmp_path)] == [
+        ("bad_loss", 0, 3, "one"),
+        ("stuck", 1, None, "two"),
+        ("resumed", None, 3, "three"),
+    ]
+
+
+def test_what_happens_after_a_line_that_was_cut_off_is_still_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    with EventReader(tmp_path, said.append):
+        (tmp_path / FILE).write_text('{"time": 1.0, "ki')
+        record(tmp_path, "preempted", "a node goes away", rank=0, step=7)
+    assert said == ["notice   preempted rank 0 step 7: a node goes away"]

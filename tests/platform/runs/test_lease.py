@@ -1,0 +1,106 @@
+"""Who may train a run: one process, by a lease that a dead one does not hold on to."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from starlab.platform.runs import lease
+from starlab.platform.runs.lease import Lease, LeaseLostError, RunTakenError, check_fence
+from starlab.platform.runs.reaper import this_process
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from starlab.platform.runs.lease import Lease
+held = Lease.claim(Path(sys.argv[1]))
+print(held.fence, flush=True)
+time.sleep(100)
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline().strip() == "1"
+    return process
+
+
+def test_a_second_process_is_refused_and_told_by_whom_and_for_how_long(tmp_path: Path) -> None:
+    process = holder(tmp_path / "run")
+    try:
+        with pytest.raises(RunTakenError, match=rf"process {process.pid} on .*runs out in (60|59|5\d) s") as refused:
+            Lease.claim(tmp_path / "run")
+        assert refused.value.exit_code == 2
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_process_of_this_machine_frees_its_lease_at_once_and_the_number_grows(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    process.kill()
+    process.wait()
+    with Lease.claim(tmp_path) as mine:
+        assert mine.fence == 2
+        check_fence(tmp_path, 2)
+        with pytest.raises(LeaseLostError, match=r"lease 2, ours was 1"):
+            check_fence(tmp_path, 1)
+
+
+def test_a_process_number_that_was_given_to_another_process_does_not_keep_a_lease(tmp_path: Path) -> None:
+    Lease.claim(tmp_path).release()
+    held = json.loads((tmp_path / lease.FILE).read_text())
+    held["released"] = False
+    held["owner"]["started"] -= 1  # this process's number, but of one that started earlier
+    (tmp_path / lease.FILE).write_text(json.dumps(held))
+    Lease.claim(tmp_path).release()
+
+
+def test_a_lease_of_another_machine_is_free_when_it_has_run_out_and_not_before(tmp_path: Path) -> None:
+    elsewhere = this_process() | {"host": "node7", "machine": "another boot"}
+    lease._write(tmp_path, 4, elsewhere, seconds=60, released=False)
+    with pytest.raises(RunTakenError, match=f"process {os.getpid()} on node7"):
+        Lease.claim(tmp_path)
+    lease._write(tmp_path, 4, elsewhere, seconds=0, released=False)
+    with Lease.claim(tmp_path) as mine:
+        assert mine.fence == 5
+
+
+def test_a_lease_is_renewed_while_it_is_held_and_given_back_at_the_end(tmp_path: Path) -> None:
+    with Lease.claim(tmp_path, seconds=0.2):
+        first = json.loads((tmp_path / lease.FILE).read_text())["renewed"]
+        deadline = time.monotonic() + 60
+        while json.loads((tmp_path / lease.FILE).read_text())["renewed"] == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert json.loads((tmp_path / lease.FILE).read_text())["renewed"] > first
+    assert json.loads((tmp_path / lease.FILE).read_text())["released"]
+
+
+def test_a_clock_that_jumps_back_or_forth_does_not_take_the_lease_of_a_living_process_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Imitated: the claimant's clock is replaced, the machine's is left alone."""
+    process = holder(tmp_path)
+    try:
+        now = time.time()
+        monkeypatch.setattr(lease.time, "time", lambda: now - 86_400)
+        with pytest.raises(RunTakenError):
+            Lease.claim(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    Lease.claim(tmp_path).release()  # its owner is dead: no waiting for a day
+
+
+def test_a_holder_that_was_replaced_neither_renews_nor_releases_the_new_ones_lease(tmp_path: Path) -> None:
+    old = Lease.claim(tmp_path)
+    lease._write(tmp_path, 2, this_process() | {"pid": 1}, seconds=60, released=False)
+    assert not old.holds()
+    old.release()
+    held = json.loads((tmp_path / lease.FILE).read_text())
+    assert (held["fence"], held["released"]) == (2, False)

@@ -1,0 +1,123 @@
+"""A search in small: trials nested in MLflow, the best alone tested, an interrupted one taken up."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+
+from starlab.experiments.spec import SearchSpec, load_search
+from starlab.platform.cluster.connect import Cluster
+from starlab.platform.search.search import SearchResult, _take_up, search, search_id, trials_at_once
+from starlab.platform.summary import search_lines
+
+SMALL = [
+    "data.synthetic.train_clips_per_class=4",
+    "data.synthetic.test_clips_per_class=2",
+    "data.synthetic.size_px=48",
+    "data.frames=4",
+    "data.size=24",
+    "model.dim=16",
+    "model.heads=2",
+    "train.epochs=2",
+    "search.grace_epochs=1",
+]
+
+POINT = {"model.layers": 1, "model.encoder": "FF", "model.decoder": "FZ", "train.lr": 0.001}
+
+
+def spec(trials: int, *overrides: str) -> SearchSpec:
+    return load_search("demo_search", [*SMALL, f"search.trials={trials}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def searched(local_ray: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult, list[str]]:
+    said: list[str] = []
+    return search(spec(3), runs=tmp_path_factory.mktemp("runs"), say=said.append), said
+
+
+def test_every_trial_is_a_child_run_with_its_point_of_the_space(searched: tuple[SearchResult, list[str]]) -> None:
+    result, _ = searched
+    assert len(result.trials) == 3
+    client = MlflowClient(result.best.tracking_uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert [run.info.run_name for run in parents] == [result.folder.name]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id} == {result.mlflow_run_id}
+    assert search_lines(result)[-2].startswith(f"MLflow     run {result.mlflow_run_id} in sqlite:")
+    assert {run.info.run_name for run in children} == {trial["run"] for trial in result.trials}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for trial in result.trials:
+        params = next(run.data.params for run in children if run.info.run_name == trial["run"])
+        for key, value in trial["values"].items():
+            assert params[key] == str(value)
+    assert {file.path for file in client.list_artifacts(parents[0].info.run_id)} == {"trials.csv", "trials.png"}
+
+
+def test_only_the_best_whole_trial_has_looked_at_the_test_part(searched: tuple[SearchResult, list[str]]) -> None:
+    result, _ = searched
+    tested = [path.parent.name for path in result.folder.glob("trials/*/result.json") if "test" in json.loads(path.read_text())]
+    assert tested == [result.best.run_id]
+    best = next(trial for trial in result.trials if trial["whole"])
+    assert best["run"] == result.best.run_id
+    assert [trial["val_top1"] for trial in result.trials] == sorted(
+        (trial["val_top1"] for trial in result.trials), reverse=True
+    )
+
+
+def test_the_same_search_again_tries_nothing_new_and_more_trials_only_the_rest(
+    searched: tuple[SearchResult, list[str]],
+) -> None:
+    result, _ = searched
+    said: list[str] = []
+    again = search(spec(3), runs=result.folder.parent, say=said.append)
+    assert again.trials == result.trials
+    assert not [line for line in said if line.startswith("trial ")]
+    more = search(spec(4), runs=result.folder.parent, say=said.append)
+    assert more.folder == result.folder
+    assert len(more.trials) == 4
+    assert len([line for line in said if "starts:" in line]) == 1
+
+
+@pytest.mark.longer
+def test_a_point_that_is_proposed_while_it_is_under_way_is_trained_once_and_counts_twice(
+    local_ray: Cluster, tmp_path: Path
+) -> None:
+    one_point = [f"space.{key}={{choice: [{value}]}}" for key, value in POINT.items()]
+    said: list[str] = []
+    result = search(spec(2, "search.concurrent=2", *one_point), runs=tmp_path, say=said.append)
+    assert not [line for line in said if "failed" in line]
+    assert [trial["values"] for trial in result.trials] == [POINT, POINT]
+    assert len(list(result.folder.glob("trials/*"))) == 1
+    [first, second] = (index for index, line in enumerate(said) if "starts:" in line)
+    assert not [line for line in said[first:second] if "ends after" in line]  # both were under way at once
+
+
+def test_a_trial_that_was_under_way_is_proposed_again_at_the_same_point(tmp_path: Path) -> None:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    done, killed = study.ask(), study.ask()
+    done.suggest_float("lr", 0, 1)
+    study.tell(done, 0.5)
+    point = killed.suggest_float("lr", 0, 1)
+    assert _take_up("s", storage) == 1
+    proposed = optuna.load_study(study_name="s", storage=storage).ask()
+    assert proposed.suggest_float("lr", 0, 1) == point
+
+
+def test_more_trials_are_the_same_search_and_another_space_is_another() -> None:
+    assert search_id(spec(3), "f") == search_id(spec(30), "f")
+    different = {
+        search_id(spec(3, *more), "f")
+        for more in ([], ["train.seed=1"], ["search.seed=1"], ["space.train.lr={log: [0.001, 0.1]}"])
+    }
+    assert len(different) == 4
+
+
+@pytest.mark.parametrize(("gpus_per_worker", "workers", "expected"), [(1, 4, 2), (1, 1, 8), (0, 2, 8)])
+def test_as_many_trials_run_at_once_as_the_cluster_holds(gpus_per_worker: int, workers: int, expected: int) -> None:
+    cluster = Cluster(local=False, nodes=2, cpus=16, gpus=8, accelerators=("V100",))
+    resources = [f"resources.gpus_per_worker={gpus_per_worker}", f"resources.workers={workers}"]
+    assert trials_at_once(spec(3, *resources), cluster) == expected

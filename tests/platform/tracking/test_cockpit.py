@@ -1,0 +1,115 @@
+"""The view, drawn on a terminal that only remembers."""
+
+import io
+import re
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import FILE, SYSTEM_FILE, Journal
+from starlab.platform.tracking.cockpit import Cockpit, sparkline
+from starlab.platform.tracking.progress import Progress
+from starlab.platform.worker.job import TrainJob
+
+
+def job(folder: Path, total_steps: int = 100) -> TrainJob:
+    """Of a job, only what the views ask for."""
+    spec = SimpleNamespace(train=SimpleNamespace(epochs=4))
+    return cast(TrainJob, SimpleNamespace(folder=RunFolder(folder), total_steps=total_steps, spec=spec))
+
+
+def curve(step: int) -> dict[str, float]:
+    return {
+        "train/loss": 1 / step,
+        "train/top1": step / 100,
+        "train/lr": 2e-4,
+        "system/clips_per_second": 33.3,
+        "system/data_wait": 0.05,
+    }
+
+
+END = {"epoch": 1.0, "epoch/train_loss": 0.5, "epoch/train_top1": 0.25, "val/top1": 0.75, "val/loss": 0.4}
+
+
+def terminal(width: int = 100) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, height=30, color_system=None)
+
+
+def drawn(cockpit: Cockpit, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    console.print(cockpit.render())
+    return cast(io.StringIO, console.file).getvalue()
+
+
+def test_the_view_shows_what_a_trainee_looks_for_and_the_end_of_an_epoch_stays_as_a_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    cockpit = Cockpit(job(tmp_path), terminal(), said.append)
+    assert "the workers start" in drawn(cockpit)
+    with cockpit:
+        journal = Journal(tmp_path / FILE)
+        for step in (10, 20):
+            journal.log(step, curve(step))
+        journal.close()
+        machine = Journal(tmp_path / SYSTEM_FILE)
+        machine.log(0, {"system/system_memory_usage_megabytes": 8123.0, "system/gpu_1_memory_usage_megabytes": 30100.0})
+        machine.close()
+    view = drawn(cockpit)
+    for text in ("step 20/100", "0.8/4", "0.050", "0.200", "2.0e-04", "33 ", "5%", "8.1 GB, GPU 30.1 GB", "left"):
+        assert text in view, text
+    assert said == []
+    with cockpit_at(tmp_path, said):
+        journal = Journal(tmp_path / FILE)
+        journal.log(25, curve(25) | END)
+        journal.close()
+    assert len(said) == 1
+    assert re.match(r"train +epoch +1/4  step +25/100  loss 0.500  train 0.250  val 0.750", said[0])
+
+
+def cockpit_at(folder: Path, said: list[str]) -> Cockpit:
+    return Cockpit(job(folder), terminal(), said.append)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_view_fits_terminals_of_any_width(width: int, tmp_path: Path) -> None:
+    cockpit = Cockpit(job(tmp_path, 1_000_000), terminal(width), lambda _: None)
+    with cockpit:
+        journal = Journal(tmp_path / FILE)
+        for step in range(1, 50):
+            journal.log(step, curve(step))
+        journal.close()
+    assert max(map(len, drawn(cockpit, width).splitlines())) <= width
+
+
+def test_what_an_earlier_call_wrote_is_not_told_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / FILE)
+    journal.log(10, curve(10) | END)
+    said: list[str] = []
+    with Progress(job(tmp_path), said.append, every_seconds=0):
+        pass
+    assert said == ["workers  starting"]
+    done = threading.Event()
+    with Progress(job(tmp_path), said.append):
+        journal.log(20, curve(20) | END)
+        done.set()
+    assert len([line for line in said if line.startswith("train")]) == 1
+    journal.close()
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=300), st.integers(1, 120))
+def test_a_sparkline_is_never_wider_than_its_place_and_takes_any_loss(values: list[float], width: int) -> None:
+    line = sparkline(values, width)
+    assert len(line) <= width
+    assert set(line) <= set("▁▂▃▄▅▆▇█")
+
+
+def test_a_sparkline_rises_and_falls_with_its_values() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([3.0] * 5, 9) == "▁▁▁▁▁"
+    assert sparkline([0, 0, 7, 7], 2) == "▁█"
