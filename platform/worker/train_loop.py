@@ -20,7 +20,7 @@ from starlab.models.star import StarTransformer
 from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.schedule import rank_slice
-from starlab.pipelines.stream import train_batches
+from starlab.pipelines.stream import Batches, train_batches
 from starlab.platform.cluster.device import mismatch
 from starlab.platform.errors import StopRunError
 from starlab.platform.preemption import why_to_end
@@ -34,7 +34,6 @@ from starlab.platform.recipe.training_state import TrainingState
 from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.system_metrics import worker_metrics
-from starlab.platform.worker.feed import Feed
 from starlab.platform.worker.job import TrainJob
 from starlab.platform.worker.looks import Looks
 from starlab.platform.worker.predictions import write_predictions
@@ -281,9 +280,9 @@ class _Worker:
             return None
         return newest or find_checkpoint(self.folder.stored_checkpoints, step)
 
-    def _stream(self, first_step: int) -> Feed:
+    def _stream(self, first_step: int) -> Batches:
         plan = self.job.plan(self.ranks.rank, self.ranks.world, first_step)
-        return Feed(train_batches(self.job.source, self.spec.data, plan, self.job.total_steps - first_step, self.job.limits))
+        return train_batches(self.job.source, self.spec.data, plan, self.job.total_steps - first_step, self.job.limits)
 
     def _fold(self) -> None:
         """Add every rank's sums to `pending`, which is the same on all of them."""
