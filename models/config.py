@@ -155,11 +155,12 @@ class StarConfig:
         for field in ("encoder", "decoder"):
             letters = getattr(self, field)
             self._require(field, 1 <= len(letters) <= 2 and set(letters) <= set("FZB"), "must be one or two letters of F, Z, B")
-        if self.frames % 2 and set("ZB") & set(self.encoder + self.decoder):
-            raise ValueError(
-                f"frames is {self.frames}, but encoder {self.encoder!r} and decoder {self.decoder!r} split the frames "
-                f"into two equal groups (Z, B): use an even number such as {self.frames + 1}, or 'FF' for both"
-            )
+        self._require(
+            "frames",
+            self.frames % 2 == 0 or not set("ZB") & set(self.encoder + self.decoder),
+            f"must be even, because encoder {self.encoder!r} and decoder {self.decoder!r} split the frames into two equal "
+            f"groups (Z, B): use an even number such as {self.frames + 1}, or 'FF' for both",
+        )
 
     def _require(self, field: str, holds: bool, limit: str) -> None:
         if not holds:

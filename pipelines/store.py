@@ -35,16 +35,15 @@ from starlab.pipelines.clip import (
     Split,
     UnreadableClipError,
 )
+from starlab.pipelines.datasets import find_skeleton
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.ntu_names import Protocol, parse_name
 from starlab.pipelines.shards import Joints, StoredClip, describe_clip, read_index, shard_name
-from starlab.pipelines.skeletons import NTU, PENN_ACTION
 from starlab.pipelines.storage import Folder
 
 FORMAT = 1
 """Counts up with every change that an older reader would not understand."""
 MANIFEST, PLAN = "manifest.json", "plan.json"
-SKELETONS = {skeleton.name: skeleton for skeleton in (PENN_ACTION, NTU)}
 _OPEN_SHARDS = 64
 
 
@@ -86,7 +85,7 @@ class StoreSource:
         self.folder = Folder(uri)
         self.manifest = read_manifest(self.folder)
         self.classes: tuple[str, ...] = tuple(self.manifest["classes"])
-        self.skeleton = SKELETONS[self.manifest["skeleton"]]
+        self.skeleton = find_skeleton(self.manifest["skeleton"])
         self.max_bodies: int = self.manifest["max_bodies"]
         self.fingerprint: str = self.manifest["fingerprint"]
         self.stored = read_index(self.folder, self.manifest["index"]["sha256"])
