@@ -30,16 +30,16 @@ class DataConfig:
     protocol: Protocol | None = None
     """NTU's official split: cross-subject, cross-view (60 only) or cross-setup (120 only); null for the other data sets."""
     store: str | None = None
-    """Its folder: as its authors ship it, or as `starlab prepare` made it (then also s3://… and the like). A synthetic one
-    may leave it out: it is generated under the runs folder."""
+    """The data set's folder: the authors' files, or a store from `starlab prepare` (which may also be s3://… or another URI).
+    A generated data set may leave it out and is then written under the runs folder."""
     source: Literal["auto", "raw", "prepared"] = "auto"
-    """What lies in `store`: the authors' files, or a prepared store; "auto" looks. No part of the run's identity."""
+    """What `store` holds: the authors' files or a prepared store; "auto" looks. Not part of the run's identity."""
     limit: int | None = None
-    """For a quick try: at most so many clips of each class in each of train, validation and test; null takes all."""
+    """For a quick try: the largest number of clips of each class in each of train, validation and test; null takes all."""
     estimated_joints: str | None = None
     """A Parquet file of joints from a pose estimator, used instead of the data set's own (docs/data.md has the columns)."""
     estimated_skeleton: Literal["coco", "penn_action", "ntu"] | None = None
-    """Whose joints that file holds."""
+    """The skeleton of that file's joints."""
     frames: int = 16
     """Frames drawn from a clip. Zigzag and binary attention (Z, B) split them in two and so need an even number."""
     size: int = 224
@@ -56,28 +56,28 @@ class DataConfig:
     color_jitter: float = 0.0
     """Largest relative change of brightness and contrast."""
     validation_fraction: float = 0.1
-    """Share of the official training part that serves every selection; 0 leaves none."""
+    """Share of the official training part that is held out for selection; 0 holds out nothing."""
     split_seed: int = 0
-    """Draws the validation part; not the training seed, so that seeds are compared on the same clips."""
+    """Seed of the validation part. It is not the training seed, so that seeds are compared on the same clips."""
     select: Literal["validation", "test"] = "validation"
-    """What picks the best checkpoint. "test" is how some papers did it: labelled optimistic everywhere."""
+    """The part that selects the best checkpoint. "test" is what some papers did; its results are labelled optimistic."""
     oversample: Literal["balanced"] | dict[str, float] | None = None
-    """How often training clips are drawn: null, each once an epoch; "balanced", every class equally often; {class: weight},
-    clips of that class so many times as often as the others. An epoch stays as long as it is."""
+    """How often training clips are drawn: null draws each once an epoch; "balanced", every class equally often;
+    {class: weight}, clips of that class `weight` times as often as the others. The length of an epoch stays."""
     test_views: tuple[int, int] = (1, 1)
-    """[temporal, spatial] views of a test clip, whose class probabilities are averaged; the middle of each segment and the
-    middle of the frame for [1, 1]. Only for the last look: the selection of a checkpoint takes one view."""
+    """[temporal, spatial] views of a test clip, whose class probabilities are averaged; [1, 1] is the middle of each segment
+    and of the frame. Used for the final test only: the selection of a checkpoint takes one view."""
     test_crop: float = 1.0
     """Share of the frame's width and height that a view shows; 1 is the whole frame, as the paper has it."""
     decode: Literal["cluster", "worker"] = "cluster"
-    """Where clips are decoded, to the same bytes: in Ray Data tasks on any node with free CPUs, or in threads of the training
-    worker, on its own CPUs. No part of the run's identity."""
+    """Where clips are decoded: in Ray Data tasks on any node with free CPUs, or in threads of the training worker, on its own
+    CPUs. The bytes are the same. Not part of the run's identity."""
     max_unreadable_fraction: float = 0.05
     """The run stops when more of the clips drawn so far than this could not be read."""
     synthetic: SyntheticConfig = SyntheticConfig()
-    """What is generated; only for synthetic_penn_action."""
+    """Settings of synthetic_penn_action."""
     synthetic_ntu: SyntheticNtuConfig = SyntheticNtuConfig()
-    """The same for synthetic_ntu."""
+    """Settings of synthetic_ntu."""
 
     def __post_init__(self) -> None:
         try:
@@ -103,7 +103,7 @@ class DataConfig:
         if self.validation_fraction == 0 and self.select == "validation":
             raise ValueError(
                 "data.validation_fraction is 0, so data.select: validation has nothing to select by; "
-                "give it a fraction, or say data.select=test and call the result optimistic"
+                "give it a fraction, or use data.select=test and call the result optimistic"
             )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"data.limit is {self.limit}; it must be 1 or more clips of each class, or null for all")
@@ -149,9 +149,9 @@ class DataConfig:
 
 
 def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lambda _: None) -> ClipSource:
-    """Index the data set of `config`; a synthetic one that is not there yet is generated under `runs`/data first.
+    """Index the data set of `config`; a generated one that does not exist yet is written under `runs`/data first.
 
-    `say` is given a line for the user before something that takes seconds.
+    `say` receives a line of text for the user before an operation that takes seconds.
 
     Raises:
         DataError: the folder is missing, empty, not such a data set, or not what `data.source` says.
@@ -177,7 +177,7 @@ def _open_dataset(config: DataConfig, runs: Path, say: Callable[[str], None]) ->
     if prepared:
         raise DataError(f"data.source is raw, but {config.store} is a prepared store: use data.source=auto")
     if "://" in config.store:
-        raise DataError(f"{config.store} is no prepared store: the authors' files are read from a local folder only")
+        raise DataError(f"{config.store} is not a prepared store: the authors' files are read from a local folder only")
     return open_raw(config, Path(config.store), say)
 
 

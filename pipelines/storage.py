@@ -15,20 +15,20 @@ from pyarrow.fs import FileSelector, FileType
 from starlab.pipelines.clip import DataError
 
 PART = ".part"
-"""Ends the name of a file that is being written."""
+"""Ending of the name of a file that is being written."""
 
 
 class Folder:
-    """Files by name below one place; picklable. A file that `write` or `Draft` leaves is whole or not there."""
+    """Files by name below one place; picklable. A file that `write` or `Draft` leaves is complete or missing."""
 
     def __init__(self, uri: str | Path) -> None:
-        """Name the folder; nothing is touched.
+        """Name the folder; nothing is read or written yet.
 
         Args:
             uri: A path, or a URI such as s3://bucket/penn or file:///data/penn.
 
         Raises:
-            DataError: no file system goes by such a URI.
+            DataError: no file system has such a URI.
         """
         text = str(uri)
         try:
@@ -46,16 +46,16 @@ class Folder:
         self.is_local = isinstance(file_system, pyarrow.fs.LocalFileSystem)
 
     def read(self, name: str) -> bytes:
-        """All of one file.
+        """The bytes of one file.
 
         Raises:
-            OSError: it is not there or cannot be read.
+            OSError: it is missing or cannot be read.
         """
         with self.files.open_input_stream(name) as stream:
             return bytes(stream.read())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The mapping in a file; None where there is no file, or none that is whole."""
+        """The mapping in a JSON file; None where the file is missing or not a JSON mapping."""
         try:
             value = json.loads(self.read(name))
         except (FileNotFoundError, ValueError):
@@ -63,36 +63,36 @@ class Folder:
         return value if isinstance(value, dict) else None
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file in one step: a reader sees the old or the new one."""
+        """Write a file in one step: a reader sees the old file or the new one."""
         with Draft(self, name) as draft:
             draft.write(data)
 
     def write_json(self, name: str, value: object) -> None:
-        """As `write`."""
+        """Write a value as JSON, in one step like `write`."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
     def make_room_for(self, name: str) -> None:
-        """Create the folder that the file will lie in, where the file system has such things."""
+        """Create the folder of the file, where the file system has folders."""
         parent = name.rpartition("/")[0]
         self.files.base_fs.create_dir(f"{self.files.base_path}{parent}".rstrip("/"), recursive=True)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Size of a file in bytes; None where there is no such file."""
         info = self.files.get_file_info(name)
         return int(info.size) if info.type == FileType.File else None
 
     def names(self) -> list[str]:
-        """Every file below, by its path from here, sorted; empty where there is no folder."""
+        """Paths of every file below, relative to this folder and sorted; empty where there is no folder."""
         found = self.files.get_file_info(FileSelector("", recursive=True, allow_not_found=True))
         return sorted(info.path for info in found if info.type == FileType.File)
 
     def remove(self, name: str) -> None:
-        """Delete a file; fine where there is none."""
+        """Delete a file; a missing one is not an error."""
         if self.size(name) is not None:
             self.files.delete_file(name)
 
     def sha256(self, name: str) -> str:
-        """Hex digest of a file's bytes, read in pieces."""
+        """Hex SHA-256 of a file, read in pieces."""
         digest = hashlib.sha256()
         with self.files.open_input_stream(name) as stream:
             while piece := stream.read(4 * 2**20):
@@ -101,9 +101,10 @@ class Folder:
 
 
 class Draft:
-    """A file under a name of its own while it is written (`with`), hashed on the way; takes its name when it is whole.
+    """A file that has a temporary name while it is written (in a `with` block) and its own name once it is complete.
 
-    Two processes that write the same file do not meet: the last one that ends wins. It is what pyarrow takes for a file.
+    The bytes are hashed while they are written. Of two processes that write the same file, the last one to end wins. pyarrow
+    accepts a draft as an open file.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -137,10 +138,10 @@ class Draft:
         return self.num_bytes
 
     def flush(self) -> None:
-        """Nothing: the end of the `with` block does it."""
+        """Does nothing: the end of the `with` block completes the file."""
 
     def close(self) -> None:
-        """Nothing: the end of the `with` block does it."""
+        """Does nothing: the end of the `with` block completes the file."""
 
     def sha256(self) -> str:
         """Hex digest of what was written."""
