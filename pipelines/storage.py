@@ -1,9 +1,15 @@
-"""A folder on a disk, on S3 or on any file system that pyarrow knows by its URI."""
+"""A folder on a disk, on S3 or on any file system that pyarrow knows by its URI.
+
+There are two ways to write a file. `write` and `Draft` move a complete file to its name, so that a reader never sees half of
+it. `put` writes in place and, on a disk, waits until the bytes survive a crash; it never renames, because a rename copies the
+file on S3.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,7 +25,7 @@ PART = ".part"
 
 
 class Folder:
-    """Files by name below one place; picklable. A file that `write` or `Draft` leaves is complete or missing."""
+    """Files by name (relative, with `/`) below one place; picklable. Every failure to read or write is an OSError."""
 
     def __init__(self, uri: str | Path) -> None:
         """Name the folder; nothing is read or written yet.
@@ -44,6 +50,9 @@ class Folder:
             ) from error
         self.files = pyarrow.fs.SubTreeFileSystem(path, file_system)
         self.is_local = isinstance(file_system, pyarrow.fs.LocalFileSystem)
+
+    def __str__(self) -> str:
+        return self.uri
 
     def read(self, name: str) -> bytes:
         """The bytes of one file.
@@ -71,6 +80,28 @@ class Folder:
         """Write a value as JSON, in one step like `write`."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file in place; on return it survives a crash of this machine. A reader may see half of it until then.
+
+        Raises:
+            OSError: it could not be written completely.
+        """
+        self.make_room_for(name)
+        if not self.is_local:
+            with self.files.open_output_stream(name) as stream:
+                stream.write(data)
+            return
+        path = Path(self.files.base_path) / name
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
     def make_room_for(self, name: str) -> None:
         """Create the folder of the file, where the file system has folders."""
         parent = name.rpartition("/")[0]
@@ -85,6 +116,26 @@ class Folder:
         """Paths of every file below, relative to this folder and sorted; empty where there is no folder."""
         found = self.files.get_file_info(FileSelector("", recursive=True, allow_not_found=True))
         return sorted(info.path for info in found if info.type == FileType.File)
+
+    def has(self, name: str) -> bool:
+        """Whether this file exists."""
+        return self.size(name) is not None
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted; empty where there is no folder."""
+        found = self.files.get_file_info(FileSelector("", allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, or a folder and everything in it.
+
+        Raises:
+            OSError: it is missing or cannot be deleted.
+        """
+        if self.files.get_file_info(name).type == FileType.Directory:
+            self.files.delete_dir(name)
+        else:
+            self.files.delete_file(name)
 
     def remove(self, name: str) -> None:
         """Delete a file; a missing one is not an error."""
@@ -146,3 +197,9 @@ class Draft:
     def sha256(self) -> str:
         """Hex digest of what was written."""
         return self._digest.hexdigest()
+
+
+def below(place: str, name: str) -> str:
+    """The address of the folder `name` in a folder or under a URI, whose options stay at its end."""
+    path, question_mark, options = place.partition("?")
+    return f"{path.rstrip('/')}/{name}{question_mark}{options}"

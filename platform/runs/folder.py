@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from starlab.pipelines.storage import Folder, below
 from starlab.platform.errors import UserError
-from starlab.platform.runs.storage import Storage, below, open_storage
 
 _SET_ASIDE = ".until-"
 
@@ -40,9 +40,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def stored_checkpoints(self) -> Storage:
+    def stored_checkpoints(self) -> Folder:
         """The place of this run's checkpoints, here or where its spec said when it was new."""
-        return open_storage(self.read_json("run.json").get("checkpoints") or self.checkpoints)
+        return Folder(self.read_json("run.json").get("checkpoints") or self.checkpoints)
 
     def place_checkpoints(self, wanted: str | None, key: str) -> str | None:
         """A new run's folder for checkpoints under `wanted`: no other run's, whatever its name; None for the run's own.
@@ -54,7 +54,7 @@ class RunFolder:
             return None
         place = wanted if "://" in wanted else str(Path(wanted).expanduser().resolve())
         try:
-            open_storage(place)
+            Folder(place)
         except (ValueError, OSError) as error:
             raise UserError(f"resources.checkpoints is {wanted!r}, which cannot be opened: {error}") from None
         return below(place, f"{self.path.name}-{key[:8]}")
