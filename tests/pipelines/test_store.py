@@ -1,6 +1,7 @@
 """The store's format, without Ray: what is written is what is read, and what is damaged is named."""
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
