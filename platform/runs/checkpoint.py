@@ -42,14 +42,6 @@ class Checkpoint:
     """On the CPU."""
     state: dict[str, Any]
 
-    def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose names begin so, without that beginning: "model/", "optimizer/", "average/"."""
-        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The model's state to evaluate: with the averaged weights where the run keeps them."""
-        return self.under("model/") | self.under("average/")
-
 
 def write_checkpoint(
     place: Place,

@@ -284,7 +284,7 @@ def test_statistics_are_what_a_hand_counts(tmp_path) -> None:
 
 def test_put_writes_in_place_reaches_the_disk_and_never_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    monkeypatch.setattr("os.fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink())))
     for move in ("replace", "rename"):
         monkeypatch.setattr(os, move, lambda *_: pytest.fail("a rename is a copy on S3"))
     folder = Folder(tmp_path / "new")

@@ -24,7 +24,7 @@ from starlab.pipelines.sources import open_source
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
 from starlab.platform.evaluation import evaluate_run
-from starlab.platform.reports.figures import comparison
+from starlab.platform.reports.tables import comparison
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, SYSTEM_FILE, read_points
 from starlab.platform.serving.registry import load_model
