@@ -258,7 +258,8 @@ def _section(kind: type[T], raw: object, path: str, where: str) -> T:
         place = [str(part) for part in (*path.split("."), *first["loc"]) if part != "" and "[" not in str(part)]
         key = ".".join(place)
         if first["type"] == "value_error":  # a config's own check: it names the key itself
-            said = str(first["ctx"]["error"]).replace(f"{StarConfig.__name__}.", "model.")
+            said = str(first["ctx"]["error"])
+            said = said.replace("StarConfig.frames", "data.frames").replace("StarConfig.", "model.")  # the data fix the frames
             raise SpecError(f"{where}: {said}") from None
         if first["type"] == "missing":
             raise SpecError(f"{where}: {key} is missing") from None

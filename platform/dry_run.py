@@ -15,7 +15,7 @@ from starlab.experiments.spec import Spec
 from starlab.models.cost import Cost, cost
 from starlab.models.memory import activation_bytes
 from starlab.pipelines.clip import ClipSource
-from starlab.pipelines.sources import DataConfig, generated_folder
+from starlab.pipelines.sources import DataConfig, generated_clips_per_class, generated_folder, is_generated
 from starlab.pipelines.splits import Parts
 from starlab.platform.cluster.connect import Cluster, connect
 from starlab.platform.cluster.placement import Placement, divide
@@ -103,7 +103,7 @@ class _WorkerBytes:
 def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, Parts]:
     data = spec.data
     place = Path(data.store) if data.store else generated_folder(data, root)
-    if data.dataset.startswith("synthetic_") and not place.exists():
+    if is_generated(data) and not place.exists():
         train, held_out, test = _generated_clips(data)
         lines.append(
             f"data       {data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} "
@@ -117,11 +117,8 @@ def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, 
 
 def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
     """Training clips, those of them held out for validation, and test clips."""
-    classes, ntu = len(data.facts().classes), data.synthetic_ntu
-    if data.dataset == "synthetic_ntu":
-        train, test = ntu.train_performers * ntu.cameras, ntu.test_performers * ntu.cameras
-    else:
-        train, test = data.synthetic.train_clips_per_class, data.synthetic.test_clips_per_class
+    classes = len(data.facts().classes)
+    train, test = generated_clips_per_class(data)
     held_out = max(1, round(data.validation_fraction * train)) if data.validation_fraction else 0
     if data.limit is not None:
         kept = [min(count, data.limit) for count in (train - held_out, held_out, test)]

@@ -28,10 +28,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from starlab.pipelines.storage import Folder, below
 from starlab.platform.errors import UserError
 from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.records import DamagedRecordError, EarlyEnd, R, Result, RunInfo, parse, plain
-from starlab.platform.runs.storage import Storage, below, open_storage
 
 SPEC = "spec.json"
 MODEL = "model"
@@ -128,10 +128,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def stored_checkpoints(self) -> Storage:
+    def stored_checkpoints(self) -> Folder:
         """The storage of this run's checkpoints, here or where its spec said when it was new."""
         info = self.read(RunInfo)
-        return open_storage((info.checkpoints if info else None) or self.checkpoints)
+        return Folder((info.checkpoints if info else None) or self.checkpoints)
 
     def place_checkpoints(self, wanted: str | None, key: str) -> str | None:
         """A new run's own folder for checkpoints under `wanted`, which no other run shares; None for the run's folder.
@@ -143,7 +143,7 @@ class RunFolder:
             return None
         place = wanted if "://" in wanted else str(Path(wanted).expanduser().resolve())
         try:
-            open_storage(place)
+            Folder(place)
         except (ValueError, OSError) as error:
             raise UserError(f"resources.checkpoints is {wanted!r}, which cannot be opened: {error}") from None
         return below(place, f"{self.path.name}-{key[:8]}")

@@ -17,7 +17,7 @@ from starlab.models.star import StarTransformer
 from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.schedule import rank_slice
-from starlab.pipelines.stream import train_batches
+from starlab.pipelines.stream import Batches, train_batches
 from starlab.platform.cluster.device import check_device
 from starlab.platform.errors import StopRunError
 from starlab.platform.recipe.loss_guard import Verdict
@@ -34,7 +34,6 @@ from starlab.platform.runs.records import BadSteps, Result
 from starlab.platform.runs.system_metrics import worker_metrics
 from starlab.platform.worker.end_requests import why_to_end
 from starlab.platform.worker.evaluate import Evaluator
-from starlab.platform.worker.feed import Feed
 from starlab.platform.worker.precision import agree_on_precision
 from starlab.platform.worker.predictions import write_predictions
 from starlab.platform.worker.run_writer import RunWriter
@@ -280,10 +279,10 @@ class _Worker:
             return None
         return newest or find_checkpoint(self.folder.stored_checkpoints, step)
 
-    def _stream(self, first_step: int) -> Feed:
+    def _stream(self, first_step: int) -> Batches:
         plan = self.task.plan(self.ranks.rank, self.ranks.world, first_step)
         steps = self.steps.total_steps - first_step
-        return Feed(train_batches(self.task.source, self.spec.data, plan, steps, self.task.limits))
+        return train_batches(self.task.source, self.spec.data, plan, steps, self.task.limits)
 
     def _fold(self) -> None:
         """Add every rank's sums to `pending`, which is the same on all of them."""

@@ -28,6 +28,7 @@ from starlab.experiments.spec import Spec, load_spec
 from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
+from starlab.pipelines.storage import Folder
 from starlab.pipelines.stream import train_batches
 from starlab.platform.cluster.connect import Cluster, connect
 from starlab.platform.cluster.placement import place
@@ -38,7 +39,6 @@ from starlab.platform.runs.checkpoint_writer import CheckpointWriter
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.lease import Lease
-from starlab.platform.runs.storage import Disk
 from starlab.platform.trainer import open_data, open_run, run_training
 from starlab.platform.worker.run_writer import RunWriter
 from starlab.platform.worker.tasks import TrainTask
@@ -160,7 +160,7 @@ def checkpoint_cost(root: Path) -> list[Row]:
     for weight in state.model.parameters():
         weight.grad = torch.zeros_like(weight)
     state.optimizer.step()
-    writer = CheckpointWriter(Disk(root / "checkpoints"), lambda: None, lambda: None, print)
+    writer = CheckpointWriter(Folder(root / "checkpoints"), lambda: None, lambda: None, print)
     waits, began = [], time.process_time()
     for state.step in range(20):
         writer.wait()

@@ -16,9 +16,9 @@ import torch
 from mlflow import MlflowClient
 
 from starlab.experiments.spec import SpecError, load_spec
-from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.generated.penn_action import write_penn_action
+from starlab.pipelines.loading import LoadClips
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import open_source
 from starlab.platform.cluster.connect import Cluster
