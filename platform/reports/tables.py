@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from starlab.experiments.spec import flatten
+from starlab.experiments.overrides import flatten
 from starlab.platform.runs.folder import SPEC, RunFolder
 
 
 def comparison(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
-    """Compare runs: what differs in their specs, then what they reached.
+    """Compare runs by what differs in their specs and by what they reached.
 
     Returns:
         Column heads, and a row of texts per run.
