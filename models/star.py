@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from starlab.models.attention import xavier_linear
 from starlab.models.backbone import CHANNELS, LOCAL_STRIDE_PX, Backbone, load_kinetics400
 from starlab.models.config import StarConfig
+from starlab.models.initialisation import initialise
 from starlab.models.inputs import check_inputs
 from starlab.models.layers import StarLayer
 from starlab.models.state import load_state
@@ -44,6 +45,7 @@ class StarTransformer(nn.Module):
         drop_paths = [config.drop_path * index / max(1, sum(depths) - 1) for index in range(sum(depths))]
         self.encoder = nn.ModuleList(build_layer(config, config.encoder, p) for p in drop_paths[: depths[0]])
         self.decoder = nn.ModuleList(build_layer(config, config.decoder, p) for p in drop_paths[depths[0] :])
+        initialise([*self.encoder, *self.decoder], config.init)
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.head = nn.Sequential(
             nn.LayerNorm(config.dim),
