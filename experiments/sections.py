@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 
@@ -50,8 +51,10 @@ class TrainConfig:
     """torch.compile for the training step. "auto" takes it on GPUs of compute capability 8.0 or more, so not on a V100."""
     seed: int = 0
     """Weights, order and augmentation."""
+    select_by: str = "top1"
+    """Metric that picks the best checkpoint, by its name: top1, top5, mean_class, loss. Of equal values the lower loss wins."""
     evaluate_every_epochs: int = 1
-    """Epochs between two looks at the validation part."""
+    """Epochs between two evaluations of the validation part."""
     checkpoint_every_steps: int | None = None
     """Besides the checkpoints at every epoch's end and at every evaluation; null writes none in between."""
     log_every_steps: int = 10
@@ -135,6 +138,10 @@ class TrackingConfig:
     """An MLflow server's address; null is sqlite under the runs folder. A password in it is never stored (docs/tracking.md)."""
     experiment: str | None = None
     """MLflow experiment; null takes the spec's name."""
+
+    def address(self, runs: Path) -> str:
+        """`uri`, or SQLite in the folder of runs."""
+        return self.uri or f"sqlite:///{runs / 'mlflow.db'}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

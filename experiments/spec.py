@@ -21,10 +21,12 @@ from starlab.experiments.sections import ResourcesConfig, SearchConfig, Tracking
 from starlab.models.star import StarConfig
 from starlab.pipelines.sources import DataConfig
 
-__all__ = ["SearchSpec", "Spec", "SpecError", "load_search", "load_spec", "override_spec", "spec_from_dict"]
+__all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
 
 T = TypeVar("T")
 _DISTRIBUTIONS = ("int", "float", "log", "choice")
+_ADDED_LATER: tuple[tuple[str, str, object], ...] = (("train", "select_by", "top1"),)
+"""Keys (section, key, default) that are no part of a run's identity at their default: the runs of before keep their ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,9 @@ class Spec:
         del resolved["train"]["profile"]
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
+        for section, key, default in _ADDED_LATER:
+            if identity[section].get(key) == default:
+                del identity[section][key]
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -192,6 +197,17 @@ def override_spec(spec: Spec, overrides: Sequence[str], allowed: Sequence[str], 
     return replace(spec_from_dict(raw, where), tracking=spec.tracking)
 
 
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys: {"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _gather(experiment: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The file's mapping over its base's, with the overrides laid on."""
     raw = read_experiment(experiment)
@@ -242,7 +258,8 @@ def _section(kind: type[T], raw: object, path: str, where: str) -> T:
         place = [str(part) for part in (*path.split("."), *first["loc"]) if part != "" and "[" not in str(part)]
         key = ".".join(place)
         if first["type"] == "value_error":  # a config's own check: it names the key itself
-            said = str(first["ctx"]["error"]).replace(f"{StarConfig.__name__}.", "model.")
+            said = str(first["ctx"]["error"])
+            said = said.replace("StarConfig.frames", "data.frames").replace("StarConfig.", "model.")  # the data fix the frames
             raise SpecError(f"{where}: {said}") from None
         if first["type"] == "missing":
             raise SpecError(f"{where}: {key} is missing") from None

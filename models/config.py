@@ -166,11 +166,13 @@ class StarConfig:
             known = 1 <= len(letters) <= 2 and set(letters) <= PATTERNS.keys()
             self._require(field, known, f"must be one or two letters of {', '.join(PATTERNS)}")
         groups = math.lcm(*(PATTERNS[letter].groups for letter in self.encoder + self.decoder))
-        if self.frames % groups:
-            raise ValueError(
-                f"frames is {self.frames}, but encoder {self.encoder!r} and decoder {self.decoder!r} split the frames "
-                f"into equal groups: use {divisible_frames(self.frames, groups)}, or 'FF' for both"
-            )
+        self._require(
+            "frames",
+            self.frames % groups == 0,
+            f"must be {'even' if groups == 2 else f'a multiple of {groups}'}, because encoder {self.encoder!r} and decoder "
+            f"{self.decoder!r} split the frames into equal groups: use {divisible_frames(self.frames, groups)}, "
+            "or 'FF' for both",
+        )
 
     def _require(self, field: str, holds: bool, limit: str) -> None:
         if not holds:

@@ -65,16 +65,16 @@ def fit(
     view: View = MIDDLE,
     out: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Bring a clip to a square of `size_px`, its joints moved exactly with the pixels.
+    """Resize a clip to a square of `size_px`; its joints move exactly with the pixels.
 
     Args:
         clip: T frames of one size and their joints.
         size_px: Side of the frames returned.
-        config: What may be drawn.
+        config: What may vary.
         mirror: The skeleton's left/right partners (`Skeleton.mirror`), for the flip.
-        rng: Where the draws come from; None (evaluation) shows a window of `config.test_crop` whatever else `config` says.
-        view: Where that window lies.
-        out: Where the frames go, of the shape returned; None makes a new array.
+        rng: The generator to draw from; None (evaluation) shows a window of `config.test_crop` and ignores the other settings.
+        view: Which window, where there are several.
+        out: The array to write the frames to, of the shape returned; None makes a new one.
 
     Returns:
         Frames, uint8 (T, size_px, size_px, 3), RGB; and joints, float32 (T, M, N, 3), x and y as fractions of these

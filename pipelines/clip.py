@@ -1,4 +1,4 @@
-"""What a clip is: the names, shapes, dtypes and units every reader, the stream and the model agree on.
+"""A clip: the names, shapes, dtypes and units that every reader, the stream and the model agree on.
 
 Letters: T frames, H W pixels, M bodies, N joints.
 """
@@ -36,7 +36,7 @@ class ClipRow:
     split: Split
     """The official split; the validation part is drawn from "train" (`splits.py`)."""
     subject: str | None
-    """Who acts, where the data set says so; None where it names nobody (Penn Action)."""
+    """The person who acts; None where the data set does not say (Penn Action)."""
     num_frames: int
     """Frames on disk that have a label, at least 1."""
 
@@ -51,7 +51,7 @@ class SkippedClip:
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """Some frames of one clip, as they are on disk."""
+    """Some frames of one clip, decoded."""
 
     frames: Sequence[NDArray[np.uint8]]
     """T arrays (H, W, 3), RGB; all of one size. H and W may be a reduced decode, never below the size asked for."""
@@ -82,7 +82,7 @@ class ClipSource(Protocol):
     """Sorted by clip_id."""
     skipped: tuple[SkippedClip, ...]
     fingerprint: str
-    """Hex digest of what is on disk: equal data give equal digests, wherever they lie."""
+    """Hex digest of the data: equal data give equal digests, in any place."""
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """Decode the frames (0-based, any order, repeats allowed) with their joints.

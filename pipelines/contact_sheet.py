@@ -1,4 +1,4 @@
-"""A clip on one page: the frames that a model sees, with the joints drawn where the model takes them to be."""
+"""A clip on one page: the frames that a model sees, with their joints drawn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def draw_joints(frame: NDArray[np.uint8], joints: NDArray[np.float32], skeleton:
 def contact_sheet(
     frames: NDArray[np.uint8], joints: NDArray[np.float32], skeleton: Skeleton, columns: int = COLUMNS
 ) -> NDArray[np.uint8]:
-    """All frames (T, H, W, 3) with their joints (T, M, N, 3) in rows of `columns`, read like a page; uint8, RGB."""
+    """All frames (T, H, W, 3) with their joints (T, M, N, 3) in rows of `columns`, left to right; uint8, RGB."""
     count, height, width, _ = frames.shape
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -56,7 +56,7 @@ def contact_sheet(
 
 
 def write_contact_sheet(source: ClipSource, row: ClipRow, path: Path, *, num_frames: int, size_px: int, seed: int = 0) -> None:
-    """Write a PNG of the clip: as an evaluation sees it, and below as one draw of the standard augmentation shows it.
+    """Write a PNG of the clip: above as in an evaluation, below with one draw of the standard augmentation.
 
     The augmented frames are cropped, mirrored and jittered, so that a joint on the wrong side would show.
 

@@ -7,11 +7,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 SMALLEST_USEFUL_SHRINK = 1.6
-"""A JPEG decoder can leave out high frequencies and return N/8 of the size. It saves time from 8/5 = 1.6 on; a smaller
-shrink (7/8, 6/8) is slower than decoding everything."""
+"""The smallest factor worth shrinking by. A JPEG decoder can leave out high frequencies and return N/8 of the size, which saves
+time from 8/5 = 1.6 on; a smaller shrink (7/8, 6/8) is slower than decoding everything."""
 
 NO_SHRINK = 2**16
-"""As `min_side_px`: more than a JPEG's side can be."""
+"""A `min_side_px` that no JPEG exceeds, so that nothing is shrunk."""
 
 
 def decode_jpeg(data: bytes | memoryview, min_side_px: int) -> NDArray[np.uint8]:
@@ -21,7 +21,7 @@ def decode_jpeg(data: bytes | memoryview, min_side_px: int) -> NDArray[np.uint8]
     `min_side_px` or more; else at full size, which may be below `min_side_px` when the file is.
 
     Raises:
-        ValueError: the bytes are no JPEG, are cut short, or are damaged (also where a lenient decoder would carry on).
+        ValueError: the bytes are not a JPEG, are cut short or are damaged, even where a lenient decoder would go on.
     """
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     shrink = min(height, width) >= SMALLEST_USEFUL_SHRINK * min_side_px

@@ -1,10 +1,10 @@
-"""Joints from any pose estimator, from one Parquet file laid over any data set.
+"""Joints from any pose estimator: one Parquet file, used instead of the joints of any data set.
 
 One row per clip, four columns:
 
 - `clip_id`, string: the data set's name of the clip; each once.
-- `num_frames`, int32: every frame of the clip counts, in its order.
-- `num_bodies`, int32: people per frame; who is not there has confidence 0.
+- `num_frames`, int32: all frames of the clip, in order.
+- `num_bodies`, int32: people per frame; a person who is absent has confidence 0.
 - `joints`, list<float32>: num_frames × num_bodies × joints × 3 numbers, in that order. The three are x and y as fractions of
   the frame from its left and its top edge, and the confidence in [0, 1].
 
@@ -52,7 +52,7 @@ class EstimatedJoints:
         Args:
             source: The data set.
             path: The Parquet file.
-            skeleton: Whose joints it holds.
+            skeleton: The skeleton of its joints.
 
         Raises:
             DataError: the file is missing, has other columns, names a clip twice, has row groups too large to read one per
@@ -127,7 +127,7 @@ class EstimatedJoints:
         if not ((joints[..., 2] >= 0) & (joints[..., 2] <= 1)).all():
             raise UnreadableClipError(f"{self._path}, clip {row.clip_id}: a confidence lies outside [0, 1]")
         joints = np.where(np.isfinite(joints).all(axis=-1, keepdims=True) & (joints[..., 2:] > 0), joints, np.float32(0))
-        # Those who are seen best, over the whole clip; their order stays.
+        # The people with the highest confidence over the whole clip, in their original order.
         best = np.sort(np.argsort(-joints[..., 2].sum(axis=(0, 2)), kind="stable")[: self.max_bodies])
         packed = np.zeros((shape[0], self.max_bodies, *shape[2:]), np.float32)
         packed[:, : len(best)] = joints[:, best]
@@ -147,5 +147,5 @@ def _check_schema(path: Path, file: pq.ParquetFile) -> None:
         if size > MAX_ROW_GROUP_BYTES and file.metadata.row_group(number).num_rows > 1:
             raise DataError(
                 f"row group {number} of the estimated joints {path} has {size / 2**20:.0f} MiB, and all of it is read for each "
-                f"of its clips; write it anew with a few clips per row group (pyarrow: row_group_size=8)"
+                f"of its clips; rewrite it with a few clips per row group (pyarrow: row_group_size=8)"
             )

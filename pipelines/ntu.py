@@ -1,7 +1,7 @@
 """NTU RGB+D 60 and 120 as their authors ship them: `S001C001P001R001A001_rgb.avi` and `S001C001P001R001A001.skeleton`.
 
-Their archives unpack into folders of different names; any layout below one root will do. The folders that `synthetic_ntu.py`
-writes are read by the same code. What the files hold, and their traps, is listed in docs/data.md.
+The archives unpack into folders of different names; any layout below one root works. The same code reads the folders that
+generated/ntu.py writes. docs/data.md lists what the files hold, and their traps.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from starlab.pipelines.video import decode_video
 
 VIDEO_ENDING, SKELETON_ENDING = "_rgb.avi", ".skeleton"
 MISSING_LISTS = ("NTU_RGBD_samples_with_missing_skeletons.txt", "NTU_RGBD120_samples_with_missing_skeletons.txt")
-"""The authors' lists of clips to ignore, read where one lies at the root."""
+"""The authors' lists of clips to ignore; one at the root of the folder is read."""
 SHORT_SIDE_PX = 256
-"""Frames are shrunk to this, as in a prepared store, so that a model sees the same pixels from both."""
+"""Short side of the frames read, as in a prepared store, so that a model sees the same pixels from both."""
 JPEG_QUALITY = 90
 MAX_FOLDER_DEPTH = 3
-"""Folders below the root in which files are looked for."""
+"""How deep below the root files are searched."""
 INDEX_THREADS = 16
-"""They wait for the file system more than they compute."""
+"""More than the cores, because they mostly wait for the file system."""
 EXPECTED_LAYOUT = f"expected S001C001P001R001A001{VIDEO_ENDING} and S001C001P001R001A001{SKELETON_ENDING} … in it or below"
 
 
@@ -50,12 +50,12 @@ class NtuSource:
         """List the folder, and read each skeleton file's first line: it is the clip's length (no video is opened).
 
         Args:
-            root: The folder under which the files lie.
+            root: The folder with the files, at any depth up to `MAX_FOLDER_DEPTH`.
             protocol: The official split.
-            classes: Their names begin with the action's number, "A001…"; other actions' files are left alone.
-            setups: The data set's; other setups' files are left alone, so one NTU RGB+D 120 folder serves both.
-            missing_skeletons: A list of clips to leave out; None takes the authors' lists (`MISSING_LISTS`) that lie at
-                the root. Without any, such a clip is found when it is read.
+            classes: Names that begin with the action's number, "A001…"; files of other actions are ignored.
+            setups: Setup numbers of the data set; files of other setups are ignored, so one NTU RGB+D 120 folder serves both.
+            missing_skeletons: A list of clips to leave out; None takes the authors' lists (`MISSING_LISTS`) at the root.
+                Without any list, such a clip is found when it is read.
 
         Raises:
             DataError: the folder is not there, holds a clip twice or no usable clip; the list names no clip. A single
@@ -102,7 +102,7 @@ class NtuSource:
                 f"; the first, {self.skipped[0].clip_id}: {self.skipped[0].reason}" if self.skipped else f": {EXPECTED_LAYOUT}"
             )
             raise DataError(f"no usable clip of {len(classes)} actions below {self.root}{hint}")
-        # A name per folder, not a path per file: this travels to every task.
+        # A name per folder, not a path per file: this is pickled for every task.
         self._folders = tuple(sorted({*videos.values(), *skeletons.values()}))
         number = {folder: place for place, folder in enumerate(self._folders)}
         places = [[number[videos[row.clip_id]], number[skeletons[row.clip_id]]] for row in self.clips]
@@ -115,7 +115,7 @@ class NtuSource:
 
         Raises:
             UnreadableClipError: the video or the skeleton is missing, damaged or of another length than when it was
-                indexed, or nobody is seen in the whole clip; the message names the file.
+                indexed, or no person is seen in the whole clip; the message names the file.
         """
         joints, _ = self._joints(row)
         frames = dict(self._frames(row, max(SHORT_SIDE_PX, min_side_px), set(frame_indices)))
@@ -151,7 +151,7 @@ class NtuSource:
         setups: range,
         listed: dict[str, str],
     ) -> tuple[dict[str, NtuName], dict[str, str]]:
-        """The names of the data set's clips that have both files, sorted; and of the others why they are left out."""
+        """The names of the clips that have both files, sorted, and why each of the others is left out."""
         wanted: dict[str, NtuName] = {}
         skipped: dict[str, str] = {}
         for clip_id in sorted(videos.keys() | skeletons.keys()):
@@ -213,7 +213,7 @@ def _folders_below(root: Path, ending: str) -> dict[str, str]:
 
 
 def _look(video: str, skeleton: str) -> tuple[int, str]:
-    """The number of frames and both files' sizes; or 0 and why the clip cannot be used."""
+    """The number of frames and the sizes of both files; or 0 and why the clip cannot be used."""
     try:
         video_bytes = os.stat(video).st_size  # noqa: PTH116 (once per clip of 114,480)
         if video_bytes == 0:
@@ -228,7 +228,7 @@ def _look(video: str, skeleton: str) -> tuple[int, str]:
 
 
 def _listed_as_missing(root: Path, given: Path | None) -> dict[str, str]:
-    """Clip name → the list that it is on."""
+    """Clip name → name of the list that has it."""
     paths = [given] if given is not None else [path for name in MISSING_LISTS if (path := root / name).is_file()]
     listed: dict[str, str] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""What NTU RGB+D's file names say: setup, camera, performer, replication, action; and the official splits by them.
+"""The file names of NTU RGB+D (setup, camera, performer, replication, action) and the official splits by them.
 
 Rules of the splits: Shahroudy et al. 2016 (NTU RGB+D: cross-subject, cross-view) and Liu et al. 2019 (NTU RGB+D 120:
 cross-subject, cross-setup).
@@ -40,7 +40,7 @@ class NtuName:
         return f"S{self.setup:03d}C{self.camera:03d}P{self.performer:03d}R{self.replication:03d}A{self.action:03d}"
 
     def split(self, protocol: Protocol) -> Split:
-        """On which side of an official split the clip lies."""
+        """The side of an official split that the clip is on."""
         trains = {
             "xsub": self.performer in XSUB120_TRAIN,
             "xview": self.camera in XVIEW_TRAIN_CAMERAS,
@@ -53,7 +53,7 @@ def parse_name(text: str) -> NtuName:
     """The parts of a clip's name.
 
     Raises:
-        ValueError: it is none, e.g. because a number does not have three digits.
+        ValueError: it is not such a name, e.g. because a number does not have three digits.
     """
     found = _NAME.fullmatch(text)
     if found is None:

@@ -14,13 +14,13 @@ NUM_JOINTS = 25
 JOINT_VALUES = 12
 """x y z, depthX depthY, colorX colorY, orientation w x y z, tracking state."""
 COLOR_WIDTH_PX, COLOR_HEIGHT_PX = 1920, 1080
-"""What colorX and colorY count in."""
+"""Size of the picture that colorX and colorY refer to."""
 CONFIDENCE = np.array([0.0, 0.5, 1.0], np.float32)
 """By tracking state: not tracked, inferred from other joints, tracked."""
 MAX_BODIES_IN_FRAME = 6
-"""As many as the sensor follows."""
+"""The sensor follows no more."""
 
-# When is a body a piece of furniture? The limits are those that Zhang et al. published with SGN (CVPR 2020); later work on NTU
+# Limits by which a body is taken for furniture, as Zhang et al. published them with SGN (CVPR 2020); later work on NTU
 # (CTR-GCN, PYSKL) uses the same.
 MAX_NOISE_FRAMES = 11
 MAX_SPREAD_RATIO = 0.8
@@ -29,12 +29,12 @@ MIN_FLAT_SHARE = 0.69754
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What the sensor saw under one body id."""
+    """Everything the sensor saw under one body id."""
 
     body_id: str
     """A number of 17 digits: text, because a float64 would round it to a neighbour's."""
     frames: NDArray[np.int64]
-    """(K,), ascending: the clip's frames in which it was seen."""
+    """(K,), ascending: the frames of the clip in which it was seen."""
     joints: NDArray[np.float32]
     """(K, N, 3): x, y as fractions of the colour picture, confidence 0, 0.5 or 1; all 0 where not seen."""
     joints_3d: NDArray[np.float32]
@@ -45,7 +45,7 @@ class Body:
         return float(self._seen_3d().var(axis=0).filled(0).sum())
 
     def flat_share(self) -> float:
-        """In which share of its frames it is wide for its height, as furniture is and people are not."""
+        """Share of its frames in which it is wide for its height, as furniture is and people are not."""
         places = self._seen_3d()
         spread = (places.max(axis=1) - places.min(axis=1)).filled(0)
         return float((spread[:, 0] > MAX_SPREAD_RATIO * spread[:, 1]).mean())
@@ -68,7 +68,7 @@ def read_num_frames(head: bytes) -> int:
     """The number of frames, from the first bytes of a file.
 
     Raises:
-        ValueError: they are not a `.skeleton` file's.
+        ValueError: they are not the beginning of a `.skeleton` file.
     """
     line, newline, _ = head.partition(b"\n")
     text = line.strip()
@@ -83,7 +83,7 @@ def read_num_frames(head: bytes) -> int:
 def parse_skeleton(data: bytes) -> SkeletonFile:
     """Read a whole file; lines may end in CRLF, as the authors' do, or LF.
 
-    A joint whose place is not a finite number, in the picture or in space, counts as not seen.
+    A joint counts as not seen if its place in the picture or in space is not a finite number.
 
     Raises:
         ValueError: the text does not follow the format; the message names the line.
@@ -131,7 +131,7 @@ def parse_skeleton(data: bytes) -> SkeletonFile:
 
 
 def _number(text: bytes, line: int) -> float:
-    """A number as the sensor's own system writes it, which has spellings such as -1.#IND for what is none."""
+    """A number in the spelling of the sensor's system, which writes e.g. -1.#IND for a value that is not a number."""
     try:
         return float("nan") if b"#" in text else float(text)
     except ValueError:
@@ -156,10 +156,10 @@ def _body(body_id: str, frames: list[tuple[int, list[float]]]) -> Body:
 
 
 def drop_ghosts(bodies: tuple[Body, ...]) -> tuple[Body, ...]:
-    """Leave out what the sensor took for a person: by turns, and only while another body remains,
+    """Leave out bodies that are not people. Two rules apply in turn, each only while more than one body remains.
 
-    bodies of 11 frames or fewer, then bodies that in 69.754 % of their frames or more are wider than 0.8 of their height. Where
-    a rule would leave nobody, the longest, respectively the most moving body stays.
+    First bodies of 11 frames or fewer are dropped, then bodies that are wider than 0.8 of their height in 69.754 % of their
+    frames or more. Where the first rule would drop all, the longest body stays; with the second, the body that moves most.
     """
     if len(bodies) > 1:
         long = tuple(body for body in bodies if len(body.frames) > MAX_NOISE_FRAMES)

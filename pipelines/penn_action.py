@@ -1,7 +1,6 @@
 """Penn Action as its authors ship it: `frames/0001/000001.jpg`, `labels/0001.mat`.
 
-The folders that `synthetic.py` writes have the same format and are read by the same code. What the files hold, and
-their traps, is listed in docs/data.md.
+The same code reads the folders that generated/penn_action.py writes. docs/data.md lists what the files hold, and their traps.
 """
 
 from __future__ import annotations
@@ -55,12 +54,12 @@ EXPECTED_LAYOUT = "expected frames/0001/000001.jpg … and labels/0001.mat … i
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One label file, checked and cast: the files mix float64 with uint8 and uint16, whose arithmetic overflows."""
+    """One label file, checked and cast. The files mix float64 with uint8 and uint16, whose arithmetic overflows."""
 
     action: str
     split: Split
     subject: str | None
-    """Only synthetic folders name one."""
+    """None in the authors' files; generated folders name one."""
     num_frames: int
     height: int
     width: int
@@ -70,7 +69,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the index learnt about one clip; `row` is None where it was skipped."""
+    """The index entry of one clip; `row` is None where the clip was skipped."""
 
     row: ClipRow | None
     reason: str
@@ -174,13 +173,13 @@ class PennActionSource:
         return DecodedClip([frames[index] for index in frame_indices], label.joints[np.asarray(frame_indices)])
 
     def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
-        """The authors' JPEGs as they are, whatever `short_side_px` says: each is decoded once and measured.
+        """The authors' JPEGs unchanged, whatever `short_side_px` is: each is decoded once and measured.
 
         See `clip.ClipSource.encode`.
 
         Raises:
-            UnreadableClipError: a frame or the label is missing or corrupt, or a frame is not of the size that the label
-                tells (its joints would lie elsewhere); the message names the file.
+            UnreadableClipError: a frame or the label is missing or corrupt, or a frame does not have the size that
+                the label says (its joints would be misplaced); the message names the file.
         """
         label = self._label(row)
         jpegs = []
@@ -211,11 +210,11 @@ def parse_label(data: bytes) -> Label:
     """Read the bytes of one `labels/*.mat` file.
 
     Coordinates: the files count pixels from 1 in the authors' larger originals and were rescaled, so a label of 1 is
-    the middle of the first pixel and `(x − 0.5) / width` its place as a fraction from the frame's edge. The rescaling
+    the middle of the first pixel and `(x − 0.5) / width` is its place as a fraction from the frame's edge. The rescaling
     (by 0.67 to 1.5, not recorded) moves this by up to a quarter of a pixel, which is ignored.
 
     Raises:
-        ValueError: the bytes are no such file, or its arrays do not fit each other; the message says which.
+        ValueError: the bytes are not such a file, or its arrays do not fit each other; the message says which.
     """
     try:
         # Only these: the bounding boxes are not used, and in two clips are one row short.

@@ -1,8 +1,8 @@
-"""`starlab prepare`: the authors' files → a store, in parallel, resumable at any moment, and `starlab verify`.
+"""`starlab prepare` (the authors' files → a store, in parallel, resumable at any moment) and `starlab verify`.
 
-What goes into which shard is fixed before anything is written: the clips in the order of a hash of their names, cut into
-equal pieces, so that classes and subjects mix and every attempt writes the same bytes. A shard is whole when its record is
-there and its bytes still have the hash that the record names; every other one is written again.
+The contents of each shard are fixed before anything is written: the clips are ordered by a hash of their names and cut into
+equal pieces, so that classes and subjects mix and every attempt writes the same bytes. A shard is complete when it has a
+record and its bytes have the hash in that record; every other shard is written again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from starlab.pipelines.storage import PART, Folder
 from starlab.pipelines.store import FORMAT, MANIFEST, PLAN, StoreSource
 
 CLIPS_PER_SHARD = 64
-"""Some 100 MB: a shard is half a minute's work of one core on 1080p video, the most that a kill can cost."""
+"""About 100 MB. A shard is half a minute's work of one core on 1080p video, the most that a kill can cost."""
 SHORT_SIDE_PX = 256
 QUARANTINE = "quarantine.json"
 Columns = dict[str, NDArray[Any]]
@@ -35,16 +35,16 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a preparation or a verification is."""
+    """Progress of a preparation or a verification."""
 
     clips_done: int
     clips: int
     clips_bad: int
     clips_per_second: float
-    """Of those that were worked on; 0 before the first."""
+    """Over the clips that were worked on; 0 before the first."""
 
     def line(self) -> str:
-        """For a person."""
+        """One line of text."""
         parts = [f"{self.clips_done:>6,}/{self.clips:,} clips"]
         if self.clips_per_second > 0:
             seconds = round((self.clips - self.clips_done) / self.clips_per_second)
@@ -69,22 +69,21 @@ def prepare(
 ) -> StoreSource:
     """Check every clip of `source` and write those that pass into the store at `uri`, or go on where an earlier call stopped.
 
-    Ray must be running; each shard is one task of one CPU. A store that is complete is only opened.
+    Ray must be running; each shard is one task of one CPU. A complete store is only opened.
 
     Args:
-        source: the data set as its authors ship it.
+        source: the data set in its authors' files.
         dataset: its name in a spec.
-        uri: where the store goes: a path, or any URI that pyarrow knows.
-        short_side_px: what video frames are scaled to; JPEGs of the authors stay as they are.
-        clips_per_shard: how many clips lie in one file.
-        max_bad_fraction: the whole fails when more of the clips than this cannot be used.
-        retry: look at a complete store's shards again, too, and write anew those that are damaged or hold a clip that is in
-            quarantine.
+        uri: the store's place: a path, or any URI that pyarrow knows.
+        short_side_px: short side of the stored video frames; JPEGs of the authors stay unchanged.
+        clips_per_shard: clips per file.
+        max_bad_fraction: fail when a larger share of the clips cannot be used.
+        retry: check the shards of a complete store as well, and rewrite those that are damaged or have a clip in quarantine.
         on_progress: called after every shard.
 
     Raises:
-        DataError: the place holds something else, or too many clips are bad: all of them, with the reasons, are then in
-            `quarantine.json` there.
+        DataError: the place holds something else, or too many clips are bad; `quarantine.json` there then lists all of them
+            with the reasons.
     """
     folder = Folder(uri)
     plan = {
@@ -132,7 +131,7 @@ def prepare(
 
 
 def shard_rows(rows: tuple[ClipRow, ...], clips_per_shard: int) -> list[tuple[ClipRow, ...]]:
-    """Which clips go into which shard: a pure function of their names."""
+    """The clips of each shard: a pure function of the clips' names."""
     if clips_per_shard < 1:
         raise DataError(f"clips per shard is {clips_per_shard}; a shard holds at least 1")
     ordered = sorted(rows, key=lambda row: (hashlib.sha256(row.clip_id.encode()).digest(), row.clip_id))
@@ -144,13 +143,13 @@ def verify(
 ) -> tuple[StoreSource, list[str]]:
     """Read every byte of a store again: hashes, counts, each clip's frames and joints. Ray must be running.
 
-    `decode` decodes every JPEG, too, which equal hashes make unnecessary unless whoever prepared it is in doubt.
+    `decode` also decodes every JPEG. Equal hashes make this unnecessary, unless the preparation itself is in doubt.
 
     Returns:
-        The store, and a line for each thing that is wrong.
+        The store, and a line for each problem.
 
     Raises:
-        DataError: it is no store, or its index is damaged.
+        DataError: it is not a store, or its index is damaged.
     """
     source = StoreSource(uri)
     manifest = source.manifest
@@ -172,7 +171,7 @@ def verify(
 
 
 def check_shard(source: StoreSource, shard: int, decode: bool) -> list[str]:
-    """What is wrong with one shard; nothing, if all is well."""
+    """The problems of one shard; empty where there are none."""
     name, expected = shard_name(shard) + ".parquet", source.manifest["shards"][shard]
     clips = sorted((clip for clip in source.stored if clip.shard == shard), key=lambda clip: clip.row)
     try:
@@ -210,7 +209,7 @@ def _claim(folder: Folder, plan: dict[str, Any]) -> None:
 
 
 def _run(work: Callable[[Columns], Columns], num_shards: int) -> Iterator[dict[str, Any]]:
-    """One Ray Data task per shard; what each returns, as they end."""
+    """Run one Ray Data task per shard; yields what each returns, as they end."""
     tasks = ray.data.from_items([{"shard": shard} for shard in range(num_shards)], override_num_blocks=num_shards)
     done = tasks.map_batches(work, batch_size=None, batch_format="numpy", num_cpus=1)
     done.context.enable_progress_bars = False
@@ -224,7 +223,7 @@ def _refuse_too_many(folder: Folder, quarantine: dict[str, str], total: int, max
     listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(quarantine.items())[:5])
     raise DataError(
         f"{len(quarantine)} of {total} clips cannot be used, more than the allowed share of {max_bad_fraction}; so far found: "
-        f"{folder.uri}/{QUARANTINE}. Mend the source, or allow more (--max-bad). The first: {listed}"
+        f"{folder.uri}/{QUARANTINE}. Repair the source, or allow more (--max-bad). The first: {listed}"
     )
 
 
@@ -242,7 +241,7 @@ def _finish(folder: Folder, plan: dict[str, Any], records: list[dict[str, Any]],
         "index": write_index(folder, clips),
         "quarantine": quarantine,
     }
-    for name in folder.names():  # what killed attempts left
+    for name in folder.names():  # left by killed attempts
         if name.endswith(PART):
             folder.remove(name)
     folder.remove(QUARANTINE)

@@ -1,4 +1,4 @@
-"""Which frames of a clip a model sees."""
+"""The choice of the frames of a clip that a model sees."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One of several looks at a test clip: which frames, and where in the picture."""
+    """One of several views of a test clip: which frames, and which part of the picture."""
 
     time: int = 0
     times: int = 1
-    """Views in time: each takes another place within the segments."""
+    """Views in time; each takes another place within the segments."""
     place: int = 0
     places: int = 1
     """Views of the picture, side by side along its longer side."""
 
 
 MIDDLE = View()
-"""The only view of a clip that is looked at once."""
+"""The view of a clip that has only one."""
 
 
 def pick_frames(num_frames: int, count: int, rng: np.random.Generator | None, view: View = MIDDLE) -> NDArray[np.int64]:

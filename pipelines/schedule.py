@@ -20,21 +20,21 @@ from starlab.pipelines.sampling import MIDDLE, View
 
 _MAX_ATTEMPTS = 20
 _LARGEST_WEIGHT = 2**20
-"""Weights are whole numbers up to this, so that no rounding of a machine decides which clip is drawn."""
+"""Weights are whole numbers up to this, so that the rounding of a machine never decides which clip is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What stands at one position."""
+    """The clip at one position."""
 
     clip: int
     """Index into the training part."""
     epoch: int
     seed: int
-    """Seeds every random choice made for this position (frames, crop, …)."""
+    """Seed of every random choice for this position (frames, crop, …)."""
 
     def rng(self) -> np.random.Generator:
-        """A fresh generator for this position: always the same numbers."""
+        """A fresh generator for this position, which always gives the same numbers."""
         return np.random.Generator(np.random.Philox(key=self.seed))
 
 
@@ -42,11 +42,11 @@ class Draw:
 class Schedule:
     """The endless training stream over `num_clips` clips: epoch after epoch, each a permutation of all clips.
 
-    With weights an epoch is as long, but a clip stands in it as often as its weight says, rounded up or down by a draw of that
-    epoch, so that over epochs the shares are exact.
+    With weights an epoch is as long, but a clip occurs in it as often as its weight says, rounded up or down by a draw of that
+    epoch, so that the shares are exact over epochs.
 
     Raises:
-        ValueError: `num_clips` is not positive, or there is not a weight for each.
+        ValueError: `num_clips` is not positive, or the number of weights is another.
     """
 
     seed: int
@@ -93,12 +93,12 @@ def rank_slice(global_batch: int, rank: int, world: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is to be loaded at a position."""
+    """What to load at a position."""
 
     clip: int
     """Index into the source."""
     rng: np.random.Generator | None
-    """Where its augmentation draws; None in an evaluation."""
+    """The generator for its augmentation; None in an evaluation."""
     view: View = MIDDLE
 
 
@@ -110,7 +110,7 @@ class Plan(Protocol):
         ...
 
     def clip(self, position: int, attempt: int) -> Choice | None:
-        """What stands at `position`; None when there is no further replacement."""
+        """The choice at `position`; None when there is no further replacement."""
         ...
 
 
@@ -162,7 +162,7 @@ class EvalPlan:
         return self.rank + row * self.world
 
     def clip(self, position: int, attempt: int) -> Choice | None:
-        """The listed clip; one that cannot be read has no replacement."""
+        """The listed clip; an unreadable one has no replacement."""
         index, view = divmod(position, self.views)
         time, place = divmod(view, self.places)
         return None if attempt else Choice(self.clips[index], None, View(time, self.times, place, self.places))
@@ -173,7 +173,7 @@ class EvalPlan:
 
 
 def clip_weights(labels: Sequence[int], oversample: Literal["balanced"] | Mapping[int, float] | None) -> bytes:
-    """How often each clip is drawn, for `Schedule.weights`.
+    """Weights for `Schedule.weights`: how often each clip is drawn.
 
     Args:
         labels: The class of each clip.
@@ -195,13 +195,13 @@ def _order(seed: int, epoch: int, num_clips: int, weights: bytes) -> NDArray[np.
     order = _permutation("epoch", seed, epoch, num_clips)
     if not weights:
         return order
-    # Lay the weights end to end in this epoch's order and step through them evenly from a drawn start: a clip is met as often
-    # as its share says, rounded up or down. Then shuffle what was met.
+    # Lay the weights end to end in this epoch's order and step through them evenly from a drawn start: a clip is hit as often
+    # as its share says, rounded up or down. Then shuffle the hits.
     ends = np.cumsum(np.frombuffer(weights, "<u4")[order], dtype=np.uint64).astype(object) * num_clips
     total = int(ends[-1]) // num_clips
     start = _seed("oversample", seed, epoch) % total
-    met = ((ends + start) // total).astype(np.int64)
-    drawn = np.repeat(order, np.diff(met, prepend=0))
+    hits = ((ends + start) // total).astype(np.int64)
+    drawn = np.repeat(order, np.diff(hits, prepend=0))
     return drawn[_permutation("oversampled", seed, epoch, num_clips)]
 
 

@@ -1,6 +1,6 @@
-"""What lies in a store's files, and how they are written: shards of clips, each with a record, and the index of all clips.
+"""The files of a store and how they are written: shards of clips, each with a record, and the index of all clips.
 
-A shard holds some clips, one row group each, so that one read gets one clip. Same clips, same bytes.
+A shard holds several clips, one row group each, so that one read gets one clip. Equal clips give equal bytes.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ class StoredClip:
     num_frames: int
     height: int
     width: int
-    """Of its frames, in pixels."""
+    """Size of its frames in pixels."""
     shard: int
     row: int
     """Row group in the shard."""
     num_bytes: int
-    """Of its JPEGs."""
+    """Size of its JPEGs."""
     joints_unseen: float
-    """Share of the joints with confidence 0, of the bodies that are there at all."""
+    """Share of joints with confidence 0, over the bodies that occur in the clip."""
     frames_unseen: int
     """Frames without any joint."""
     sha256: str
-    """Over its JPEGs and joints."""
+    """Digest of its JPEGs and joints."""
 
 
 INDEX_SCHEMA = pa.schema(
@@ -86,12 +86,12 @@ INDEX_SCHEMA = pa.schema(
 
 
 def shard_name(shard: int) -> str:
-    """Without its ending."""
+    """Name of a shard's files, without the ending."""
     return f"shards/{shard:05d}"
 
 
 def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[ClipRow], short_side_px: int) -> dict[str, Any]:
-    """Write the clips that can be read into one shard, then its record, which is returned. Same clips, same bytes."""
+    """Write the readable clips into one shard, then its record, which is returned. Equal clips give equal bytes."""
     clips: list[StoredClip] = []
     quarantine: dict[str, str] = {}
     with Draft(folder, shard_name(shard) + ".parquet") as draft:
@@ -101,7 +101,7 @@ def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[C
             for row in rows:
                 try:
                     encoded = source.encode(row, short_side_px)
-                    clip = describe_clip(row, encoded, shard, len(clips))  # before a byte of it is written
+                    clip = describe_clip(row, encoded, shard, len(clips))  # before any of its bytes are written
                 except UnreadableClipError as error:
                     quarantine[row.clip_id] = str(error)
                     continue
@@ -118,7 +118,7 @@ def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[C
 
 
 def whole_shard(folder: Folder, shard: int) -> dict[str, Any] | None:
-    """The record of a shard that was written to its end and is still what it was; else None."""
+    """The record of a complete and unchanged shard; else None."""
     record = folder.read_json(shard_name(shard) + ".json")
     name = shard_name(shard) + ".parquet"
     if record is None or folder.size(name) != record["num_bytes"] or folder.sha256(name) != record["sha256"]:
@@ -139,23 +139,23 @@ def read_index(folder: Folder, sha256: str) -> tuple[StoredClip, ...]:
     """Every clip of a store, sorted by clip id.
 
     Raises:
-        DataError: the index is not there, or not the one with this hash.
+        DataError: the index is missing, or has another hash.
     """
-    mend = "the same `starlab prepare` with --retry writes it anew"
+    fix = "the same `starlab prepare` with --retry rewrites it"
     try:
         data = folder.read(INDEX)
     except OSError as error:
-        raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; {mend}") from error
+        raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; {fix}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise DataError(f"{folder.uri}/{INDEX} is not what was written: {mend}")
+        raise DataError(f"{folder.uri}/{INDEX} is not what was written: {fix}")
     return tuple(StoredClip(**row) for row in pq.read_table(pa.BufferReader(data), use_threads=False).to_pylist())
 
 
 def describe_clip(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int) -> StoredClip:
-    """Check that the parts of a clip fit each other, and say what is in it.
+    """Check that the parts of a clip fit each other, and return its row of the index.
 
     Raises:
-        UnreadableClipError: they do not.
+        UnreadableClipError: they do not fit.
     """
     counts = {len(encoded.jpegs), len(encoded.joints), row.num_frames}
     if encoded.joints_3d is not None:

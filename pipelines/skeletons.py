@@ -1,7 +1,7 @@
 """Joint names, left/right partners and bones of the skeletons that the data sets come with.
 
-Left and right, read this before you flip: both skeletons name sides as they lie *in the picture of a person facing the
-camera*. Penn Action's index 1 ("left_shoulder" in most public code, and here) lies image-left in 95 % of the clips
+Read this about left and right before you flip. Both skeletons name sides as they appear *in the picture of a person facing
+the camera*. Penn Action's index 1 ("left_shoulder" in most public code, and here) is image-left in 95 % of the clips
 labelled `front` and image-right in 76 % of those labelled `back`, so it is the anatomically *right* shoulder. The
 projected Kinect skeletons of NTU behave the same, so the two data sets agree with each other. Pose estimators
 trained on COCO are the opposite: their "left" is the person's own left. A flip needs only the partners, which are the

@@ -22,7 +22,7 @@ class Parts:
 def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -> Parts:
     """Draw a validation part from the official training clips; the official test clips stay as they are.
 
-    The draw moves whole groups (all clips of a subject, or one clip where nobody is named), so no subject is on both
+    The draw moves whole groups (all clips of a subject, or one clip where no subject is named), so no subject is on both
     sides. Groups are visited in the order of a hash of (seed, name), which does not depend on the order of the rows,
     the platform or any library's random generator; a group moves when that brings the classes, taken together, closer
     to `validation_fraction` and leaves every class at least one training clip. A class is given one validation clip

@@ -1,4 +1,4 @@
-"""What is in a store, counted from its index alone."""
+"""Statistics of a store, counted from its index alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClassCount:
     """Share of its joints with confidence 0."""
 
     def cells(self) -> tuple[str, ...]:
-        """For a table."""
+        """The cells of its row in a table."""
         if not self.train + self.test:
             return (self.name, "0", "0", "", "")
         return (self.name, f"{self.train:,}", f"{self.test:,}", f"{self.mean_frames:.0f}", f"{self.joints_unseen:.1%}")
@@ -30,21 +30,21 @@ class ClassCount:
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
-    """Everything that `starlab data stats` says."""
+    """The output of `starlab data stats`."""
 
     classes: tuple[ClassCount, ...]
-    """In the order of their labels; then all of them together."""
+    """In the order of the labels, followed by the sum over all classes."""
     frames: tuple[int, float, float, float, int]
     """Shortest, median, mean, 95th percentile and longest clip, in frames."""
     sizes: tuple[tuple[str, int], ...]
     """(width×height, clips), the most frequent first."""
     frames_unseen: tuple[int, int]
-    """Frames without any joint, and the clips that have some."""
+    """Frames without any joint, and the number of clips with such frames."""
     quarantine: tuple[tuple[str, str], ...]
     """(clip id, reason)"""
 
     def lines(self) -> list[str]:
-        """All but the table, for a person."""
+        """The lines below the table."""
         shortest, median, mean, high, longest = self.frames
         unseen, clips = self.frames_unseen
         named = ", ".join(f"{size} ({count:,})" for size, count in self.sizes[:5])
@@ -59,7 +59,7 @@ class StoreStatistics:
 
 
 def store_statistics(source: StoreSource) -> StoreStatistics:
-    """Count the clips of a store; no shard is opened."""
+    """Count the clips of a store without opening a shard."""
     clips = source.stored
     lengths = np.array([clip.num_frames for clip in clips])
     sizes: dict[str, int] = {}

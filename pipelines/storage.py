@@ -1,9 +1,15 @@
-"""A folder on a disk, on S3 or on any file system that pyarrow knows by its URI."""
+"""A folder on a disk, on S3 or on any file system that pyarrow knows by its URI.
+
+There are two ways to write a file. `write` and `Draft` move a complete file to its name, so that a reader never sees half of
+it. `put` writes in place and, on a disk, waits until the bytes survive a crash; it never renames, because a rename copies the
+file on S3.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,20 +21,20 @@ from pyarrow.fs import FileSelector, FileType
 from starlab.pipelines.clip import DataError
 
 PART = ".part"
-"""Ends the name of a file that is being written."""
+"""Ending of the name of a file that is being written."""
 
 
 class Folder:
-    """Files by name below one place; picklable. A file that `write` or `Draft` leaves is whole or not there."""
+    """Files by name (relative, with `/`) below one place; picklable. Every failure to read or write is an OSError."""
 
     def __init__(self, uri: str | Path) -> None:
-        """Name the folder; nothing is touched.
+        """Name the folder; nothing is read or written yet.
 
         Args:
             uri: A path, or a URI such as s3://bucket/penn or file:///data/penn.
 
         Raises:
-            DataError: no file system goes by such a URI.
+            DataError: no file system has such a URI.
         """
         text = str(uri)
         try:
@@ -45,17 +51,20 @@ class Folder:
         self.files = pyarrow.fs.SubTreeFileSystem(path, file_system)
         self.is_local = isinstance(file_system, pyarrow.fs.LocalFileSystem)
 
+    def __str__(self) -> str:
+        return self.uri
+
     def read(self, name: str) -> bytes:
-        """All of one file.
+        """The bytes of one file.
 
         Raises:
-            OSError: it is not there or cannot be read.
+            OSError: it is missing or cannot be read.
         """
         with self.files.open_input_stream(name) as stream:
             return bytes(stream.read())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The mapping in a file; None where there is no file, or none that is whole."""
+        """The mapping in a JSON file; None where the file is missing or not a JSON mapping."""
         try:
             value = json.loads(self.read(name))
         except (FileNotFoundError, ValueError):
@@ -63,36 +72,78 @@ class Folder:
         return value if isinstance(value, dict) else None
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file in one step: a reader sees the old or the new one."""
+        """Write a file in one step: a reader sees the old file or the new one."""
         with Draft(self, name) as draft:
             draft.write(data)
 
     def write_json(self, name: str, value: object) -> None:
-        """As `write`."""
+        """Write a value as JSON, in one step like `write`."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file in place; on return it survives a crash of this machine. A reader may see half of it until then.
+
+        Raises:
+            OSError: it could not be written completely.
+        """
+        self.make_room_for(name)
+        if not self.is_local:
+            with self.files.open_output_stream(name) as stream:
+                stream.write(data)
+            return
+        path = Path(self.files.base_path) / name
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
     def make_room_for(self, name: str) -> None:
-        """Create the folder that the file will lie in, where the file system has such things."""
+        """Create the folder of the file, where the file system has folders."""
         parent = name.rpartition("/")[0]
         self.files.base_fs.create_dir(f"{self.files.base_path}{parent}".rstrip("/"), recursive=True)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Size of a file in bytes; None where there is no such file."""
         info = self.files.get_file_info(name)
         return int(info.size) if info.type == FileType.File else None
 
     def names(self) -> list[str]:
-        """Every file below, by its path from here, sorted; empty where there is no folder."""
+        """Paths of every file below, relative to this folder and sorted; empty where there is no folder."""
         found = self.files.get_file_info(FileSelector("", recursive=True, allow_not_found=True))
         return sorted(info.path for info in found if info.type == FileType.File)
 
+    def has(self, name: str) -> bool:
+        """Whether this file exists."""
+        return self.size(name) is not None
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted; empty where there is no folder."""
+        found = self.files.get_file_info(FileSelector("", allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, or a folder and everything in it.
+
+        Raises:
+            OSError: it is missing or cannot be deleted.
+        """
+        if self.files.get_file_info(name).type == FileType.Directory:
+            self.files.delete_dir(name)
+        else:
+            self.files.delete_file(name)
+
     def remove(self, name: str) -> None:
-        """Delete a file; fine where there is none."""
+        """Delete a file; a missing one is not an error."""
         if self.size(name) is not None:
             self.files.delete_file(name)
 
     def sha256(self, name: str) -> str:
-        """Hex digest of a file's bytes, read in pieces."""
+        """Hex SHA-256 of a file, read in pieces."""
         digest = hashlib.sha256()
         with self.files.open_input_stream(name) as stream:
             while piece := stream.read(4 * 2**20):
@@ -101,9 +152,10 @@ class Folder:
 
 
 class Draft:
-    """A file under a name of its own while it is written (`with`), hashed on the way; takes its name when it is whole.
+    """A file that has a temporary name while it is written (in a `with` block) and its own name once it is complete.
 
-    Two processes that write the same file do not meet: the last one that ends wins. It is what pyarrow takes for a file.
+    The bytes are hashed while they are written. Of two processes that write the same file, the last one to end wins. pyarrow
+    accepts a draft as an open file.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -137,11 +189,17 @@ class Draft:
         return self.num_bytes
 
     def flush(self) -> None:
-        """Nothing: the end of the `with` block does it."""
+        """Does nothing: the end of the `with` block completes the file."""
 
     def close(self) -> None:
-        """Nothing: the end of the `with` block does it."""
+        """Does nothing: the end of the `with` block completes the file."""
 
     def sha256(self) -> str:
         """Hex digest of what was written."""
         return self._digest.hexdigest()
+
+
+def below(place: str, name: str) -> str:
+    """The address of the folder `name` in a folder or under a URI, whose options stay at its end."""
+    path, question_mark, options = place.partition("?")
+    return f"{path.rstrip('/')}/{name}{question_mark}{options}"

@@ -1,14 +1,14 @@
-"""A prepared data set: clips read by their place in an index, one range of one file each.
+"""A prepared data set. An index says where each clip is: one range of one file.
 
     penn/
       plan.json               what is being prepared; the first file there
       shards/00000.parquet    some clips, one row group each, so that one read gets one clip
-      shards/00000.json       that it is whole: its hash, what stands in it, what had to be left out
-      index.parquet           a row per clip: label, split, size, where it lies
-      manifest.json           counts, hashes, quarantine; the last file: without it there is no store
+      shards/00000.json       written once the shard is complete: its hash, its clips, the clips left out
+      index.parquet           a row per clip: label, split, size, shard and row group
+      manifest.json           counts, hashes, quarantine; the last file, without which a store does not exist
 
-`shards.py` knows what is in the files, `prepare.py` writes them. Reading never goes through Ray Data's Parquet reader, which
-loses row groups of a path listed twice.
+`shards.py` defines the contents of the files, `prepare.py` writes them. Reading never goes through Ray Data's Parquet reader,
+which loses row groups of a path listed twice.
 """
 
 from __future__ import annotations
@@ -35,29 +35,28 @@ from starlab.pipelines.clip import (
     Split,
     UnreadableClipError,
 )
+from starlab.pipelines.datasets import find_skeleton
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.ntu_names import Protocol, parse_name
 from starlab.pipelines.shards import Joints, StoredClip, describe_clip, read_index, shard_name
-from starlab.pipelines.skeletons import NTU, PENN_ACTION
 from starlab.pipelines.storage import Folder
 
 FORMAT = 1
-"""Counts up with every change that an older reader would not understand."""
+"""Version of the format; increased with every change that an older reader would not understand."""
 MANIFEST, PLAN = "manifest.json", "plan.json"
-SKELETONS = {skeleton.name: skeleton for skeleton in (PENN_ACTION, NTU)}
 _OPEN_SHARDS = 64
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
-    """What a whole store says of itself.
+    """The manifest of a complete store.
 
     Raises:
-        DataError: it is no store, an unfinished one, or one of another format.
+        DataError: it is not a store, not complete, or of another format.
     """
     manifest = folder.read_json(MANIFEST)
     if manifest is None:
         if folder.read_json(PLAN) is not None:
-            raise DataError(f"{folder.uri} is not finished: the same `starlab prepare` goes on where it stopped")
+            raise DataError(f"{folder.uri} is not finished: the same `starlab prepare` resumes where it stopped")
         raise DataError(f"{folder.uri} is no prepared store (no {MANIFEST} in it): make one with `starlab prepare`")
     if manifest["format"] != FORMAT:
         raise DataError(f"{folder.uri} has format {manifest['format']}, this starlab reads {FORMAT}: prepare it again")
@@ -65,28 +64,28 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
 
 
 def is_store(uri: str | Path) -> bool:
-    """Whether a store was prepared, or begun, there."""
+    """Whether the folder has a store, complete or not."""
     folder = Folder(uri)
     return any(folder.size(name) is not None for name in (MANIFEST, PLAN))
 
 
 class StoreSource:
-    """The clips of a store (`clip.ClipSource`). It pickles to its address; each process opens what it needs and keeps it."""
+    """The clips of a store (`clip.ClipSource`). It pickles as its address; each process opens the store once and keeps it."""
 
     def __init__(self, uri: str | Path, protocol: Protocol | None = None) -> None:
         """Read the manifest and the index.
 
         Args:
-            uri: Where the store is.
+            uri: A path, or any URI that pyarrow knows.
             protocol: NTU's official split; None keeps the one that the clips were prepared with.
 
         Raises:
-            DataError: it is no store, or not a whole one.
+            DataError: it is not a store, or not a complete one.
         """
         self.folder = Folder(uri)
         self.manifest = read_manifest(self.folder)
         self.classes: tuple[str, ...] = tuple(self.manifest["classes"])
-        self.skeleton = SKELETONS[self.manifest["skeleton"]]
+        self.skeleton = find_skeleton(self.manifest["skeleton"])
         self.max_bodies: int = self.manifest["max_bodies"]
         self.fingerprint: str = self.manifest["fingerprint"]
         self.stored = read_index(self.folder, self.manifest["index"]["sha256"])
@@ -103,7 +102,7 @@ class StoreSource:
         """The clip of that name.
 
         Raises:
-            DataError: there is none; a quarantined one is told with its reason.
+            DataError: no such clip; the message gives the reason of a clip in quarantine.
         """
         if clip_id in self._place:
             return _row(self._place[clip_id], self._protocol)
@@ -113,7 +112,7 @@ class StoreSource:
         raise DataError(f"no clip {clip_id} in {self.folder.uri}; {hint}")
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
-        """See `clip.ClipSource.read`: the clip in one read, then each frame asked for decoded once."""
+        """Load the clip in one read, then decode each frame asked for once; see `clip.ClipSource.read`."""
         jpegs, joints, _ = self._load(row, ("frames", "joints"))
         frames: dict[int, NDArray[np.uint8]] = {}
         for index in frame_indices:
@@ -129,10 +128,10 @@ class StoreSource:
         return EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
 
     def check(self, stored: StoredClip, decode: bool) -> None:
-        """Read a clip whole and compare it with the index.
+        """Read a whole clip and compare it with the index.
 
         Raises:
-            UnreadableClipError: it cannot be read, or is not what was written.
+            UnreadableClipError: it cannot be read, or differs from what was written.
         """
         row = _row(stored)
         jpegs, joints, joints_3d = self._load(row, ("frames", "joints", "joints_3d"))
@@ -144,7 +143,7 @@ class StoreSource:
             raise UnreadableClipError(f"{self._where(stored)}: its frames or joints are not what the index says")
 
     def _load(self, row: ClipRow, columns: tuple[str, ...]) -> tuple[pa.Array, Joints, Joints | None]:
-        """The clip's JPEGs (not copied), its joints, and its joints in metres where they are asked for and there are any."""
+        """The clip's JPEGs (not copied), its joints, and its joints in metres if `columns` names them and they exist."""
         stored = self._place[row.clip_id]
         try:
             group = self._reader(stored.shard).read_row_group(stored.row, columns=list(columns), use_threads=False)
@@ -187,10 +186,10 @@ class StoreSource:
 
 @lru_cache(maxsize=4)
 def _opened(uri: str, fingerprint: str, protocol: Protocol | None) -> StoreSource:
-    """This process's one reader of a store: an index of 100,000 clips is not unpickled for every task.
+    """This process's one reader of a store, so that an index of 100,000 clips is not unpickled for every task.
 
     Raises:
-        DataError: another store lies there by now.
+        DataError: the folder now holds another store.
     """
     source = StoreSource(uri, protocol)
     if source.fingerprint != fingerprint:

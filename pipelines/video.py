@@ -1,9 +1,9 @@
-"""Video files to RGB frames, frame-exact: counted in the order in which the decoder hands them out, never by a time stamp.
+"""Video files to RGB frames, exact to the frame: counted in the decoder's output order, never by a time stamp.
 
 NTU's AVIs hold H.264 with B-frames, one key frame for the whole clip and no presentation times. On such files seeking
-cannot help and time stamps lie: readers that use them return wrong frames without a word. So a file is always decoded
-from its first frame to its last, whatever is wanted of it; of sixteen frames spread over a clip the last one is near
-the end anyway, and the few percent that remain buy the knowledge that the file is whole.
+does not help and time stamps are wrong: readers that use them return wrong frames silently. So a file is always decoded
+from its first frame to its last. Of sixteen frames spread over a clip the last one is near the end anyway, and decoding the
+few percent that remain shows that the file is complete.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 CONTAINERS = {".avi": "avi", ".mp4": "mp4"}
-"""File endings and the format that such a file must have. It is not guessed from the content: some formats that a text
-file can claim to be make the library open other files."""
+"""File endings and the format that such a file must have. The format is not guessed from the content, because some formats
+that a text file can claim to have make the library open other files."""
 
 
 def decode_video(
@@ -30,14 +30,14 @@ def decode_video(
         path: A file that ends in .avi or .mp4.
         num_frames: How many frames it must have.
         short_side_px: Frames are shrunk to this short side by averaging over areas; never enlarged.
-        only: Yield these frame numbers (0-based) instead of all; the others are decoded and checked as well.
+        only: Frame numbers (0-based) to yield instead of all; the others are decoded and checked as well.
 
     Yields:
-        The number and the frame, uint8 (H, W, 3), RGB. A damage is raised where the decoder meets it, so that frames
-        yielded before must be given up as well: exhaust the iterator before you trust any of them.
+        The number and the frame, uint8 (H, W, 3), RGB. Damage is raised where the decoder finds it, after earlier frames
+        were yielded, so exhaust the iterator before using any frame.
 
     Raises:
-        ValueError: the file is no such video, is damaged or cut short, or does not have `num_frames` frames.
+        ValueError: the file is not such a video, is damaged or cut short, or does not have `num_frames` frames.
         OSError: it cannot be opened.
     """
     container_format = CONTAINERS.get(path.suffix.lower())
@@ -54,7 +54,7 @@ def decode_video(
 def _decode(
     path: Path, container_format: str, num_frames: int, short_side_px: int, only: Collection[int] | None
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    # No err_detect=explode: of flipped bits it noticed none that the checks below do not, and it stops at trifles.
+    # err_detect=explode is not used: it found no flipped bit that the checks below miss, and it refuses harmless files.
     with av.open(str(path), format=container_format) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
@@ -62,7 +62,7 @@ def _decode(
         if stream.codec_context is None:
             raise ValueError("its codec is not known")
         stream.codec_context.thread_count = 1  # the pipeline runs a task per core already
-        if stream.frames not in (0, num_frames):  # 0: the container does not say
+        if stream.frames not in (0, num_frames):  # 0: the container does not know
             raise ValueError(f"its header says {stream.frames} frames, {num_frames} expected")
         shrink = VideoReformatter()
         size = (stream.codec_context.height, stream.codec_context.width)
@@ -85,7 +85,7 @@ def _decode(
 
 
 def shrunk_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """Height and width with the short side brought down to `short_side_px`, the long one in proportion, to a whole pixel."""
+    """Height and width with the short side reduced to `short_side_px` and the long side in proportion, in whole pixels."""
     short = min(height, width)
     if short <= short_side_px:
         return height, width

@@ -102,11 +102,11 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from starlab.platform.reports.figures import comparison
+    from starlab.platform.reports.tables import comparison
     from starlab.platform.runs.folder import find_runs, runs_folder
 
     root = runs_folder(runs)
-    heads, rows = comparison([folder for name in names for folder in find_runs(root, name)])
+    heads, rows = comparison([folder for name in names for folder in find_runs(root, name, _complain)])
     table = Table(*heads)
     for row in rows:
         table.add_row(*row)
@@ -117,13 +117,13 @@ def compare(
 
 @app.command()
 def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")], runs: Runs = None) -> None:
-    """Send to MLflow what it has not got yet of these runs; ends with 1 when something is left."""
+    """Send to MLflow what it does not have yet of these runs; ends with 1 when something is left."""
     from starlab.platform.runs.folder import find_runs, runs_folder
-    from starlab.platform.runs.reaper import close_abandoned
+    from starlab.platform.runs.lifecycle import close_abandoned
     from starlab.platform.tracking.sender import sync_all
 
     root = runs_folder(runs)
-    closed = close_abandoned(root)  # MLflow hears of these too: nothing looks at them again
+    closed = close_abandoned(root)  # these are sent too: nothing looks at them again
     sync_all([*(folder for name in names for folder in find_runs(root, name)), *closed], _say)
 
 
@@ -131,7 +131,7 @@ def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")
 def ui(runs: Runs = None, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Open MLflow on the runs folder (Ctrl-C ends it)."""
     from starlab.platform.runs.folder import runs_folder
-    from starlab.platform.tracking.sender import serve
+    from starlab.platform.tracking.server import serve
 
     serve(runs_folder(runs), port, _say)
 

@@ -1,4 +1,4 @@
-"""The verbs about data: prepare, verify, data show, data stats."""
+"""The data commands: prepare, verify, data show, data stats."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def prepare(
     short_side: Annotated[int, typer.Option(help="Pixels that a video's short side is scaled to.")] = 256,
     shard: Annotated[int, typer.Option(help="Clips per file.")] = 64,
     max_bad: Annotated[float, typer.Option(help="Fail as a whole when a larger share of the clips cannot be used.")] = 0.05,
-    retry: Annotated[bool, typer.Option("--retry", help="Write damaged shards and those with bad clips anew.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Rewrite damaged shards and those with bad clips.")] = False,
 ) -> None:
-    """Check every clip and write a store that trains fast, or go on: starlab prepare penn-action Penn_Action data/penn"""
+    """Check every clip and write a store that trains fast, or resume: starlab prepare penn-action Penn_Action data/penn"""
     from starlab.pipelines.sources import open_authors_files
 
     name = dataset.replace("-", "_")
@@ -65,19 +65,19 @@ def verify(
     store: Store,
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every frame; hashes alone prove the bytes.")] = False,
 ) -> None:
-    """Read a whole store again and say what is wrong; exit code 1 if anything is: starlab verify data/penn"""
+    """Read a whole store again and list its problems; exit code 1 if there are any: starlab verify data/penn"""
     from starlab.pipelines import prepare as preparing
     from starlab.pipelines.store import StoreSource
     from starlab.platform.cluster.connect import connect
 
-    StoreSource(store)  # a wrong folder is said before Ray starts
+    StoreSource(store)  # a wrong folder is reported before Ray starts
     connect()
     _quiet_ray_data()
     source, problems = preparing.verify(store, decode=decode, on_progress=_Line("verify"))
     for problem in problems:
         print(f"PROBLEM  {problem}")
     if problems:
-        print(f"{len(problems)} problems in {source.folder.uri}; the same `starlab prepare` with --retry writes them anew")
+        print(f"{len(problems)} problems in {source.folder.uri}; the same `starlab prepare` with --retry rewrites them")
         raise typer.Exit(1)
     shards = len(source.manifest["shards"])
     print(f"ok       {source.folder.uri}: {len(source.clips):,} clips in {shards} shards are what was written")
@@ -110,7 +110,7 @@ def show(
 
 @data.command()
 def stats(store: Store) -> None:
-    """Count what is in a store: classes by split, lengths, missing joints, quarantine."""
+    """Print statistics of a store: classes by split, lengths, missing joints, quarantine."""
     from rich.console import Console
     from rich.table import Table
 
@@ -131,14 +131,14 @@ def stats(store: Store) -> None:
 
 
 def _quiet_ray_data() -> None:
-    """Its log goes to a file; on the screen it would break up our lines."""
+    """Silence Ray Data on the screen, where it would break up the progress line; it also logs to a file."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)
 
 
 class _Line:
-    """Says how far it is: on one line that is written over at a terminal, else a line every few seconds."""
+    """Prints progress: at a terminal one line that is overwritten, elsewhere a line every few seconds."""
 
     def __init__(self, verb: str) -> None:
         self._verb, self._terminal = verb, sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""What `starlab train --dry-run` tells: what a run would do, what it costs, whether it fits. It trains and writes nothing."""
+"""`starlab train --dry-run`: what a run would do, what it costs, whether it fits. It trains and writes nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import psutil
 import torch
@@ -16,15 +15,15 @@ from starlab.experiments.spec import Spec
 from starlab.models.cost import Cost, cost
 from starlab.models.memory import activation_bytes
 from starlab.pipelines.clip import ClipSource
-from starlab.pipelines.sources import DataConfig, generated_folder
+from starlab.pipelines.sources import DataConfig, generated_clips_per_class, generated_folder, is_generated
 from starlab.pipelines.splits import Parts
-from starlab.platform.cluster.allotment import Allotment, divide
 from starlab.platform.cluster.connect import Cluster, connect
+from starlab.platform.cluster.placement import Placement, divide
 from starlab.platform.errors import UserError
+from starlab.platform.preflight import check_spec, open_data
+from starlab.platform.recipe.step_plan import StepPlan
 from starlab.platform.runs.checkpoint import checkpoint_steps
 from starlab.platform.runs.folder import RunFolder, runs_folder
-from starlab.platform.trainer import check_weights, open_data
-from starlab.platform.worker.job import TrainJob
 
 _OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
 """Numbers that an optimizer keeps for each parameter: SGD's momentum, AdamW's two moments."""
@@ -59,7 +58,7 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
         DataError, UserError: the data set cannot be used, or the pre-trained weights are not there.
     """
     root = runs_folder(runs)
-    check_weights(spec)
+    check_spec(spec)
     lines: list[str] = []
     source, parts = _data(spec, root, lines)
     run_id = spec.run_id(source.fingerprint) if source else f"{spec.name}-…"
@@ -68,14 +67,13 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     lines.append(f"run        {run_id} {_state(folder)}; {folder.path}")
     cluster = _cluster()
     problems: list[str] = []
-    # Only the plan's arithmetic is asked, which needs no clip.
-    job = TrainJob(spec, cast(ClipSource, source), parts, folder, divide(spec, _roomy(spec), _OBJECT_STORE_BYTES).limits)
+    steps = StepPlan(spec.train, len(parts.train))
     total = cost(spec.model, height=spec.data.size, width=spec.data.size)
-    lines += _plan(job, total)
-    flops = _flops(job, total)
+    lines += _plan(spec, parts, steps, total)
+    flops = _flops(spec, parts, steps, total)
     lines.append(
         f"cost       {_amount(flops)}FLOP in all: {total.training_flops / 1e9:,.1f} GFLOP a training clip, "
-        f"{total.forward_flops / 1e9:,.1f} a clip looked at"
+        f"{total.forward_flops / 1e9:,.1f} an evaluated clip"
     )
     try:
         lines.append(_resources(spec, cluster, divide(spec, cluster, _OBJECT_STORE_BYTES)))
@@ -87,7 +85,7 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
         f"{worker.model / 1e9:.2f}, activations of {worker.clips} clips {worker.activations / 1e9:.2f} ({worker.precision})"
     )
     problems += _memory_problems(spec, cluster, worker)
-    return Forecast(lines, problems, job.total_steps, flops, worker.total)
+    return Forecast(lines, problems, steps.total_steps, flops, worker.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ class _WorkerBytes:
 def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, Parts]:
     data = spec.data
     place = Path(data.store) if data.store else generated_folder(data, root)
-    if data.dataset.startswith("synthetic_") and not place.exists():
+    if is_generated(data) and not place.exists():
         train, held_out, test = _generated_clips(data)
         lines.append(
             f"data       {data.dataset}: would be generated into {place}; about {train - held_out} train, {held_out} "
@@ -119,11 +117,8 @@ def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, 
 
 def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
     """Training clips, those of them held out for validation, and test clips."""
-    classes, ntu = len(data.facts().classes), data.synthetic_ntu
-    if data.dataset == "synthetic_ntu":
-        train, test = ntu.train_performers * ntu.cameras, ntu.test_performers * ntu.cameras
-    else:
-        train, test = data.synthetic.train_clips_per_class, data.synthetic.test_clips_per_class
+    classes = len(data.facts().classes)
+    train, test = generated_clips_per_class(data)
     held_out = max(1, round(data.validation_fraction * train)) if data.validation_fraction else 0
     if data.limit is not None:
         kept = [min(count, data.limit) for count in (train - held_out, held_out, test)]
@@ -132,33 +127,35 @@ def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
 
 
 def _state(folder: RunFolder) -> str:
-    if folder.read_json("result.json"):
+    if folder.result:
         return "is complete already"
     steps = checkpoint_steps(folder.stored_checkpoints)
     return f"would go on at step {steps[-1]}" if steps else "would be new"
 
 
-def _plan(job: TrainJob, total: Cost) -> list[str]:
-    train, parts = job.spec.train, job.parts
-    looks = job.evaluation_steps()
-    every = train.checkpoint_every_steps
-    due = {*job.epoch_steps(), *(range(every, job.total_steps, every) if every else ())}
-    between = due - looks.keys()
+def _selection(spec: Spec, parts: Parts) -> tuple[int, ...]:
+    return parts.test if spec.data.select == "test" else parts.validation
+
+
+def _plan(spec: Spec, parts: Parts, steps: StepPlan, total: Cost) -> list[str]:
+    train = spec.train
+    evaluations, between = steps.evaluations(), steps.checkpoints_between()
     numbers = total.parameters * (1 + _OPTIMIZER_COPIES[train.optimizer] + (train.ema is not None))
-    last = "no look at the test part" if not job.look_at_test else f"one look at {len(parts.test)} test clips"
     return [
-        f"plan       {job.total_steps:,} steps of {train.global_batch} clips, {train.epochs:g} epochs over {len(parts.train)} "
-        f"clips; {len(looks)} looks at {len(job.selection)} {job.spec.data.select} clips; {last}",
-        f"checkpoints {len(looks) + len(between)}, each about {4 * numbers / 1e6:,.1f} MB; the newest two and the best stay",
+        f"plan       {steps.total_steps:,} steps of {train.global_batch} clips, {train.epochs:g} epochs over "
+        f"{len(parts.train)} clips; {len(evaluations)} looks at {len(_selection(spec, parts))} {spec.data.select} clips; "
+        f"one look at {len(parts.test)} test clips",
+        f"checkpoints {len(evaluations) + len(between)}, each about {4 * numbers / 1e6:,.1f} MB; the newest two and the "
+        "best stay",
         f"model      {total.parameters:,} parameters: "
         + ", ".join(f"{name} {part.parameters:,}" for name, part in total.parts.items() if part.parameters),
     ]
 
 
-def _flops(job: TrainJob, total: Cost) -> float:
-    trained = job.total_steps * job.spec.train.global_batch
-    looked_at = len(job.evaluation_steps()) * len(job.selection) + len(job.parts.test) * job.look_at_test
-    return float(trained * total.training_flops + looked_at * total.forward_flops)
+def _flops(spec: Spec, parts: Parts, steps: StepPlan, total: Cost) -> float:
+    trained = steps.total_steps * spec.train.global_batch
+    evaluated = len(steps.evaluations()) * len(_selection(spec, parts)) + len(parts.test)
+    return float(trained * total.training_flops + evaluated * total.forward_flops)
 
 
 def _cluster() -> Cluster:
@@ -177,21 +174,14 @@ def usable_cpus() -> int:
     return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
 
 
-def _roomy(spec: Spec) -> Cluster:
+def _resources(spec: Spec, cluster: Cluster, placement: Placement) -> str:
     wanted = spec.resources
-    cpus = wanted.workers * ((wanted.cpus_per_worker or 1.0) + 1)
-    gpus = float(wanted.workers * wanted.gpus_per_worker)
-    return Cluster(local=False, nodes=1, cpus=cpus, gpus=gpus, accelerators=())
-
-
-def _resources(spec: Spec, cluster: Cluster, allotment: Allotment) -> str:
-    wanted = spec.resources
-    decoding = cluster.cpus - wanted.workers * allotment.cpus_per_worker
+    decoding = cluster.cpus - wanted.workers * placement.cpus_per_worker
     gpus = f" and {wanted.gpus_per_worker} GPU" if wanted.gpus_per_worker else ""
     where = "this machine" if cluster.local else f"the cluster of {cluster.nodes} nodes"
-    store = 2 * wanted.workers * allotment.limits.object_store_bytes
+    store = 2 * wanted.workers * placement.limits.object_store_bytes
     return (
-        f"resources  {wanted.workers} workers of {allotment.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of the "
+        f"resources  {wanted.workers} workers of {placement.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of the "
         f"{cluster.cpus:g} CPUs of {where} decode; {store / 1e6:,.0f} MB of object store"
     )
 

@@ -1,8 +1,8 @@
-"""Ending a training before its end, on request: a checkpoint within the grace time, and the same command goes on.
+"""Ends a training before its end, on request: a checkpoint within the grace time, and the same command goes on.
 
-Two ways to ask. SIGTERM to the driver (a batch system, a container's end) or Ctrl-C leaves a request in the run's folder, which
-rank 0 looks for at every step. A cluster that is about to take a node away tells Ray, and Ray tells the ranks. Either way all
-ranks stop at the same step.
+There are two ways to ask. SIGTERM to the driver (a batch system, a container's end) or Ctrl-C leaves a request in the run's
+folder, which rank 0 looks for at every step. A cluster that is about to take a node away tells Ray, and Ray tells the ranks.
+Either way all ranks stop at the same step.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.context import get_train_context as ray_train_context
 
 from starlab.platform.errors import StarlabError
 from starlab.platform.runs.folder import RunFolder
-
-REQUEST, DONE = "preempt.json", "preempted.json"
+from starlab.platform.runs.records import EndRequest
 
 
 class RunPreemptedError(StarlabError):
@@ -33,15 +31,14 @@ class RunPreemptedError(StarlabError):
 
 
 @contextmanager
-def heed_sigterm(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
+def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
     """Inside, SIGTERM or Ctrl-C asks the run to checkpoint and end; a second Ctrl-C ends it at once.
 
     When it has not ended by the grace time, `RunPreemptedError` ends the wait.
 
-    Only in a process's main thread, where Python lets signals be handled; elsewhere nothing is done.
+    Only in a process's main thread, where Python lets signals be handled; elsewhere this does nothing.
     """
-    for name in (REQUEST, DONE):
-        (folder.path / name).unlink(missing_ok=True)
+    folder.remove(EndRequest)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -54,7 +51,7 @@ def heed_sigterm(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
         asked.append(number)
         signal.setitimer(signal.ITIMER_REAL, grace_seconds)
         with suppress(OSError):  # no room for the request: the grace time ends the run
-            folder.write_json(REQUEST, {"reason": f"the driver got {signal.Signals(number).name}", "signal": number})
+            folder.write(EndRequest(reason=f"the driver got {signal.Signals(number).name}", signal=number))
 
     def on_alarm(_: int, __: FrameType | None) -> None:
         raise RunPreemptedError(
@@ -71,15 +68,6 @@ def heed_sigterm(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def why_to_end(folder: RunFolder, rank: int) -> str | None:
-    """In a rank, at every step: why this run is to end now; None when it is not."""
-    if rank == 0 and (folder.path / REQUEST).exists():
-        return str(folder.read_json(REQUEST)["reason"])
-    # The public get_preemption_info() is a barrier over all ranks through an actor, too slow for every step.
-    info = ray_train_context().preemption_context.preemption_info
-    return f"the cluster takes away {len(info.preempted_node_to_ranks)} of its nodes" if info is not None else None
 
 
 def room_elsewhere(cpus: float, gpus: float) -> bool:

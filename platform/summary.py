@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starlab.platform.evaluation import EvaluationResult
+from starlab.platform.runs.metric_names import TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
 from starlab.platform.search.search import SearchResult, values_text
 from starlab.platform.trainer import RunResult
 
@@ -16,8 +17,8 @@ def result_lines(result: RunResult) -> list[str]:
     return [
         *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
         "",
-        f"test top-1 {metrics['test/top1']:.3f}, mean class {metrics['test/mean_class']:.3f}, "
-        f"{_SELECTED[result.selected_by]} {metrics['val/top1']:.3f}  ({done})",
+        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, "
+        f"{_SELECTED[result.selected_by]} {metrics[VAL_TOP1]:.3f}  ({done})",
         f"run        {result.folder}",
         *_replay_lines(result),
         *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
@@ -25,7 +26,7 @@ def result_lines(result: RunResult) -> list[str]:
 
 
 def evaluation_lines(result: EvaluationResult) -> list[str]:
-    """What an evaluation by hand reached, and the how-manieth look at the test part it was."""
+    """What an evaluation by hand reached, and how many looks at the test part there were."""
     metrics = result.metrics
     look = ""
     if result.look > 1:
@@ -37,7 +38,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
         f"({result.clips} clips, checkpoint of step {result.step})",
         *([look] if look else []),
         *(
-            [f"MLflow     not told ({result.tracking_problem}); later: starlab sync {result.run_id}"]
+            [f"MLflow     not up to date ({result.tracking_problem}); later: starlab sync {result.run_id}"]
             if result.tracking_problem
             else []
         ),
@@ -49,14 +50,14 @@ def search_lines(result: SearchResult) -> list[str]:
     """Every trial, best first, then the best one's result."""
     rows = []
     for trial in result.trials:
-        reached = "to the end" if trial["whole"] else f"{trial['epochs']:.0f} epochs"
-        rows.append(f"  {trial['val_top1']:.3f}  {reached:<10}  {values_text(trial['values'])}")
+        reached = "to the end" if trial.whole else f"{trial.epochs:.0f} epochs"
+        rows.append(f"  {trial.val_top1:.3f}  {reached:<10}  {values_text(trial.values)}")
     best = result.best
     return [
         f"validation top-1 of {len(rows)} trials ({result.seconds:.0f} s):",
         *rows,
         "",
-        f"best       {best.run_id}: test top-1 {best.metrics['test/top1']:.3f}",
+        f"best       {best.run_id}: test top-1 {best.metrics[TEST_TOP1]:.3f}",
         f"search     {result.folder}",
         *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]

@@ -1,4 +1,4 @@
-"""What a camera would see of a generated person.
+"""Pictures of generated people.
 
 Letters: T frames, J joints (the 13 of Penn Action). Positions are in pixels from the picture's top left edge, so the
 middle of the first pixel is at 0.5.
@@ -24,7 +24,7 @@ SUBPIXEL_BITS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What of a clip is not motion: clothes, place, light, camera."""
+    """Everything of a clip but the motion: clothes, place, light, camera."""
 
     shirt: Color
     trousers: Color
@@ -38,13 +38,13 @@ class Look:
     height_px: float
     """Of the body."""
     feet_px: tuple[float, float]
-    """Where it stands half-way through the clip, x and y."""
+    """Position of the feet half-way through the clip, x and y."""
     drift_px: tuple[float, float]
     """How far the camera moves it from the first frame to the last."""
 
 
 def draw_look(size_px: int, rng: np.random.Generator) -> Look:
-    """Muted colours: nobody wears what `render` paints a held ball with."""
+    """Draw a look in muted colours, unlike those of the ball that `render` paints."""
 
     def muted(low: float, high: float) -> Color:
         level = rng.uniform(low, high)
@@ -67,7 +67,7 @@ def draw_look(size_px: int, rng: np.random.Generator) -> Look:
 
 
 def place(joints: Floats, look: Look) -> Floats:
-    """From body heights to pixels: (T, J, 2)."""
+    """Convert body heights to pixels: (T, J, 2)."""
     drift = np.linspace(-0.5, 0.5, len(joints))[:, None, None] * np.asarray(look.drift_px)
     placed: Floats = joints * look.height_px + np.asarray(look.feet_px) + drift
     return placed
@@ -87,7 +87,7 @@ def render(
 
     Args:
         joints_px: (T, J, 2), from `place`.
-        person: Whose body it is.
+        person: The person's proportions.
         look: The clip's clothes, place and light.
         size_px: Side of the frames.
         ball: Colour of a ball in the right hand.
@@ -106,7 +106,7 @@ def render(
         if ball is not None:
             _draw_disc(picture, joints[6], 0.085 * look.height_px, ball)
         if panel:
-            # Across the whole picture, from just above the hips: no leg can show beside or over it.
+            # Across the whole picture, from just above the hips, so that it hides the legs completely.
             top = max(0, int(joints_px[index, 7:9, 1].min() - 0.05 * look.height_px))
             picture[top:] = screen[top:]
         grain.add(picture, index, frame)
@@ -145,7 +145,7 @@ def render_scene(
 
 
 class _Grain:
-    """What the camera adds to each frame: sensor noise, and light that flickers."""
+    """Sensor noise and flickering light, which the camera adds to each frame."""
 
     def __init__(self, look: Look, num_frames: int, height_px: int, width_px: int, rng: np.random.Generator) -> None:
         self._noise = np.clip(rng.normal(16, 1.2, (height_px + 16, width_px + 16, 3)), 0, 32).astype(np.uint8)

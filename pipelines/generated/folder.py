@@ -1,4 +1,4 @@
-"""A folder of generated data: whole or not there, marked as generated, and never written over somebody's files."""
+"""A folder of generated data: complete or missing, marked as generated, and never written over other files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from starlab.pipelines.clip import DataError
 
 MARKER = "SYNTHETIC.txt"
-"""Its presence says that a folder was generated, and from what; it is written last."""
+"""The file that marks a folder as generated and names the settings; written last."""
 CHUNK_CLIPS = 8
 
 
 def write_folder(root: Path, marker: str, write_clips: Callable[[Path, range], None], num_clips: int, workers: int) -> None:
-    """Fill a folder, or keep one that is there with the same marker; it appears under its name only when it is complete.
+    """Fill a folder, or keep an existing one with the same marker. It gets its name only when it is complete.
 
     Args:
         root: The folder.
-        marker: Text of the marker file: what the folder is and which settings it was made from.
+        marker: Text of the marker file: what the folder is and the settings it was made from.
         write_clips: Writes the clips of the given numbers below a folder; picklable.
         num_clips: How many clips there are.
-        workers: Processes (started afresh, so a script must guard its entry with `__name__`); 1 writes in this one.
+        workers: Processes, each a fresh interpreter (a script must guard its entry with `__name__`); 1 uses this process.
 
     Raises:
         ValueError: `workers` is below 1.
-        DataError: `root` is there and has another marker or none.
+        DataError: `root` exists with another marker or without one.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -52,7 +52,7 @@ def write_folder(root: Path, marker: str, write_clips: Callable[[Path, range], N
         try:
             os.rename(partial, root)  # noqa: PTH104 (Path.rename says less about what it replaces: an empty folder)
         except OSError:
-            # Somebody else was faster: theirs is as good, if it is the same.
+            # Another process was faster; its folder is kept if it is the same.
             if not _is_written(root, marker):
                 raise
     finally:
@@ -60,7 +60,7 @@ def write_folder(root: Path, marker: str, write_clips: Callable[[Path, range], N
 
 
 def _is_written(root: Path, marker: str) -> bool:
-    """Whether the folder is complete; False where there is none or an empty one."""
+    """Whether the folder is complete; False where it is missing or empty."""
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is not a folder: name another one for synthetic data")
     if not root.exists() or not any(root.iterdir()):

@@ -29,7 +29,7 @@ LOOSE_JOINTS = (21, 22, 23, 24)
 
 @dataclass(frozen=True, slots=True)
 class SensedBody:
-    """One body id's worth of a clip."""
+    """The frames of a clip in which one body id was seen."""
 
     body_id: int
     frames: NDArray[np.int64]
@@ -46,7 +46,7 @@ class SensedBody:
         return SensedBody(self.body_id, self.frames[mask], self.color_px[mask], self.places_m[mask], self.states[mask])
 
     def backwards(self, num_frames: int) -> SensedBody:
-        """The same in a clip of so many frames that is played backwards."""
+        """The same body in the clip of `num_frames` frames played backwards."""
         frames = num_frames - 1 - self.frames[::-1]
         return SensedBody(self.body_id, frames, self.color_px[::-1], self.places_m[::-1], self.states[::-1])
 
@@ -74,9 +74,8 @@ def sense(
 
     Args:
         people: For each person the joints (T, N, 2) in the 1920×1080 picture and the body's height in it.
-        number: Decides which mistakes there are: every fourth has a gap in which nobody is found, and everybody a new id
-            after it; every third has a chair beside the people, every fifth a body that is there for nine frames. None
-            finds nobody at all.
+        number: Decides the sensor's mistakes. Every fourth clip has a gap without bodies, after which each person has a new
+            id; every third has a chair beside the people; every fifth has a body of nine frames. None has no body at all.
         rng: For everything else.
         reverse: Play the result backwards; draws are the same either way.
 

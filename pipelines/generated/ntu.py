@@ -1,9 +1,9 @@
 """A small action data set of generated people, written in NTU RGB+D's file formats.
 
-Six classes: three of one person, three of two. Two pairs differ only in order, as in `synthetic.py`: the second class is the
-first one played backwards. The action numbers are A901 and up, which no real data set uses, and a `SYNTHETIC.txt` lies
-beside the files. What a Kinect gets wrong is in the skeletons: frames in which nobody is found, people who come back
-under a new body id, a chair taken for a person, a body that is there for a few frames, and one clip without any body.
+Six classes: three of one person, three of two. Two pairs differ only in order, as in penn_action.py: the second class is the
+first one played backwards. The action numbers are A901 and up, which no real data set uses, and the folder has a
+`SYNTHETIC.txt`. The skeletons have the mistakes of a Kinect: frames without bodies, people who return under a new body id,
+a chair taken for a person, a body of a few frames, and one clip without any body.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SyntheticNtuConfig:
     """Of the videos, 16 wide to 9 high: 1080 as in NTU RGB+D, a smaller multiple of 18 for a quick try. Skeletons count in
     pixels of 1920×1080 all the same."""
     min_frames: int = 40
-    """At least 40, so that nobody is lost in a gap for being seen too briefly on one side of it."""
+    """At least 40, so that a person is seen long enough on each side of a gap to be kept."""
     max_frames: int = 60
     """Inclusive."""
 
@@ -86,7 +86,7 @@ class _Class:
 
 
 def _watch(_pose: Pose, _strength: Floats, _progress: Floats, _rng: np.random.Generator) -> None:
-    """Stand there while the other one acts."""
+    """Stand still while the other person acts."""
 
 
 _CLASSES = (
@@ -136,7 +136,7 @@ def draw_clip(config: SyntheticNtuConfig, name: NtuName, draw: int) -> Synthetic
 
     Args:
         config: Sizes and seed.
-        name: Whose action, before which camera. A performance has the same motion before every camera.
+        name: The performer, the action and the camera. A performance has the same motion for every camera.
         draw: Which random numbers; the two classes of an order pair drawn with the same ones are each other reversed.
     """
     kind = next(kind for kind in _CLASSES if _number(kind.name) == name.action)
@@ -146,7 +146,7 @@ def draw_clip(config: SyntheticNtuConfig, name: NtuName, draw: int) -> Synthetic
     look_rng, count = np.random.default_rng(look_seed), len(kind.actions)
     figures = []
     for place, (actions, person_seed) in enumerate(zip(kind.actions, person_seeds, strict=False)):
-        # The second person is nobody who performs elsewhere.
+        # The second person performs in no other clip.
         person = people.draw_person(np.random.default_rng([config.seed, 0, name.performer + 500 * place]))
         pose = people.rest_pose(person, num_frames, np.random.default_rng(person_seed))
         people.act(pose, actions, np.random.default_rng(motion_seed))
@@ -158,7 +158,7 @@ def draw_clip(config: SyntheticNtuConfig, name: NtuName, draw: int) -> Synthetic
 
     scale = 1080 / config.height_px
     seen = [(kinect_joints(figure.joints_px * scale), figure.look.height_px * scale) for figure in figures]
-    # By performance and not by class, so that no mistake gives a class away.
+    # By performance and not by class, so that a mistake does not reveal the class.
     performances = len(config.names()) // len(_CLASSES) // config.cameras
     mistakes = (draw % performances) + name.camera if name.replication == 1 else None
     bodies = sense(seen, mistakes, np.random.default_rng(sense_seed), reverse=kind.reversed)
@@ -175,10 +175,10 @@ def draw_clip(config: SyntheticNtuConfig, name: NtuName, draw: int) -> Synthetic
 
 
 def write_ntu(root: Path, config: SyntheticNtuConfig, workers: int) -> None:
-    """Write the whole data set as an NTU RGB+D folder, or keep one that is already there (see `write_folder`).
+    """Write the whole data set as an NTU RGB+D folder, or keep an existing one (see `write_folder`).
 
     Raises:
-        DataError: `root` is there and was not generated from this `config`.
+        DataError: `root` exists and was not generated from this `config`.
     """
     write_folder(root, _marker_text(config), functools.partial(_write_clips, config), len(config.names()), workers)
 
@@ -210,7 +210,7 @@ def _write_clips(config: SyntheticNtuConfig, root: Path, indices: range) -> None
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], height_px: int, width_px: int) -> None:
     """An AVI as NTU RGB+D's: H.264 with B-frames, one key frame, no presentation times; its title says that it is generated."""
     # Equal frames give equal bytes: one thread, no dates in the header, and none of x264's macroblock tree, whose fastest code
-    # reads memory beyond a picture whose sides are no multiples of 16.
+    # reads memory beyond a picture whose sides are not multiples of 16.
     exact = {"flags": "+bitexact", "x264-params": "mbtree=0"}
     options = {"g": "99999", "bf": "2", "sc_threshold": "0", "preset": "veryfast", "crf": "23", **exact}
     with av.open(str(path), "w", format="avi", container_options={"fflags": "+bitexact"}) as container:

@@ -1,7 +1,7 @@
 """A small action data set of generated people, written as a Penn Action folder.
 
 Ten classes in five pairs. Each pair is equal in everything but one respect, so that a model can tell the two apart
-only by what the pair is about:
+only by that respect:
 
 - Three pairs differ only in *order*: the second class is the first one played backwards (fresh draws, with noise,
   light and label errors drawn before the reversal), and everybody rests in the same pose before, between and after.
@@ -9,7 +9,7 @@ only by what the pair is about:
 - One pair differs only in *joints*: the legs act behind an opaque panel, and the labels know them as a
   motion-capture suit would.
 
-How this is proven is in docs/data.md. The actions' names are our own; none is a class of a real data set.
+docs/data.md shows the proof. The names of the actions are our own; none is a class of a real data set.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GENERATOR_VERSION = 1
 """Counts up with every change to what is drawn; part of the marker and of every label, so the fingerprint shows it."""
 JPEG_QUALITY = 90
 MAT_HEADER = f"MATLAB 5.0 MAT-file, generated people, version {GENERATOR_VERSION}".encode().ljust(116)
-"""Instead of scipy's, which holds the time of day: equal seeds shall give equal bytes."""
+"""Replaces scipy's header, which holds the time of day, so that equal seeds give equal bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ class _Class:
     name: str
     actions: tuple[Action, ...]
     hidden: tuple[Action, ...] = ()
-    """Performed at the same time behind the panel, which is there when this is not empty."""
+    """Performed at the same time behind the panel; without any there is no panel."""
     reversed: bool = False
     ball: Color | None = None
 
@@ -106,11 +106,11 @@ _CLASSES = (
 SYNTHETIC_CLASSES = tuple(action.name for action in _CLASSES)
 """Neighbours 0 and 1, 2 and 3, … are the pairs."""
 ORDER_CLASSES = SYNTHETIC_CLASSES[:6]
-"""Those that only the order of their frames tells apart."""
+"""Classes that differ only in the order of their frames."""
 PIXEL_CLASSES = SYNTHETIC_CLASSES[6:8]
-"""Those that only pixels tell apart."""
+"""Classes that differ only in pixels."""
 JOINT_CLASSES = SYNTHETIC_CLASSES[8:]
-"""Those that only joints tell apart."""
+"""Classes that differ only in joints."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +144,7 @@ class SyntheticClip:
         last = len(self.joints_px) - 1
         numbers = range(last + 1) if only is None else only
         joints = self.joints_px
-        if self.reversed:  # light and noise are drawn forwards, like everything else
+        if self.reversed:  # light and noise are drawn forwards, as the motion is
             joints, numbers = joints[::-1], [last - number for number in numbers]
         rng = np.random.default_rng(self.render_seed)
         return drawing.render(joints, self.person, self.look, self.size_px, self.ball, self.panel, rng, numbers)
@@ -156,7 +156,7 @@ def draw_clip(config: SyntheticConfig, action: str, split: Split, number: int, d
     Args:
         config: Sizes and seed.
         action: One of `SYNTHETIC_CLASSES`.
-        split: Whose subjects act.
+        split: The part whose subjects act.
         number: Which of the split's clips of this action; decides the subject.
         draw: Which random numbers; two actions of a pair drawn with the same ones differ only in what the pair is
             about.
@@ -209,7 +209,7 @@ def draw_clip(config: SyntheticConfig, action: str, split: Split, number: int, d
 
 
 def write_penn_action(root: Path, config: SyntheticConfig, workers: int) -> None:
-    """Write the whole data set as a Penn Action folder, or keep one that is already there.
+    """Write the whole data set as a Penn Action folder, or keep an existing one.
 
     The folder appears under its name only when it is complete. Clips are numbered class by class, as in Penn Action.
 
@@ -220,7 +220,7 @@ def write_penn_action(root: Path, config: SyntheticConfig, workers: int) -> None
             this one. The files do not depend on it.
 
     Raises:
-        DataError: `root` is there and was not generated from this `config`.
+        DataError: `root` exists and was not generated from this `config`.
     """
     write_folder(root, _marker_text(config), functools.partial(_write_clips, config), config.num_clips, workers)
 
@@ -251,7 +251,7 @@ def _write_clips(config: SyntheticConfig, root: Path, indices: range) -> None:
 
 
 def encode_label(clip: SyntheticClip) -> bytes:
-    """The bytes of a `labels/*.mat` file, with the quirks of the real ones (docs/data.md) and a `subject` besides."""
+    """The bytes of a `labels/*.mat` file, with the quirks of the real ones (docs/data.md) and a `subject` field."""
     num_frames = len(clip.labelled_px)
     corners = [clip.joints_px.min(axis=1) - 0.05 * clip.size_px, clip.joints_px.max(axis=1) + 0.05 * clip.size_px]
     bbox = np.clip(np.concatenate(corners, axis=1), 1, clip.size_px)

@@ -1,4 +1,4 @@
-"""Generated people: how they are built and how they move.
+"""Bodies and motion of generated people.
 
 Letters: T frames, J joints (the 13 of Penn Action), S sides (0 left in the picture, 1 right; all face the camera).
 """
@@ -28,7 +28,7 @@ class Person:
     neck: float
     torso: float
     shoulders: float
-    """Half of their distance, as `hips`."""
+    """Half the distance between them; `hips` likewise."""
     hips: float
     upper_arm: float
     forearm: float
@@ -82,7 +82,7 @@ Action = Callable[[Pose, Floats, Floats, np.random.Generator], None]
 
 
 def squat(pose: Pose, strength: Floats, _progress: Floats, rng: np.random.Generator) -> None:
-    """Down and up again, feet in place."""
+    """Go down and up again with the feet in place."""
     bend = (math.radians(rng.uniform(46, 60)) * strength)[:, None]
     pose.leg[:] += bend
     pose.knee[:] += 2 * bend
@@ -90,29 +90,29 @@ def squat(pose: Pose, strength: Floats, _progress: Floats, rng: np.random.Genera
 
 
 def wave(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generator) -> None:
-    """The right arm up, its forearm to and fro."""
+    """Raise the right arm and wave its forearm."""
     swing = np.sin(2 * math.pi * rng.uniform(1.5, 2.5) * progress + rng.uniform(0, 2 * math.pi))
     pose.arm[:, 1] += math.radians(rng.uniform(90, 110)) * strength
     pose.elbow[:, 1] += (math.radians(rng.uniform(45, 60)) + math.radians(35) * swing) * strength
 
 
 def raise_left(pose: Pose, strength: Floats, _progress: Floats, rng: np.random.Generator) -> None:
-    """The left arm over the head."""
+    """Raise the left arm over the head."""
     pose.arm[:, 0] += math.radians(rng.uniform(125, 150)) * strength
 
 
 def raise_right(pose: Pose, strength: Floats, _progress: Floats, rng: np.random.Generator) -> None:
-    """The right arm over the head."""
+    """Raise the right arm over the head."""
     pose.arm[:, 1] += math.radians(rng.uniform(125, 150)) * strength
 
 
 def reach(pose: Pose, strength: Floats, _progress: Floats, rng: np.random.Generator) -> None:
-    """Both arms over the head."""
+    """Raise both arms over the head."""
     pose.arm[:] += math.radians(rng.uniform(130, 150)) * strength[:, None]
 
 
 def kick(pose: Pose, strength: Floats, _progress: Floats, rng: np.random.Generator) -> None:
-    """The right leg to the side, the body leaning away."""
+    """Kick the right leg to the side while the body leans away."""
     angle = math.radians(rng.uniform(60, 80)) * strength
     pose.leg[:, 1] += angle
     pose.lean[:] -= 0.2 * angle
@@ -120,25 +120,25 @@ def kick(pose: Pose, strength: Floats, _progress: Floats, rng: np.random.Generat
 
 
 def swing(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generator) -> None:
-    """The right arm sweeps between hip and head, two or three times."""
+    """Sweep the right arm between hip and head, two or three times."""
     sweep = np.sin(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(0, 2 * math.pi))
     pose.arm[:, 1] += (math.radians(80) + math.radians(rng.uniform(35, 50)) * sweep) * strength
 
 
 def flap(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generator) -> None:
-    """Both arms up and down together."""
+    """Move both arms up and down together."""
     beat = np.sin(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(0, 2 * math.pi))
     pose.arm[:] += ((math.radians(55) + math.radians(rng.uniform(25, 40)) * beat) * strength)[:, None]
 
 
 def legs_apart(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generator) -> None:
-    """Both straight legs out to the sides, swaying there (on a high stool: the hips stay)."""
+    """Spread both straight legs to the sides and sway them (seated on a high stool: the hips stay)."""
     sway = np.sin(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(0, 2 * math.pi))
     pose.leg[:] += (math.radians(rng.uniform(38, 48)) * (0.85 + 0.15 * sway) * strength)[:, None]
 
 
 def knees_up(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Generator) -> None:
-    """Both feet pulled up under the body, swaying there (on a high stool: the hips stay)."""
+    """Pull both feet up under the body and sway them (seated on a high stool: the hips stay)."""
     sway = np.sin(2 * math.pi * rng.uniform(1.8, 3.2) * progress + rng.uniform(0, 2 * math.pi))
     lift = (math.radians(rng.uniform(58, 68)) * (0.9 + 0.1 * sway) * strength)[:, None]
     pose.leg[:] += lift
@@ -146,7 +146,7 @@ def knees_up(pose: Pose, strength: Floats, progress: Floats, rng: np.random.Gene
 
 
 def rest_pose(person: Person, num_frames: int, rng: np.random.Generator) -> Pose:
-    """Standing still with a slight, stationary sway: no frame differs in distribution from any other."""
+    """Stand still with a slight, stationary sway: every frame has the same distribution."""
 
     def sway(columns: int, amplitude: float) -> Floats:
         time = np.arange(num_frames)[:, None] / 50

@@ -6,7 +6,7 @@ import torch
 
 
 def mismatch(index: int) -> str | None:
-    """Why this PyTorch cannot compute on GPU number `index`, and how to mend it; None where it can."""
+    """Why this PyTorch cannot compute on GPU number `index`, and what to install; None where it can."""
     built = torch.cuda.get_arch_list()
     major, minor = torch.cuda.get_device_capability(index)
     # Code for 7.0 runs on 7.5; no code runs on an older or another major architecture.
@@ -18,13 +18,11 @@ def mismatch(index: int) -> str | None:
     )
 
 
-def compiles(choice: str, device: torch.device) -> bool:
-    """Whether `train.compile` comes to torch.compile on this device.
+def check_device(device: torch.device) -> None:
+    """Check in a worker that this PyTorch can compute on its device.
 
-    "auto" compiles on a GPU of compute capability 8.0 or more. Not on a V100 (7.0): Triton, which torch.compile writes its
-    kernels in, has left Volta without matrix units, so say "on" there only after measuring. Not on a CPU: compiling takes
-    longer than the small runs that CPUs are for.
+    Raises:
+        RuntimeError: it was not built for this GPU; says which build is needed.
     """
-    if choice == "auto":
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return choice == "on"
+    if device.type == "cuda" and (problem := mismatch(device.index)):
+        raise RuntimeError(problem)

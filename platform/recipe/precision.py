@@ -1,4 +1,4 @@
-"""The arithmetic of a training step: fp32, fp16 or bf16, said by the spec or measured once."""
+"""The arithmetic of a training step: fp32, fp16 or bf16, by the spec or measured once, and whether it is compiled."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import time
 import torch
 from torch import Tensor, nn
 
-from starlab.platform.recipe.ranks import Ranks
-from starlab.platform.worker.job import TrainJob
-
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of a spec → dtype of autocast."""
 
 
 def choose_precision(model: nn.Module, frames: Tensor, joints: Tensor) -> str:
-    """What `train.precision: auto` comes to for this model and these shapes: "fp32", "fp16" or "bf16".
+    """What `train.precision: auto` means for this model and these shapes: "fp32", "fp16" or "bf16".
 
     A GPU with bf16 units takes bf16, an older one with tensor cores (V100) fp16. A CPU with bf16 units (AMX, AVX512-BF16)
     is measured both ways, on a copy of the model; without them bf16 is only emulated, so fp32.
@@ -40,17 +37,13 @@ def _seconds(model: nn.Module, frames: Tensor, joints: Tensor, dtype: torch.dtyp
     return min(times[1:])
 
 
-def agree_on_precision(job: TrainJob, ranks: Ranks, model: nn.Module, clips: int, device: torch.device) -> str:
-    """The spec's precision, or for "auto" the choice made once for this run, for steps of `clips` clips, and kept on resume."""
-    wanted = job.spec.train.precision
-    if wanted != "auto":
-        return wanted
-    chosen = ranks.first(job.folder.read_json("choices.json").get("precision"))
-    if chosen is None:
-        data, config = job.spec.data, job.spec.model
-        frames = torch.zeros(clips, data.frames, data.size, data.size, 3, dtype=torch.uint8, device=device)
-        joints = torch.full((clips, data.frames, config.max_bodies, config.num_joints, 3), 0.5, device=device)
-        chosen = ranks.first(choose_precision(model, frames, joints))
-        if ranks.rank == 0:
-            job.folder.write_json("choices.json", {"precision": chosen})
-    return str(chosen)
+def compiles(choice: str, device: torch.device) -> bool:
+    """Whether `train.compile` means torch.compile on this device.
+
+    "auto" compiles on a GPU of compute capability 8.0 or more. Not on a V100 (7.0): Triton, which torch.compile writes its
+    kernels in, does not use Volta's matrix units, so say "on" there only after measuring. Not on a CPU: compiling takes
+    longer than the small runs that CPUs are for.
+    """
+    if choice == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return choice == "on"

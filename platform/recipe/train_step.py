@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from starlab.experiments.sections import TrainConfig
 from starlab.pipelines.batch import Batch
-from starlab.platform.cluster.device import compiles
 from starlab.platform.recipe.mixup import mix, mixing_share
 from starlab.platform.recipe.optimizer import learning_rate
-from starlab.platform.recipe.precision import AUTOCAST
+from starlab.platform.recipe.precision import AUTOCAST, compiles
 from starlab.platform.recipe.ranks import Ranks
+from starlab.platform.recipe.sums import Sums
 from starlab.platform.recipe.training_state import TrainingState
 
 
@@ -34,11 +34,11 @@ class TrainStep:
             # The forward pass alone: hooks (the watchdog's beat) and DDP's own work stay outside of the graph.
             state.model.forward = torch.compile(state.model.forward)
         if ranks.world > 1:
-            # Batch-norm's running statistics are rank 0's, handed round before each evaluation: nothing reads them earlier.
+            # Batch-norm's running statistics are rank 0's, shared before each evaluation: nothing reads them earlier.
             self._model = DistributedDataParallel(state.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def gradients(self, batch: Batch) -> Tensor:
-        """Gradients of the global batch's mean loss. Returns this rank's sums, float64 (4,): loss, hits, clips, unreadable."""
+    def gradients(self, batch: Batch) -> Sums:
+        """Compute the gradients of the global batch's mean loss. Returns this rank's sums."""
         config, state, clips = self._config, self._state, len(batch.labels)
         torch.manual_seed(_step_seed(config.seed, state.step, self._ranks.rank))  # dropout and drop-path of this step
         share = mixing_share(config.mixup, config.seed, state.step)
@@ -62,7 +62,7 @@ class TrainStep:
                 state.scaler.scale(losses.sum() * self._ranks.world / config.global_batch).backward()
             hits = (logits.detach().argmax(dim=1) == labels).sum()
             sums[:2] += torch.stack([losses.detach().double().sum(), hits.double()])
-        return sums
+        return Sums(sums)
 
     def _inputs(self, batch: Batch, clips: slice | NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """Frames, joints and labels of some of the batch's clips, on the device."""

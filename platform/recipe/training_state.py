@@ -1,7 +1,8 @@
-"""Everything that a training step changes, and so all that a checkpoint holds. What a step draws comes from its number."""
+"""Everything that a training step changes, and so all that a checkpoint holds. A step's random numbers come from its number."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from starlab.experiments.sections import TrainConfig
 from starlab.platform.recipe.averaging import WeightAverage
 from starlab.platform.recipe.loss_guard import LossGuard
 from starlab.platform.recipe.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors
-from starlab.platform.runs.checkpoint import Checkpoint
+from starlab.platform.recipe.sums import Sums
+
+_MODEL, _OPTIMIZER, _AVERAGE = "model/", "optimizer/", "average/"
+"""How the names of a checkpoint's tensors begin."""
 
 
 class TrainingState:
-    """One replica of the training; equal on all ranks after every step, but for batch-norm's running statistics."""
+    """One replica of the training; equal on all ranks after every step, except for batch-norm's running statistics."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device, precision: str) -> None:
         self.model, self.precision = model, precision
@@ -29,53 +33,63 @@ class TrainingState:
         """Step and the selection's metrics of the best checkpoint so far."""
         self.unreadable: dict[str, str] = {}
         """Reason by clip id: all ranks' up to the last checkpoint, and this rank's since."""
-        # loss sum, hits, clips, unreadable
-        self.pending = torch.zeros(4, dtype=torch.float64, device=device)
-        """Sums over all ranks since the last point of the curve."""
-        self.epoch = torch.zeros_like(self.pending)
-        """The same since the epoch began."""
+        self.pending = Sums.zero(device)
+        """Over all ranks, since the last point of the curve."""
+        self.epoch = Sums.zero(device)
+        """Over all ranks, since the epoch began."""
 
     def too_many_unreadable(self, limit: float) -> str | None:
-        """What to say when more than `limit` of the clips drawn in this epoch could not be read; None when it is fine."""
-        _, _, clips, unreadable = self.epoch.tolist()
-        if unreadable <= limit * (clips + unreadable):
+        """A message when more than `limit` of the clips drawn in this epoch could not be read; None otherwise."""
+        totals = self.epoch.totals()
+        drawn = totals.clips + totals.unreadable
+        if totals.unreadable <= limit * drawn:
             return None
         first = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(self.unreadable.items())[:5])
         return (
-            f"{unreadable:.0f} of {clips + unreadable:.0f} clips drawn could not be read, more than "
+            f"{totals.unreadable:.0f} of {drawn:.0f} clips drawn could not be read, more than "
             f"data.max_unreadable_fraction ({limit}) allows. The first: {first}"
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat names → tensors, as a checkpoint stores them."""
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        tensors = {f"{_MODEL}{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         if self.average:
-            tensors |= {f"average/{name}": value for name, value in self.average.tensors().items()}
+            tensors |= {f"{_AVERAGE}{name}": value for name, value in self.average.tensors().items()}
         return tensors
 
     def numbers(self) -> dict[str, Any]:
-        """What is no tensor, in plain JSON types."""
+        """What is not a tensor, in plain JSON types."""
         return {
-            "pending": self.pending.tolist(),
-            "epoch": self.epoch.tolist(),
+            "pending": list(self.pending.totals()),
+            "epoch": list(self.epoch.totals()),
             "best": self.best,
             "unreadable": self.unreadable,
             "scaler": self.scaler.state_dict(),
             "bad_streak": self.guard.streak,
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Stand where the checkpoint was taken."""
-        self.step = checkpoint.step
-        self.model.load_state_dict(checkpoint.under("model/"))
-        load_optimizer_tensors(self.optimizer, checkpoint.under("optimizer/"))
+    def restore(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go back to step `step`, from what `tensors` and `numbers` returned there."""
+        self.step = step
+        self.model.load_state_dict(tensors_under(tensors, _MODEL))
+        load_optimizer_tensors(self.optimizer, tensors_under(tensors, _OPTIMIZER))
         if self.average:
-            self.average.load(checkpoint.under("average/"))
-        for sums, name in ((self.pending, "pending"), (self.epoch, "epoch")):
-            sums.copy_(torch.tensor(checkpoint.state[name], dtype=sums.dtype))  # to wherever they live
-        self.best = dict(checkpoint.state["best"])
-        self.unreadable = dict(checkpoint.state["unreadable"])
-        self.guard.streak = list(checkpoint.state["bad_streak"])
+            self.average.load(tensors_under(tensors, _AVERAGE))
+        self.pending.load(numbers["pending"])
+        self.epoch.load(numbers["epoch"])
+        self.best = dict(numbers["best"])
+        self.unreadable = dict(numbers["unreadable"])
+        self.guard.streak = list(numbers["bad_streak"])
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
+            self.scaler.load_state_dict(numbers["scaler"])
+
+
+def weights_to_evaluate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's state in a checkpoint's tensors, with the averaged weights where the run keeps them."""
+    return tensors_under(tensors, _MODEL) | tensors_under(tensors, _AVERAGE)
+
+
+def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Figures and tables: of one run (its artifacts) and of several side by side."""
+"""Figures of a run and of a search, and the artifacts that a finished one leaves."""
 
 from __future__ import annotations
 
@@ -13,55 +13,56 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.journal import FILE, Point, read_points
-from starlab.platform.tracking.mlflow_run import flatten
+from starlab.platform.runs.metric_names import TRAIN, VAL
+from starlab.platform.runs.records import Result, Trial, plain
 
 
 def write_artifacts(folder: RunFolder) -> list[Path]:
     """Write spec.yaml, result.json, confusion.png and curves.png of a finished run; returns their paths."""
     folder.artifacts.mkdir(exist_ok=True)
-    result = folder.read_json("result.json")
+    result = folder.require(Result)
     paths = [folder.artifacts / name for name in ("spec.yaml", "result.json", "curves.png")]
-    paths[0].write_text(yaml.safe_dump(folder.read_json("spec.json"), sort_keys=False))
-    paths[1].write_text(json.dumps(result, indent=1))
+    paths[0].write_text(yaml.safe_dump(folder.read_json(SPEC), sort_keys=False))
+    paths[1].write_text(json.dumps(plain(result), indent=1))
     curves_figure(list(read_points(folder.path / FILE))).savefig(paths[2], dpi=120)
-    if "confusion" in result:
+    if result.confusion is not None:
         paths.append(folder.artifacts / "confusion.png")
-        confusion_figure(np.array(result["confusion"]), result["classes"]).savefig(paths[-1], dpi=120)
+        confusion_figure(np.array(result.confusion), result.classes).savefig(paths[-1], dpi=120)
     return paths
 
 
-def write_search_artifacts(folder: RunFolder, trials: Sequence[dict[str, Any]]) -> None:
+def write_search_artifacts(folder: RunFolder, trials: Sequence[Trial]) -> None:
     """Write trials.csv, best first, and trials.png: the value of every trial against each dimension of the space."""
     folder.artifacts.mkdir(exist_ok=True)
-    keys = sorted({key for trial in trials for key in trial["values"]})
+    keys = sorted({key for trial in trials for key in trial.values})
     with (folder.artifacts / "trials.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["run", *keys, "val_top1", "epochs", "whole"])
         for trial in trials:
-            values = [trial["values"].get(key, "") for key in keys]
-            table.writerow([trial["run"], *values, trial["val_top1"], trial["epochs"], trial["whole"]])
+            values = [trial.values.get(key, "") for key in keys]
+            table.writerow([trial.run, *values, trial.val_top1, trial.epochs, trial.whole])
     search_figure(trials, keys).savefig(folder.artifacts / "trials.png", dpi=120)
 
 
-def search_figure(trials: Sequence[dict[str, Any]], keys: Sequence[str]) -> Figure:
+def search_figure(trials: Sequence[Trial], keys: Sequence[str]) -> Figure:
     """One panel per dimension of the space; a filled dot is a trial that reached its end, a hollow one was ended early."""
     figure = Figure(figsize=(3.2 * len(keys), 3.2), layout="constrained")
     for axes, key in zip(np.atleast_1d(figure.subplots(1, len(keys), sharey=True)), keys, strict=True):
-        for trial in sorted(trials, key=lambda trial: trial["values"].get(key, 0)):
+        for trial in sorted(trials, key=lambda trial: trial.values.get(key, 0)):
             axes.plot(
-                trial["values"].get(key),
-                trial["val_top1"],
+                trial.values.get(key),
+                trial.val_top1,
                 "o",
                 color="C0",
-                fillstyle="full" if trial["whole"] else "none",
+                fillstyle="full" if trial.whole else "none",
             )
         axes.set_xlabel(key)
         axes.grid(alpha=0.3)
         if key.endswith(".lr"):
             axes.set_xscale("log")
-        elif all(isinstance(trial["values"].get(key), int) for trial in trials):
+        elif all(isinstance(trial.values.get(key), int) for trial in trials):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel("validation top-1")
     return figure
@@ -94,7 +95,7 @@ def curves_figure(points: Sequence[Point]) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = (("loss (nats)", "loss"), ("top-1", "top1"))
     for axes, (title, name) in zip(figure.subplots(1, 2), panels, strict=True):
-        for key, label, style in ((f"train/{name}", "train", "-"), (f"val/{name}", "validation", "o-")):
+        for key, label, style in ((f"{TRAIN}{name}", "train", "-"), (f"{VAL}{name}", "validation", "o-")):
             curve = sorted((point.step, point.value) for point in points if point.key == key)
             if curve:
                 steps, values = zip(*curve, strict=True)
@@ -104,32 +105,3 @@ def curves_figure(points: Sequence[Point]) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
-
-
-def comparison(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
-    """Runs side by side: what differs in their specs, then what they reached.
-
-    Returns:
-        Column heads, and a row of texts per run.
-    """
-    specs = [flatten(folder.read_json("spec.json")) for folder in folders]
-    keys = sorted({key for spec in specs for key in spec if key != "name"})
-    differing = [key for key in keys if len({repr(spec.get(key)) for spec in specs}) > 1]
-    heads = ["run", "status", *differing, "val top1", "test top1", "test mean class", "selected by"]
-    rows = []
-    for folder, spec in zip(folders, specs, strict=True):
-        result = folder.read_json("result.json")
-        status = folder.read_json("run.json")["status"]
-        reached = [
-            _percent(result.get(part, {}).get(name))
-            for part, name in (("val", "top1"), ("test", "top1"), ("test", "mean_class"))
-        ]
-        selected = {"test": "test (optimistic)"}.get(result.get("selected_by", ""), result.get("selected_by", ""))
-        looks = folder.looks_at_test()
-        selected += f", {looks} looks at test" if looks > 1 else ""
-        rows.append([folder.path.name, status, *(str(spec.get(key, "")) for key in differing), *reached, selected])
-    return heads, rows
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"

@@ -23,13 +23,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from starlab.platform.runs.storage import Storage, open_storage
+from starlab.pipelines.storage import Folder
 
 _MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.json"
 _SET_ASIDE = "manifest.json.damaged"
 _SECONDS_BETWEEN_READS = (1.0, 3.0)
 """A store that fails is asked again: what cannot be read just now is not damaged."""
-Place = Storage | Path
+Place = Folder | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,6 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     """On the CPU."""
     state: dict[str, Any]
-
-    def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose names begin so, without that beginning: "model/", "optimizer/", "average/"."""
-        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The model's state to evaluate: with the averaged weights where the run keeps them."""
-        return self.under("model/") | self.under("average/")
 
 
 def write_checkpoint(
@@ -71,10 +63,10 @@ def write_checkpoint(
     }
     files = {}
     for file, data in contents.items():
-        storage.write(f"{name}/{file}", data)
+        storage.put(f"{name}/{file}", data)
         files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     before_commit()
-    storage.write(f"{name}/{_MANIFEST}", json.dumps({"step": step, "files": files}).encode())
+    storage.put(f"{name}/{_MANIFEST}", json.dumps({"step": step, "files": files}).encode())
     return name
 
 
@@ -117,7 +109,7 @@ def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
             return read_checkpoint(storage, name), complaints
         except ValueError as error:
             complaints.append(f"set aside: {error}")
-            storage.write(f"{name}/{_SET_ASIDE}", _read(storage, f"{name}/{_MANIFEST}"))
+            storage.put(f"{name}/{_SET_ASIDE}", _read(storage, f"{name}/{_MANIFEST}"))
             storage.delete(f"{name}/{_MANIFEST}")
         except OSError as error:
             complaints.append(f"passed over, it cannot be read just now: {storage}/{name}: {error}")
@@ -172,7 +164,7 @@ def prune_checkpoints(place: Place, keep_steps: set[int], newest: int = 2) -> No
             storage.delete(name)
 
 
-def _read(storage: Storage, name: str) -> bytes:
+def _read(storage: Folder, name: str) -> bytes:
     for seconds in _SECONDS_BETWEEN_READS:
         try:
             return storage.read(name)
@@ -183,10 +175,10 @@ def _read(storage: Storage, name: str) -> bytes:
     return storage.read(name)
 
 
-def _complete(storage: Storage) -> list[str]:
+def _complete(storage: Folder) -> list[str]:
     """Oldest first."""
     return [name for name in storage.folders() if name.startswith("step_") and storage.has(f"{name}/{_MANIFEST}")]
 
 
-def _storage(place: Place) -> Storage:
-    return open_storage(place) if isinstance(place, Path) else place
+def _storage(place: Place) -> Folder:
+    return Folder(place) if isinstance(place, Path) else place

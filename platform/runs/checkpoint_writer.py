@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from starlab.pipelines.storage import Folder
 from starlab.platform.runs.checkpoint import prune_checkpoints, remove_orphans, write_checkpoint
-from starlab.platform.runs.storage import Storage
 
 
 class CheckpointWriter:
@@ -18,7 +18,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        storage: Storage,
+        storage: Folder,
         check_owner: Callable[[], None],
         sync_journal: Callable[[], None],
         alert: Callable[[int, str], None],
@@ -78,7 +78,7 @@ class CheckpointWriter:
         self._sync_journal()
         self._check_owner()
 
-    def _tidy(self, delete: Callable[[Storage], object]) -> None:
+    def _tidy(self, delete: Callable[[Folder], object]) -> None:
         """Delete, if the run is still ours; what cannot be deleted now is tried again after the next checkpoint."""
         try:
             self._check_owner()

@@ -1,4 +1,4 @@
-"""CPU, memory and GPUs of the driver's machine and of each other that trains, in the run's system journals, and so in MLflow.
+"""CPU, memory and GPUs of the driver's machine and of each worker's, in the run's system journals, and so in MLflow.
 
 The names are MLflow's own, so that its page shows them under "System metrics"; a worker's machine has its node's number in
 them. A step is a sample, one every few seconds.
@@ -9,57 +9,60 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Self
 
 import psutil
 
+from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.journal import NODE_FILES, SYSTEM, SYSTEM_FILE, Journal, read_points
-from starlab.platform.runs.reaper import this_process
+from starlab.platform.runs.journal import NODE_FILES, SYSTEM_FILE, Journal, read_points
+from starlab.platform.runs.metric_names import SYSTEM
+from starlab.platform.runs.process import this_machine
 
 _NVIDIA_SMI_SECONDS = 5.0
 
 
 class SystemMetrics:
-    """Samples this machine from a thread; nothing it meets can disturb the run."""
+    """Samples this machine from a thread; no failure of a sample disturbs the run."""
 
     def __init__(self, run: Path, every_seconds: float = 10.0, node: int | None = None) -> None:
         """`run` is the run's folder, `node` this machine's number among the workers'; None is the driver's machine."""
         self._path = run / (SYSTEM_FILE if node is None else NODE_FILES.replace("*", str(node)))
         self._prefix = SYSTEM if node is None else f"{SYSTEM}node_{node}/"
-        self._every_seconds = every_seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="starlab-system-metrics", daemon=True)
+        self._journal: Journal | None = None
+        self._sample = 0
+        self._sampling = Background(
+            "starlab-system-metrics", self._log_sample, every_seconds, first_seconds=min(1.0, every_seconds)
+        )
 
-    def __enter__(self) -> SystemMetrics:
-        self._thread.start()
+    def __enter__(self) -> Self:
+        psutil.cpu_percent()  # the first call only starts the measurement
+        self._sampling.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=2 * _NVIDIA_SMI_SECONDS)
+        ended = self._sampling.stop(timeout_seconds=2 * _NVIDIA_SMI_SECONDS)
+        if ended and self._journal:
+            with contextlib.suppress(OSError):
+                self._journal.close()
 
-    def _run(self) -> None:
-        sample = max((point.step for point in read_points(self._path)), default=-1) + 1
-        journal = Journal(self._path)
-        psutil.cpu_percent()  # the first call only starts the measurement
-        wait = min(1.0, self._every_seconds)
-        while not self._stop.wait(wait):
-            with contextlib.suppress(OSError):  # a full disk: the next sample takes this one along
-                metrics = machine_metrics() | gpu_metrics()
-                journal.log(sample, {self._prefix + key.removeprefix(SYSTEM): value for key, value in metrics.items()})
-            sample, wait = sample + 1, self._every_seconds
-        with contextlib.suppress(OSError):
-            journal.close()
+    def _log_sample(self) -> None:
+        if self._journal is None:  # opened by the thread: a long journal takes a while to read
+            self._sample = max((point.step for point in read_points(self._path)), default=-1) + 1
+            self._journal = Journal(self._path)
+        with contextlib.suppress(OSError):  # a full disk: the next sample takes this one along
+            metrics = machine_metrics() | gpu_metrics()
+            self._journal.log(self._sample, {self._prefix + key.removeprefix(SYSTEM): value for key, value in metrics.items()})
+        self._sample += 1
 
 
 def worker_metrics(run: RunFolder, node: int, local_rank: int) -> AbstractContextManager[object]:
-    """What a worker samples: its machine, if it is the first there and the driver, which samples its own, is elsewhere."""
-    drivers = run.read_json("run.json")["driver"]["machine"]
-    if local_rank > 0 or this_process()["machine"] == drivers:
+    """What a worker samples: its machine, if it is the first worker there and the driver is on another machine."""
+    driver = run.info.driver
+    if local_rank > 0 or (driver is not None and this_machine() == driver.machine):
         return nullcontext()
     return SystemMetrics(run.path, node=node)
 
@@ -92,7 +95,7 @@ def gpu_metrics() -> dict[str, float]:
 
 
 def _gpu_line(line: str) -> Mapping[str, float]:
-    """One GPU's values; a value that the card does not tell ("[N/A]") is left out."""
+    """One GPU's values; a value that the card does not give ("[N/A]") is left out."""
     index, *texts = [text.strip() for text in line.split(",")]
     load, used, total, watts = (_number(text) for text in (*texts, "", "", "", "")[:4])
     named = {

@@ -27,7 +27,7 @@ import optuna
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune import Callback
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.optuna import OptunaSearch
 
@@ -36,14 +36,18 @@ from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.platform.cluster.connect import Cluster, connect
 from starlab.platform.errors import RunFailedError
+from starlab.platform.preflight import check_spec, join_cluster, open_data
 from starlab.platform.reports.figures import write_search_artifacts
 from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.lease import Lease, RunTakenError
-from starlab.platform.runs.reaper import close_abandoned_everywhere
+from starlab.platform.runs.lifecycle import close_run, open_run
+from starlab.platform.runs.metric_names import EPOCH, TEST_TOP1, VAL_TOP1
+from starlab.platform.runs.records import MlflowState, SearchSummary, Trial
 from starlab.platform.search.early_stopping import AskingASHA
-from starlab.platform.tracking.sender import Sender, is_sent, tracking_uri
-from starlab.platform.trainer import RunResult, check_weights, close_run, join_cluster, open_data, open_run, run_training
+from starlab.platform.tracking.abandoned import close_abandoned_everywhere
+from starlab.platform.tracking.sender import Sender, is_sent
+from starlab.platform.trainer import RunRequest, RunResult, run_training
 
 _METRIC = "val_top1"
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -54,10 +58,10 @@ class SearchResult:
     """A finished search."""
 
     folder: Path
-    trials: list[dict[str, Any]]
-    """Best first: "run", "values" (of the space), "val_top1" in [0, 1], "epochs" reached, "whole" (not ended early)."""
+    trials: list[Trial]
+    """Best first."""
     best: RunResult
-    """The best trial with its look at the test part."""
+    """The best trial, with the test part evaluated."""
     seconds: float
     mlflow_run_id: str | None
     """The parent of the trials' runs; None while MLflow has not been reached."""
@@ -95,7 +99,7 @@ def search(
     """
     began = time.monotonic()
     root = runs_folder(runs)
-    check_weights(spec.base)
+    check_spec(spec.base)
     source, parts = open_data(spec.base, root, say)
     folder = RunFolder(root / search_id(spec, source.fingerprint))
     if fresh and folder.path.exists():
@@ -107,7 +111,7 @@ def search(
     concurrent = spec.search.concurrent or trials_at_once(spec, cluster)
     lease = Lease.claim(folder.path)
     open_run(folder, spec.base, source, root, parent=None, resolved=spec.to_dict())
-    with lease, Sender(folder, tracking_uri(spec.base.tracking.uri, root)) as sender:
+    with lease, Sender(folder, spec.base.tracking.address(root)) as sender:
         sender.send_now()  # the parent run must be there before its children
         storage = optuna.storages.RDBStorage(f"sqlite:///{folder.path / 'optuna.db'}")
         done = _take_up(folder.path.name, storage)
@@ -117,21 +121,24 @@ def search(
         if left:
             _tune(study, storage, left, concurrent, say)
         trials = _trials(spec, source.fingerprint, folder, storage)
-        whole = [trial for trial in trials if trial["whole"]]
+        whole = [trial for trial in trials if trial.whole]
         if not whole:
             close_run(folder, "FAILED")
             raise RunFailedError(f"no trial of {folder.path.name} reached its end; see {folder.path / 'trials'}")
-        say(f"best     {whole[0]['run']}: {values_text(whole[0]['values'])}; it alone looks at the test part")
-        best_spec = spec.spec_of(whole[0]["values"])
-        best = run_training(best_spec, source, parts, root, cluster, say=say, parent=folder)
-        folder.write_json("search.json", {"trials": trials, "best": best.run_id, "test_top1": best.metrics["test/top1"]})
+        say(f"best     {whole[0].run}: {values_text(whole[0].values)}; it alone looks at the test part")
+        request = RunRequest(
+            spec=spec.spec_of(whole[0].values), source=source, parts=parts, runs=root, cluster=cluster, parent=folder
+        )
+        best = run_training(request, say=say)
+        folder.write(SearchSummary(trials=tuple(trials), best=best.run_id, test_top1=best.metrics[TEST_TOP1]))
         write_search_artifacts(folder, trials)
         close_run(folder, "FINISHED")
     problem = sender.problem or _send_trials(folder)
     if len(trials) >= spec.search.trials:  # a failed trial's log stays
         shutil.rmtree(folder.path / "ray", ignore_errors=True)
-    mlflow_run_id = folder.read_json("mlflow.json").get("run_id")
-    return SearchResult(folder.path, trials, best, time.monotonic() - began, mlflow_run_id, problem)
+    tracked = folder.read(MlflowState)
+    seconds = time.monotonic() - began
+    return SearchResult(folder.path, trials, best, seconds, tracked.run_id if tracked else None, problem)
 
 
 def search_id(spec: SearchSpec, fingerprint: str) -> str:
@@ -182,21 +189,23 @@ def _trial(values: dict[str, Any], study: _Study) -> None:
     while True:
         try:
             result = run_training(
-                spec,
-                study.source,
-                study.parts,
-                study.runs,
-                connect(),
-                callbacks=(TuneReportCallback(),),
-                parent=study.folder,
-                share=study.share,
-                look_at_test=False,
+                RunRequest(
+                    spec=spec,
+                    source=study.source,
+                    parts=study.parts,
+                    runs=study.runs,
+                    cluster=connect(),
+                    share=study.share,
+                    parent=study.folder,
+                    is_trial=True,
+                    callbacks=(TuneReportCallback(),),
+                )
             )
             break
         except RunTakenError:  # the same point, proposed twice, is under way: its end is this trial's too
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     # Once more at the end: a trial that had nothing left to train must still have a value.
-    tune.report({_METRIC: result.metrics["val/top1"], "epoch": _epochs_reached(RunFolder(result.folder)), "run": result.run_id})
+    tune.report({_METRIC: result.metrics[VAL_TOP1], "epoch": _epochs_reached(RunFolder(result.folder)), "run": result.run_id})
 
 
 @dataclass(frozen=True)
@@ -223,11 +232,11 @@ class _Reporter(Callback):
         self._trials, self._say, self._ended = trials, say, 0
         self._best = float("-inf")
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Name what is tried."""
         self._say(f"trial    {trial.trial_id} starts: {values_text(trial.config)}")
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Its value, and the best so far."""
         self._ended += 1
         value = trial.last_result.get(_METRIC, float("nan"))
@@ -236,7 +245,7 @@ class _Reporter(Callback):
         done = f"{self._ended}/{self._trials}"
         self._say(f"trial    {trial.trial_id} ends after epoch {epoch}: val {value:.3f}, best {self._best:.3f} ({done})")
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A failed trial does not end the search."""
         self._ended += 1
         self._say(f"trial    {trial.trial_id} failed; see {trial.local_path} ({self._ended}/{self._trials})")
@@ -252,23 +261,21 @@ def _take_up(name: str, storage: optuna.storages.BaseStorage) -> int:
     return len(study.get_trials(states=(TrialState.COMPLETE,)))
 
 
-def _trials(
-    spec: SearchSpec, fingerprint: str, folder: RunFolder, storage: optuna.storages.BaseStorage
-) -> list[dict[str, Any]]:
+def _trials(spec: SearchSpec, fingerprint: str, folder: RunFolder, storage: optuna.storages.BaseStorage) -> list[Trial]:
     study = optuna.load_study(study_name=folder.path.name, storage=storage)
     rows = []
     for trial in study.get_trials(states=(TrialState.COMPLETE,)):
         run = trial_folder(folder, spec, trial.params, fingerprint)
         rows.append(
-            {
-                "run": run.path.name,
-                "values": trial.params,
-                "val_top1": trial.value,
-                "epochs": _epochs_reached(run),
-                "whole": bool(run.read_json("result.json")) and not run.ended_early,
-            }
+            Trial(
+                run=run.path.name,
+                values=trial.params,
+                val_top1=trial.value,
+                epochs=_epochs_reached(run),
+                whole=run.result is not None and not run.ended_early,
+            )
         )
-    return sorted(rows, key=lambda row: (-row["val_top1"], row["run"]))
+    return sorted(rows, key=lambda trial: (-trial.val_top1, trial.run))
 
 
 def _send_trials(search: RunFolder) -> str | None:
@@ -288,7 +295,7 @@ def trial_folder(search: RunFolder, spec: SearchSpec, values: Mapping[str, Any],
 
 
 def _epochs_reached(run: RunFolder) -> int:
-    return int(max((point.value for point in read_points(run.path / FILE) if point.key == "epoch"), default=0))
+    return int(max((point.value for point in read_points(run.path / FILE) if point.key == EPOCH), default=0))
 
 
 def values_text(values: Mapping[str, Any]) -> str:

@@ -24,33 +24,29 @@ from safetensors.torch import load_file, save_file
 from starlab.experiments.spec import Spec, spec_from_dict
 from starlab.models.star import StarTransformer, load_state
 from starlab.platform.errors import UserError
-from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.recipe.training_state import weights_to_evaluate
+from starlab.platform.runs.checkpoint import find_checkpoint
 from starlab.platform.runs.events import record
-from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.folder import MODEL, SPEC, RunFolder
 from starlab.platform.runs.provenance import package_versions
-from starlab.platform.tracking.mlflow_run import MODEL
+from starlab.platform.runs.records import Result
 
 _WEIGHTS, _SPEC, _PAGE = "weights.safetensors", "spec.json", "MLmodel"
 
 
 def write_best_model(folder: RunFolder) -> None:
     """Write the best checkpoint of a finished run among its artifacts, once."""
-    result = folder.read_json("result.json")
+    result = folder.require(Result)
     target = folder.artifacts / MODEL
     if (target / _PAGE).is_file():
         return
     try:
-        best = find_checkpoint(folder.stored_checkpoints, result["best_step"])
+        best = find_checkpoint(folder.stored_checkpoints, result.best_step)
     except ValueError as error:  # the disk had no room for it
-        record(folder.path, "no_model", f"the best weights were never stored: {error}", step=result["best_step"])
+        record(folder.path, "no_model", f"the best weights were never stored: {error}", step=result.best_step)
         return
-    spec = spec_from_dict(folder.read_json("spec.json"), str(folder.path / "spec.json"))
-    write_model(target, spec, model_tensors(best), tuple(result["classes"]), best.step)
-
-
-def model_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The weights that an evaluation of this checkpoint uses, as `StarTransformer.state_dict` names them."""
-    return checkpoint.weights()
+    spec = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
+    write_model(target, spec, weights_to_evaluate(best.tensors), result.classes, best.step)
 
 
 def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], classes: tuple[str, ...], step: int) -> None:

@@ -1,15 +1,18 @@
-"""What a training tells whoever waits for it, read from the run's journal: where it is, how fast, how long it will take."""
+"""Where a training is, read from its journal: step, speed, time left, a line per epoch."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
-from starlab.platform.runs import journal
-from starlab.platform.runs.journal import Point, read_points_with_ends
-from starlab.platform.worker.job import TrainJob
+from starlab.platform.runs import metric_names as names
+from starlab.platform.runs.background import Background
+from starlab.platform.runs.journal import FILE, Point, PointFollower
+
+_READ_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +31,29 @@ class Status:
 
 
 class JournalFollower:
-    """Reads what a journal gained since the last look; what an earlier call of the run wrote is old news."""
+    """Reads what a run's journal gains; what an earlier call of the run wrote is left out."""
 
-    def __init__(self, job: TrainJob) -> None:
-        self._path = job.folder.path / journal.FILE
-        self._total_steps, self._epochs = job.total_steps, float(job.spec.train.epochs)
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
+    def __init__(self, run: Path, total_steps: int, epochs: float) -> None:
+        """`run` is the run's folder; it has `total_steps` steps and `epochs` passes in all."""
+        self._points = PointFollower(run / FILE)
+        self._total_steps, self._epochs = total_steps, epochs
         self._latest: dict[str, Point] = {}
         self._first: tuple[int, float] | None = None
 
     def new_points(self) -> list[Point]:
         """The points written since the last call."""
-        points = []
-        for point, end in read_points_with_ends(self._path, self._offset):
-            self._offset = end
+        points = self._points.new_points()
+        for point in points:
             self._latest[point.key] = point
             if self._first is None:
                 self._first = (point.step, time.monotonic())
-            points.append(point)
         return points
 
     def status(self) -> Status | None:
         """Where the run is; None before its first point of the curve."""
-        if "train/loss" not in self._latest:
+        if names.TRAIN_LOSS not in self._latest:
             return None
-        step, left = self._latest["train/loss"].step, None
+        step, left = self._latest[names.TRAIN_LOSS].step, None
         if self._first and step > self._first[0]:
             left = (time.monotonic() - self._first[1]) / (step - self._first[0]) * (self._total_steps - step)
         value = {key: point.value for key, point in self._latest.items()}
@@ -60,26 +61,22 @@ class JournalFollower:
 
 
 class Progress:
-    """Follows a journal from a thread of the driver and says one line per epoch, and one in between when it is slow."""
+    """Prints a line per epoch from a thread of the driver, and one in between when an epoch is slow."""
 
-    def __init__(self, job: TrainJob, say: Callable[[str], None], every_seconds: float = 15.0) -> None:
-        self._follower, self._say, self._every_seconds = JournalFollower(job), say, every_seconds
+    def __init__(
+        self, run: Path, total_steps: int, epochs: float, say: Callable[[str], None], every_seconds: float = 15.0
+    ) -> None:
+        self._follower, self._say, self._every_seconds = JournalFollower(run, total_steps, epochs), say, every_seconds
         self._said_at = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="starlab-progress", daemon=True)
+        self._reading = Background("starlab-progress", self._read, _READ_SECONDS)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._say("workers  starting")
-        self._thread.start()
+        self._reading.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.5):
-            self._read()
+        self._reading.stop()
         self._read()
 
     def _read(self) -> None:
@@ -87,7 +84,7 @@ class Progress:
         status = self._follower.status()
         if status is None:
             return
-        if "val/loss" in keys:  # the last point that the end of an epoch writes
+        if names.VAL_LOSS in keys:  # the last point that the end of an epoch writes
             self._tell(status_line(status, with_validation=True))
         elif time.monotonic() - self._said_at > self._every_seconds:
             self._tell(status_line(status, with_validation=False))
@@ -102,13 +99,12 @@ def status_line(status: Status, with_validation: bool) -> str:
     value = status.value
     parts = [f"step {status.step:>5}/{status.total_steps}"]
     if with_validation:
-        parts.insert(0, f"epoch {value['epoch']:>3.0f}/{status.epochs:g}")
-        parts.append(
-            f"loss {value['epoch/train_loss']:.3f}  train {value['epoch/train_top1']:.3f}  val {value['val/top1']:.3f}"
-        )
+        parts.insert(0, f"epoch {value[names.EPOCH]:>3.0f}/{status.epochs:g}")
+        parts.append(f"loss {value[names.EPOCH_TRAIN_LOSS]:.3f}  train {value[names.EPOCH_TRAIN_TOP1]:.3f}")
+        parts.append(f"val {value[names.VAL_TOP1]:.3f}")
     else:
-        parts.append(f"loss {value['train/loss']:.3f}")
-    parts.append(f"{value['system/clips_per_second']:.0f} clips/s  waiting for data {value['system/data_wait']:.0%}")
+        parts.append(f"loss {value[names.TRAIN_LOSS]:.3f}")
+    parts.append(f"{value[names.CLIPS_PER_SECOND]:.0f} clips/s  waiting for data {value[names.DATA_WAIT]:.0%}")
     if status.seconds_left is not None:
         parts.append(f"{duration(status.seconds_left)} left")
     return "train    " + "  ".join(parts)

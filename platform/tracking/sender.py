@@ -1,7 +1,7 @@
 """MLflow as a projection of the run's folder: whatever is not there yet is sent, in any number of tries.
 
 Training never talks to MLflow. The driver's `Sender` thread (or `starlab sync`, later) reads the folder and sends what is
-new; a dead or slow server delays the curves in MLflow and nothing else.
+new. A dead or slow server delays the curves in MLflow and nothing else.
 
     mlflow.json   {"uri": …, "run_id": …, "offsets": {"journal.jsonl": 4711, …}, "artifacts": {…}, "status": "RUNNING"}
 """
@@ -9,24 +9,23 @@ new; a dead or slow server delays the curves in MLflow and nothing else.
 from __future__ import annotations
 
 import copy
-import fcntl
 import itertools
 import logging
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from starlab.experiments.credentials import HIDDEN, without_password, without_secrets
 from starlab.platform.errors import StarlabError, UserError
-from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.background import Background
+from starlab.platform.runs.folder import MODEL, RunFolder
 from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points_with_ends
-from starlab.platform.tracking.mlflow_run import MODEL, delete_doubles, find_or_create, register_model, send_params
+from starlab.platform.runs.locking import file_lock
+from starlab.platform.runs.records import MlflowState
+from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, register_model, send_params
 
 if TYPE_CHECKING:  # importing MLflow takes seconds: the sender's thread does it, while the workers start
     from mlflow import MlflowClient
@@ -42,11 +41,6 @@ class SendingElsewhereError(StarlabError):
 
 class ParentUnknownError(StarlabError):
     """A trial's search is not in MLflow yet, so the trial cannot be put under it."""
-
-
-def tracking_uri(uri: str | None, runs: Path) -> str:
-    """The address in the spec, or sqlite under the runs folder."""
-    return uri or f"sqlite:///{runs / 'mlflow.db'}"
 
 
 def sync(folder: RunFolder, uri: str | None = None) -> int:
@@ -73,66 +67,62 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
     address = uri or stored_uri(folder)
     with _alone(folder):
         client = MlflowClient(address, registry_uri=address)
-        state = folder.read_json("mlflow.json")
-        if state.get("uri", without_password(address)) != without_password(address):
-            state = {}  # another server than before: it has nothing yet
+        state = folder.read(MlflowState)
+        if state and state.uri != without_password(address):
+            state = None  # another server than before: it has nothing yet
         try:
             return _send(client, folder, state, address)
         except MlflowException as error:
-            # Gone, database and all. (A run that somebody deleted by hand is refused otherwise, and stays deleted.)
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or "run_id" not in state:
+            # Gone, database and all. (A run that was deleted by hand is refused with another code, and stays deleted.)
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or state is None:
                 raise
-            return _send(client, folder, {}, address)
+            return _send(client, folder, None, address)
 
 
-def _send(client: MlflowClient, folder: RunFolder, state: dict[str, Any], address: str) -> int:
-    before = copy.deepcopy(state)
-    run = folder.read_json("run.json")
-    if "run_id" not in state:
-        found = find_or_create(client, folder)
-        if found is None:
-            raise ParentUnknownError(
-                f"{folder.path.name} is a trial of a search that {without_password(address)} has not got yet"
-            )
-        send_params(client, found, folder)
-        state = {
-            "uri": without_password(address),
-            "run_id": found,
-            "status": "RUNNING",
-            "offsets": {},
-            "artifacts": {},
-            "tags": {},
-        }
-        folder.write_json("mlflow.json", state)
-    run_id, sent = state["run_id"], 0
+def _send(client: MlflowClient, folder: RunFolder, state: MlflowState | None, address: str) -> int:
+    state = state or _begin(client, folder, address)
+    before, run = copy.deepcopy(state), folder.info
+    sent = 0
     for path in journals(folder.path):
-        for metrics, end in _chunks(path, state["offsets"].get(path.name, 0)):
-            client.log_batch(run_id, metrics=metrics)
-            state["offsets"][path.name] = end
-            folder.write_json("mlflow.json", state)
+        for metrics, end in _chunks(path, state.offsets.get(path.name, 0)):
+            client.log_batch(state.run_id, metrics=metrics)
+            state.offsets[path.name] = end
+            folder.write(state)
             sent += len(metrics)
-    if run["status"] != "RUNNING":
+    if run.status != "RUNNING":
         _send_artifacts(client, folder, state)
-        tags = {**run["tags"], "starlab.replayed_differently": str(count_differences(folder.path / FILE))}
+        tags = {**run.tags, "starlab.replayed_differently": str(count_differences(folder.path / FILE))}
         for key, value in tags.items():
-            if state["tags"].get(key) != value:
-                client.set_tag(run_id, key, without_secrets(value))
-        state["tags"] = tags
-        if state["status"] != run["status"]:
-            delete_doubles(client, run_id, folder)
-            client.set_terminated(run_id, run["status"])
-            state["status"] = run["status"]
-    elif state["status"] != "RUNNING":
-        client.update_run(run_id, status="RUNNING")
-        state["status"] = "RUNNING"
+            if state.tags.get(key) != value:
+                client.set_tag(state.run_id, key, without_secrets(value))
+        state.tags = tags
+        if state.status != run.status:
+            delete_doubles(client, state.run_id, folder)
+            client.set_terminated(state.run_id, run.status)
+            state.status = run.status
+    elif state.status != "RUNNING":
+        client.update_run(state.run_id, status="RUNNING")
+        state.status = "RUNNING"
     if state != before:
-        folder.write_json("mlflow.json", state)
+        folder.write(state)
     return sent
 
 
+def _begin(client: MlflowClient, folder: RunFolder, address: str) -> MlflowState:
+    """Create the MLflow run, or find it, and send the params."""
+    run_id = find_or_create(client, folder)
+    if run_id is None:
+        raise ParentUnknownError(f"{folder.path.name} is a trial of a search that {without_password(address)} has not got yet")
+    send_params(client, run_id, folder)
+    state = MlflowState(uri=without_password(address), run_id=run_id)
+    folder.write(state)
+    return state
+
+
 def is_sent(folder: RunFolder) -> bool:
-    """Whether MLflow was told how the run ended, which is the last thing that it is told."""
-    return bool(folder.read_json("mlflow.json").get("status") == folder.read_json("run.json")["status"])
+    """Whether MLflow has how the run ended, which is sent last."""
+    state = folder.read(MlflowState)
+    return state is not None and state.status == folder.info.status
 
 
 def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
@@ -146,7 +136,7 @@ def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
         sender = Sender(folder)
         sender.send_now()
         total = sum(count_points(path) for path in journals(folder.path))
-        where = folder.read_json("run.json")["tracking_uri"]
+        where = folder.info.tracking_uri
         if sender.problem:
             failed.append(f"{folder.path.name}: {sender.problem}")
         else:
@@ -156,14 +146,14 @@ def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
 
 
 def stored_uri(folder: RunFolder) -> str:
-    """The tracking address of a run, whose password, if it has one, was never stored: MLFLOW_TRACKING_URI gives it again.
+    """The tracking address of a run. Its password, if it has one, was never stored: MLFLOW_TRACKING_URI gives it again.
 
     An http address may leave it to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 
     Raises:
-        UserError: nobody gives the password.
+        UserError: the password is missing.
     """
-    stored = str(folder.read_json("run.json")["tracking_uri"])
+    stored = folder.info.tracking_uri
     if f":{HIDDEN}@" not in stored:
         return stored
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -183,33 +173,36 @@ class Sender:
 
     def __init__(self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0) -> None:
         self._folder, self._uri, self._every_seconds = folder, uri, every_seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="starlab-sender", daemon=True)
+        self._wait = every_seconds
+        self._sending = Background("starlab-sender", self._send_in_turn, every_seconds)
         self.problem: str | None = None
         """Why the last try failed; None when all is sent."""
         self.sent = 0
         """Points sent so far."""
 
-    def __enter__(self) -> Sender:
-        self._thread.start()
+    def __enter__(self) -> Self:
+        self._sending.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """One last try, half a minute at most, and longer the more there is to upload."""
-        self._stop.set()
-        self._thread.join(timeout=_LAST_TRY_SECONDS + _artifact_seconds(self._folder))
-        if self._thread.is_alive():
+        """Try a last time, for half a minute at most, and longer the more there is to upload."""
+        last = threading.Thread(target=self._send_last, name="starlab-sender-last", daemon=True)
+        last.start()
+        last.join(timeout=_LAST_TRY_SECONDS + _artifact_seconds(self._folder))
+        if last.is_alive():
             self.problem = "the tracking server does not answer"
 
-    def _run(self) -> None:
-        wait = self._every_seconds
-        while not self._stop.wait(wait):
-            self.send_now()
-            wait = self._every_seconds if self.problem is None else min(30.0, 2 * wait)
+    def _send_in_turn(self) -> float:
+        self.send_now()
+        self._wait = self._every_seconds if self.problem is None else min(30.0, 2 * self._wait)
+        return self._wait
+
+    def _send_last(self) -> None:
+        self._sending.stop()
         self.send_now()
 
     def send_now(self) -> None:
-        """Send what is new; a failure is kept in `problem`."""
+        """Send what is new. A failure is kept in `problem`."""
         try:
             self.sent += sync(self._folder, self._uri)
         except Exception as error:  # whatever tracking does, training goes on
@@ -218,50 +211,31 @@ class Sender:
             self.problem = None
 
 
-def serve(runs: Path, port: int, say: Callable[[str], None]) -> None:
-    """Serve MLflow's page over the runs folder on this machine until it is ended.
-
-    Raises:
-        UserError: nothing was recorded there.
-    """
-    if not (runs / "mlflow.db").is_file():
-        raise UserError(f"no {runs / 'mlflow.db'}: nothing was recorded there yet; start with: starlab demo, or name --runs")
-    say(f"MLflow on http://127.0.0.1:{port} over {runs}; Ctrl-C ends it")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri(None, runs)]
-    command += ["--artifacts-destination", str(runs / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    # Its job runners are eight more processes that nobody here needs, and one more way in.
-    code = subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-    if code not in (0, -signal.SIGINT, -signal.SIGTERM):
-        raise UserError(
-            f"MLflow's server ended with code {code}; if port {port} is taken, give another: starlab ui --port 5001"
-        )
-
-
 @contextmanager
 def _alone(folder: RunFolder) -> Iterator[None]:
-    """One sender at a time; the lock ends with the process that holds it."""
-    with (folder.path / ".mlflow.lock").open("w") as file:
+    """One sender at a time."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(file_lock(folder.path / ".mlflow.lock", wait=False))
         except BlockingIOError:
             raise SendingElsewhereError(f"another process sends the points of {folder.path.name} just now") from None
         yield
 
 
-def _send_artifacts(client: MlflowClient, folder: RunFolder, state: dict[str, Any]) -> None:
+def _send_artifacts(client: MlflowClient, folder: RunFolder, state: MlflowState) -> None:
     before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(int(float(before) + _artifact_seconds(folder)))
     try:
         for path in _artifact_files(folder):
             name, stamp = path.relative_to(folder.artifacts), path.stat().st_mtime_ns
-            if state["artifacts"].get(str(name)) != stamp:
-                client.log_artifact(state["run_id"], str(path), None if str(name.parent) == "." else str(name.parent))
-                state["artifacts"][str(name)] = stamp
-                folder.write_json("mlflow.json", state)
+            if state.artifacts.get(str(name)) != stamp:
+                client.log_artifact(state.run_id, str(path), None if str(name.parent) == "." else str(name.parent))
+                state.artifacts[str(name)] = stamp
+                folder.write(state)
     finally:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
-    if (folder.artifacts / MODEL).is_dir() and "model_version" not in state:
-        state["model_version"] = register_model(client, folder, state["run_id"])
+    if (folder.artifacts / MODEL).is_dir() and state.model_version is None:
+        state.model_version = register_model(client, folder, state.run_id)
 
 
 def _artifact_files(folder: RunFolder) -> list[Path]:
@@ -291,4 +265,4 @@ def _fail_fast() -> None:
     # MLflow's own retries hold a caller for four minutes; the Sender's loop is the retry here.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells that it makes its tables
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports every table that it creates

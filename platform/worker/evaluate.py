@@ -1,124 +1,139 @@
-"""Every clip of a part exactly once, over any number of workers, and what the predictions come to.
+"""Predicts every clip of a part exactly once, over any number of workers.
+
+During a training the `Evaluator` predicts the selection part now and then and the test part at the end;
+`evaluation_loop` is the whole work of `starlab evaluate`'s workers.
 
 Letters: C classes  n clips.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import ray.train
+import ray.train.torch
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from starlab.models.star import StarTransformer, load_state
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import DataConfig
 from starlab.pipelines.stream import StreamLimits, eval_batches
+from starlab.platform.cluster.device import check_device
+from starlab.platform.errors import StopRunError
+from starlab.platform.recipe.metrics import Evaluation, softmax
+from starlab.platform.recipe.precision import AUTOCAST
 from starlab.platform.recipe.ranks import Ranks
+from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
+from starlab.platform.runs.checkpoint import find_checkpoint
+from starlab.platform.worker.predictions import write_predictions
+from starlab.platform.worker.run_writer import RunWriter
+from starlab.platform.worker.tasks import EvaluationTask, TrainTask
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Predictions for a list of clips, in the list's order."""
+class Predictor:
+    """Predicts clips with every rank doing its share; all ranks get the whole."""
 
-    clips: NDArray[np.int64]
-    """(n,) indices into the source; a clip that could not be read is missing."""
-    labels: NDArray[np.int64]
-    """(n,)"""
-    logits: NDArray[np.float32]
-    """(n, C)"""
-    unreadable: tuple[tuple[str, str], ...]
-    """(clip id, reason) of the clips left out."""
+    source: ClipSource
+    config: DataConfig
+    ranks: Ranks
+    device: torch.device
+    limits: StreamLimits
+    batch: int
+    """Clips at once on each rank."""
+    autocast: torch.dtype | None
 
-    def metrics(self) -> dict[str, float]:
-        """top1, top5, mean_class (recall averaged over the classes present), all in [0, 1], and loss (cross-entropy, nats)."""
-        if not len(self.labels):
-            return {}
-        hits = self._ranking() == self.labels[:, None]
-        shifted = self.logits - self.logits.max(axis=1, keepdims=True)
-        log_likelihood = shifted[np.arange(len(self.labels)), self.labels] - np.log(np.exp(shifted).sum(axis=1))
-        recall = self.per_class()
-        return {
-            "top1": float(hits[:, 0].mean()),
-            "top5": float(hits[:, :5].any(axis=1).mean()),
-            "mean_class": float(np.nanmean(recall)),
-            "loss": float(-log_likelihood.mean()),
-        }
+    @torch.no_grad()
+    def predict(self, model: nn.Module, clips: tuple[int, ...], times: int = 1, places: int = 1) -> Evaluation:
+        """Predict `clips` (source indices).
 
-    def per_class(self) -> NDArray[np.float64]:
-        """(C,) recall of each class in [0, 1]; NaN for a class with no clip."""
-        confusion = self.confusion()
-        total = confusion.sum(axis=1)
-        recall: NDArray[np.float64] = np.divide(np.diag(confusion), total, out=np.full(len(total), np.nan), where=total > 0)
-        return recall
+        With several views of a clip (`times` in time, `places` in the picture for each) the class probabilities are averaged
+        over them; the logits returned are then the logarithms of these means. A clip of which a view cannot be read is left
+        out.
 
-    def confusion(self) -> NDArray[np.int64]:
-        """(C, C) counts: row = true class, column = predicted class."""
-        classes = self.logits.shape[1]
-        cells = self.labels * classes + self.predicted
-        return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """(n,) class with the largest logit; of equal ones the first."""
-        return self._ranking()[:, 0]
-
-    def probabilities(self) -> NDArray[np.float64]:
-        """(n, C) softmax of the logits."""
-        shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True, initial=-np.inf)
-        weights = np.exp(shifted)
-        probabilities: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-        return probabilities
-
-    def _ranking(self) -> NDArray[np.int64]:
-        """(n, C) classes, most likely first. A logit that is not a number comes last."""
-        return np.argsort(-self.logits, axis=1, kind="stable")
+        `model` must be the same on all ranks and is left in training mode if it was.
+        """
+        was_training = model.training
+        model.eval()
+        positions, labels, indices, logits = [], [], [], []
+        unreadable: list[tuple[str, str]] = []
+        plan = EvalPlan(clips, self.ranks.rank, self.ranks.world, times, places)
+        for loaded in eval_batches(self.source, self.config, plan, self.batch, self.limits):
+            unreadable.extend(loaded.unreadable)
+            if not len(loaded.labels):
+                continue
+            frames = torch.from_numpy(loaded.frames).to(self.device)
+            joints = torch.from_numpy(loaded.joints).to(self.device)
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                scores = model(frames, joints)
+            positions.append(loaded.positions)
+            labels.append(loaded.labels)
+            indices.append(loaded.clips)
+            logits.append(scores.float().cpu().numpy())
+        model.train(was_training)
+        return _merge(self.ranks.gather((positions, labels, indices, logits, unreadable)), plan.views)
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    source: ClipSource,
-    config: DataConfig,
-    clips: tuple[int, ...],
-    *,
-    times: int = 1,
-    places: int = 1,
-    ranks: Ranks,
-    device: torch.device,
-    limits: StreamLimits,
-    batch: int,
-    autocast: torch.dtype | None,
-) -> Evaluation:
-    """Predict `clips` (source indices) with every rank doing its share; all ranks return the whole.
+class Evaluator:
+    """One rank's share of each evaluation during a training; all ranks get the whole."""
 
-    With several views of a clip (`times` in time, `places` in the picture for each) the class probabilities are averaged over
-    them; the logits returned are then the logarithms of these means. A clip of which a view cannot be read is left out.
+    def __init__(self, task: TrainTask, ranks: Ranks, state: TrainingState, device: torch.device, writer: RunWriter) -> None:
+        self._task, self._ranks, self._state, self._writer = task, ranks, state, writer
+        batch = max(1, 2 * task.spec.train.global_batch // ranks.world)
+        self._predictor = Predictor(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[state.precision])
 
-    `model` must be the same on all ranks and is left in training mode if it was.
-    """
-    was_training = model.training
-    model.eval()
-    positions, labels, indices, logits = [], [], [], []
-    unreadable: list[tuple[str, str]] = []
-    plan = EvalPlan(clips, ranks.rank, ranks.world, times, places)
-    for loaded in eval_batches(source, config, plan, batch, limits):
-        unreadable.extend(loaded.unreadable)
-        if not len(loaded.labels):
-            continue
-        frames = torch.from_numpy(loaded.frames).to(device)
-        joints = torch.from_numpy(loaded.joints).to(device)
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            scores = model(frames, joints)
-        positions.append(loaded.positions)
-        labels.append(loaded.labels)
-        indices.append(loaded.clips)
-        logits.append(scores.float().cpu().numpy())
-    model.train(was_training)
-    return _merge(ranks.gather((positions, labels, indices, logits, unreadable)), plan.views)
+    def evaluate(
+        self, clips: tuple[int, ...], part: str, times: int = 1, places: int = 1, *, averaged: bool = False
+    ) -> Evaluation:
+        """Predict every clip once, with the averaged weights where the run keeps them.
+
+        Args:
+            clips: source indices.
+            part: what to call them in a message.
+            times: views of a clip in time.
+            places: views of each of these in the picture.
+            averaged: the model holds the averaged weights already.
+
+        Raises:
+            StopRunError: too many of the clips cannot be read; all that cannot be are listed.
+        """
+        average = self._state.average
+        self._ranks.share_buffers(self._state.model)
+        with average.in_place() if average and not averaged else nullcontext():
+            evaluation = self._predictor.predict(self._state.model, clips, times, places)
+        missing = len(clips) - len(evaluation.clips)
+        self._state.unreadable.update(evaluation.unreadable)
+        limit = self._task.spec.data.max_unreadable_fraction
+        if missing > limit * len(clips) or missing == len(clips):
+            self._writer.list_unreadable(self._state.unreadable)
+            raise StopRunError(
+                f"{missing} of {len(clips)} {part} clips could not be read, more than data.max_unreadable_fraction ({limit}) "
+                f"allows; all are listed in {self._task.folder.path / 'unreadable.json'}"
+            )
+        return evaluation
+
+
+def evaluation_loop(config: dict[str, EvaluationTask]) -> None:
+    """Predict one worker's share with a checkpoint of a run; rank 0 writes the predictions."""
+    task, context = config["task"], ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device()
+    check_device(device)
+    if device.type == "cpu":
+        torch.set_num_threads(task.spec.resources.threads_per_worker)
+    model = StarTransformer(replace(task.spec.model, weights="none"))  # they come from the checkpoint
+    load_state(model, weights_to_evaluate(find_checkpoint(task.folder.stored_checkpoints, task.step).tensors))
+    batch = max(1, 2 * task.spec.train.global_batch // ranks.world)
+    predictor = Predictor(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[task.precision])
+    evaluation = predictor.predict(model.to(device), task.clips, *task.views)
+    if ranks.rank == 0:
+        write_predictions(task.target / "predictions.parquet", evaluation, task.source)
 
 
 def _merge(shares: list[Any], views: int) -> Evaluation:
@@ -139,7 +154,5 @@ def _merge(shares: list[Any], views: int) -> Evaluation:
 
 def _mean_over_views(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, views, C) logits → (n, C): logarithms of the mean probabilities."""
-    shifted = logits.astype(np.float64) - logits.max(axis=2, keepdims=True)
-    probabilities = np.exp(shifted) / np.exp(shifted).sum(axis=2, keepdims=True)
-    mean: NDArray[np.float64] = probabilities.mean(axis=1)
+    mean: NDArray[np.float64] = softmax(logits.astype(np.float64)).mean(axis=1)
     return np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)

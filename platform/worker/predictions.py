@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from starlab.pipelines.clip import ClipSource
-from starlab.platform.worker.evaluate import Evaluation
+from starlab.platform.recipe.metrics import Evaluation
 
 
 def write_predictions(path: Path, evaluation: Evaluation, source: ClipSource) -> None:

@@ -1,29 +1,31 @@
-"""What a rank leaves behind: metrics and checkpoints (rank 0 alone, and only while the run is its own), and events."""
+"""What a rank writes to the run's folder: events, and on rank 0 also metrics, checkpoints and the outcome."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
 
-from starlab.platform.preemption import DONE
+from starlab.platform.recipe.loss_guard import LossGuard
 from starlab.platform.recipe.training_state import TrainingState
 from starlab.platform.runs import events, journal
 from starlab.platform.runs.checkpoint import Checkpoint, newest_checkpoint, remove_orphans
 from starlab.platform.runs.checkpoint_writer import CheckpointWriter
 from starlab.platform.runs.lease import LeaseLostError, check_fence
-from starlab.platform.worker.job import TrainJob
+from starlab.platform.runs.metric_names import TRAIN_BAD_STEPS
+from starlab.platform.runs.records import BadSteps, Outcome, Result
+from starlab.platform.worker.tasks import TrainTask
 
 
-class RunRecord:
-    """The pen of one rank."""
+class RunWriter:
+    """Writes for one rank."""
 
-    def __init__(self, job: TrainJob, rank: int) -> None:
-        self._job, self._rank, self._folder = job, rank, job.folder
+    def __init__(self, task: TrainTask, rank: int) -> None:
+        self._task, self._rank, self._folder = task, rank, task.folder
         self._lost = False
         self._journal = journal.Journal(self._folder.path / journal.FILE) if rank == 0 else None
         self._journal_fails = False
         self._writer = (
-            CheckpointWriter(job.folder.stored_checkpoints, self._check, self._journal.sync, self._alert)
+            CheckpointWriter(task.folder.stored_checkpoints, self._check, self._journal.sync, self._alert)
             if self._journal
             else None
         )
@@ -34,10 +36,10 @@ class RunRecord:
         return self._lost
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """Rank 0's: the newest whole checkpoint; damaged ones are told of, half-written ones deleted.
+        """The newest whole checkpoint, for rank 0; damaged ones become events, half-written ones are deleted.
 
         Raises:
-            LeaseLostError: the run is somebody else's by now.
+            LeaseLostError: another process has taken the run over.
             OSError: as `checkpoint.newest_checkpoint`.
         """
         self._check()
@@ -55,7 +57,7 @@ class RunRecord:
         return newest
 
     def points(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step. A disk without room delays them; it does not stop the training."""
+        """Log the metrics of a step. A disk without room delays them; it does not stop the training."""
         if self._journal is None or not self._own():
             return
         try:
@@ -68,11 +70,23 @@ class RunRecord:
             self._journal_fails = False
 
     def event(self, kind: str, says: str, step: int | None = None) -> None:
-        """Something that the user should know of."""
+        """Record something that the user should know."""
         events.record(self._folder.path, kind, says, rank=self._rank, step=step)
 
+    def bad_step(self, guard: LossGuard, step: int, verdict: str) -> None:
+        """Log that the step after `step` was bad, how many were so in a row, and what the verdict is."""
+        self.points(step + 1, {TRAIN_BAD_STEPS: float(len(guard.streak))})
+        if self._rank == 0:
+            self.event("bad_loss", f"a loss or gradient was not finite; {verdict}", step)
+
+    def skip_from_now_on(self, guard: LossGuard) -> None:
+        """Store which steps a restarted run skips; on a full disk it meets them once more."""
+        if self._rank == 0 and self._own():
+            with contextlib.suppress(OSError):
+                self._folder.write(BadSteps(left_out=tuple(sorted(guard.left_out)), rollbacks=guard.rollbacks))
+
     def save(self, state: TrainingState, spec: Mapping[str, object]) -> None:
-        """Start writing a checkpoint; `wait` ends when it is there, or could not be written."""
+        """Start writing a checkpoint; `wait` returns when it is complete, or could not be written."""
         if self._writer is None or self._journal is None or not self._own():
             return
         numbers = {**state.numbers(), "journal_bytes": self._journal.num_bytes, "spec": dict(spec)}
@@ -80,7 +94,7 @@ class RunRecord:
         self._guarded(lambda writer: writer.save(state.step, state.tensors(), numbers, keep))
 
     def wait(self) -> int | None:
-        """Until no checkpoint is in flight; the step of the last one written by this process."""
+        """Wait until no checkpoint is in flight. Returns the step of the last one that this process wrote."""
         self._guarded(CheckpointWriter.wait)
         return self._writer.written if self._writer else None
 
@@ -92,16 +106,27 @@ class RunRecord:
             if written != step:
                 kept = f"the checkpoint of step {step} could not be written, so an older one counts"
             self.event("preempted", f"{reason}; {kept}", step)
-            self._folder.write_json(DONE, {"step": step, "reason": reason, "kept": kept})
+            self._folder.write(Outcome(kind="preempted", step=step, reason=reason, kept=kept))
+
+    def stopped(self, step: int, reason: str) -> None:
+        """Tell the driver that the run stopped, and would stop again."""
+        if self._rank == 0 and self._own():
+            self._folder.write(Outcome(kind="stopped", step=step, reason=reason))
+
+    def finished(self, result: Result) -> None:
+        """Write the result, then tell the driver."""
+        if self._rank == 0 and self._own():
+            self._folder.write(result)
+            self._folder.write(Outcome(kind="finished", step=result.steps))
 
     def list_unreadable(self, clips: Mapping[str, str]) -> None:
-        """Reason by clip id, for the user to read; on a full disk the next list has them too."""
+        """List the reason by clip id, for the user to read; on a full disk the next list has them too."""
         if self._rank == 0 and clips and self._own():
             with contextlib.suppress(OSError):
                 self._folder.write_json("unreadable.json", dict(clips))
 
     def close(self) -> None:
-        """Nothing stays in flight."""
+        """Wait until nothing is in flight, and close the journal."""
         self.wait()
         if self._journal:
             try:
@@ -119,11 +144,11 @@ class RunRecord:
         return not self._lost
 
     def _check(self) -> None:
-        check_fence(self._folder.path, self._job.fence)
+        check_fence(self._folder.path, self._task.fence)
 
     def _lose(self, error: LeaseLostError) -> None:
         self._lost = True
-        print(error, flush=True)  # the run's folder is no longer ours to write to
+        print(error, flush=True)  # the run's folder belongs to another process now
 
     def _guarded(self, use: Callable[[CheckpointWriter], None]) -> None:
         if self._writer is None:

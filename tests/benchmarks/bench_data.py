@@ -30,9 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu, write_video
+from starlab.pipelines.loading import LoadClips
 from starlab.pipelines.ntu import NtuSource
 from starlab.pipelines.prepare import prepare
 from starlab.pipelines.sampling import pick_frames

@@ -28,9 +28,10 @@ from starlab.experiments.spec import Spec, load_spec
 from starlab.models.star import StarTransformer
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
+from starlab.pipelines.storage import Folder
 from starlab.pipelines.stream import train_batches
-from starlab.platform.cluster.allotment import allot
 from starlab.platform.cluster.connect import Cluster, connect
+from starlab.platform.cluster.placement import place
 from starlab.platform.preemption import REQUEST
 from starlab.platform.recipe.optimizer import learning_rate, make_optimizer
 from starlab.platform.recipe.training_state import TrainingState
@@ -38,10 +39,9 @@ from starlab.platform.runs.checkpoint_writer import CheckpointWriter
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.lease import Lease
-from starlab.platform.runs.storage import Disk
 from starlab.platform.trainer import open_data, open_run, run_training
-from starlab.platform.worker.job import TrainJob
-from starlab.platform.worker.run_writer import RunRecord
+from starlab.platform.worker.run_writer import RunWriter
+from starlab.platform.worker.tasks import TrainTask
 from starlab.platform.worker.watchdog import Watchdog
 
 FIRST, LAST = 20, 170
@@ -101,9 +101,9 @@ class Bench:
         batches.close()
         return seconds / (LAST - FIRST)
 
-    def job(self, spec: Spec, folder: RunFolder, fence: int = 0) -> TrainJob:
+    def job(self, spec: Spec, folder: RunFolder, fence: int = 0) -> TrainTask:
         """What a worker of this run would be given."""
-        return TrainJob(spec, self.source, self.parts, folder, allot(spec, self.cluster).limits, fence=fence)
+        return TrainTask(spec, self.source, self.parts, folder, place(spec, self.cluster).limits, fence=fence)
 
 
 def throughput(bench: Bench, rounds: int) -> list[Row]:
@@ -129,7 +129,7 @@ def critical_path(bench: Bench) -> list[Row]:
     folder = RunFolder(bench.root / "record")
     with Lease.claim(folder.path) as lease:
         open_run(folder, spec, bench.source, bench.root, None)
-        record = RunRecord(bench.job(spec, folder, lease.fence), rank=0)
+        record = RunWriter(bench.job(spec, folder, lease.fence), rank=0)
         watchdog = Watchdog(folder.path, 0, 600)
         metrics = {
             "train/loss": 1.0,
@@ -160,7 +160,7 @@ def checkpoint_cost(root: Path) -> list[Row]:
     for weight in state.model.parameters():
         weight.grad = torch.zeros_like(weight)
     state.optimizer.step()
-    writer = CheckpointWriter(Disk(root / "checkpoints"), lambda: None, lambda: None, print)
+    writer = CheckpointWriter(Folder(root / "checkpoints"), lambda: None, lambda: None, print)
     waits, began = [], time.process_time()
     for state.step in range(20):
         writer.wait()

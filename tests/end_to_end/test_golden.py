@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from starlab.experiments.spec import load_spec
 from starlab.models.star import StarTransformer
-from starlab.pipelines.batch import LoadClips
+from starlab.pipelines.loading import LoadClips
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.platform.recipe.optimizer import learning_rate, make_optimizer

@@ -23,9 +23,10 @@ from starlab.platform import attempt
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.runs.checkpoint import Checkpoint, newest_checkpoint
 from starlab.platform.runs.events import Event, read_events
-from starlab.platform.runs.journal import SYSTEM, read_points
+from starlab.platform.runs.journal import read_points
+from starlab.platform.runs.metric_names import SYSTEM
 from starlab.platform.trainer import RunResult, train
-from starlab.platform.worker.job import TrainJob
+from starlab.platform.worker.tasks import TrainTask
 
 SYNTHETIC = dataclasses.replace(load_spec("demo").data.synthetic, train_clips_per_class=6, test_clips_per_class=3, size_px=48)
 TINY = [
@@ -109,7 +110,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., P
     def plan(act: Callable[[], None], at_step: int, rank: int = 1) -> Path:
         done = tmp_path / "injected"
 
-        def loop(config: dict[str, TrainJob]) -> None:  # travels to the workers by value
+        def loop(config: dict[str, TrainTask]) -> None:  # travels to the workers by value
             from starlab.platform.recipe.train_step import TrainStep
             from starlab.platform.worker import train_loop
 

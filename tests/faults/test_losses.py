@@ -14,7 +14,7 @@ from starlab.platform.errors import RunFailedError
 from starlab.platform.runs.checkpoint import newest_checkpoint
 from starlab.platform.runs.journal import read_points
 from starlab.platform.trainer import RunResult
-from starlab.platform.worker.job import TrainJob
+from starlab.platform.worker.tasks import TrainTask
 
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
 
@@ -24,7 +24,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`poison(steps, rank)`: on that rank, the loss of these steps is NaN, and so are batch-norm's statistics."""
 
     def plan(steps: set[int], rank: int = 1) -> None:
-        def loop(config: dict[str, TrainJob]) -> None:
+        def loop(config: dict[str, TrainTask]) -> None:
             from starlab.platform.recipe import train_step
             from starlab.platform.recipe.train_step import TrainStep
             from starlab.platform.worker import train_loop

@@ -96,7 +96,7 @@ def test_a_run_goes_on_with_another_number_of_workers_over_the_same_clips_and_to
 @pytest.mark.usefixtures("local_ray")
 def test_a_second_process_that_wants_a_run_is_refused_before_it_changes_anything(training, tmp_path: Path) -> None:
     spec = training.spec()
-    from starlab.platform.trainer import open_data
+    from starlab.platform.preflight import open_data
 
     source, _ = open_data(spec, tmp_path, lambda _: None)
     folder = tmp_path / spec.run_id(source.fingerprint)

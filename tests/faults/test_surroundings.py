@@ -11,7 +11,7 @@ import pytest
 
 from starlab.pipelines.clip import ClipRow, ClipSource
 from starlab.pipelines.penn_action import PennActionSource
-from starlab.platform import trainer
+from starlab.platform import preflight
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.runs.journal import FILE, Journal, read_points
 from starlab.platform.trainer import RunResult
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quie
 def test_a_slow_disk_shows_as_waiting_for_data_and_not_as_a_stuck_worker(
     training, local_ray: Cluster, events_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = trainer.open_source
+    opened = preflight.open_source
 
     def open_slowly(*arguments: object) -> ClipSource:
         source = opened(*arguments)  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def test_a_slow_disk_shows_as_waiting_for_data_and_not_as_a_stuck_worker(
         source.__class__ = Slow
         return source
 
-    monkeypatch.setattr(trainer, "open_source", open_slowly)
+    monkeypatch.setattr(preflight, "open_source", open_slowly)
     result = training.run(tmp_path, "train.epochs=0.5", "resources.stuck_after_seconds=60", "resources.max_failures=0")
     waits = [p.value for p in read_points(result.folder / FILE) if p.key == "system/data_wait"]
     assert max(waits) > 0.5

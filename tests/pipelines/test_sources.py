@@ -111,3 +111,19 @@ def test_the_settings_of_generated_ntu_are_plain_json() -> None:
     assert json.loads(json.dumps(spec.to_dict()))["data"]["synthetic_ntu"]["height_px"] == 90
     with pytest.raises(SpecError, match="height_px must be a multiple of 18"):
         load_spec("demo", ["data.dataset=synthetic_ntu", "data.protocol=xset", "data.synthetic_ntu.height_px=100"])
+
+
+@pytest.mark.parametrize(("frames", "pattern"), [("1", "FF"), ("5", "FF"), ("6", "ZB")])
+def test_any_number_of_frames_is_fine_unless_the_attention_splits_them(frames: str, pattern: str) -> None:
+    spec = load_spec("demo", [f"data.frames={frames}", f"model.encoder={pattern}", f"model.decoder={pattern}"])
+    assert spec.data.frames == spec.model.frames == int(frames)
+
+
+@pytest.mark.parametrize("pattern", ["FZ", "B", "ZB"])
+def test_odd_frames_under_an_attention_that_splits_them_are_refused_with_the_key_and_two_ways_out(pattern: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec("demo", ["data.frames=15", f"model.encoder={pattern}", "model.decoder=FF"])
+    assert "data.frames is 15; it must be even, because encoder" in str(caught.value)
+    assert "use an even number such as 16, or 'FF' for both" in str(caught.value)
+    with pytest.raises(SpecError, match=r"data.frames is 0; it must be at least 1"):
+        load_spec("demo", ["data.frames=0", "model.encoder=FF", "model.decoder=FF"])

@@ -1,6 +1,7 @@
 """The store's format, without Ray: what is written is what is read, and what is damaged is named."""
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
@@ -279,3 +280,19 @@ def test_statistics_are_what_a_hand_counts(tmp_path) -> None:
     assert everything.joints_unseen == 0
     assert statistics.frames_unseen == (0, 0)
     assert read_index(store.folder, store.manifest["index"]["sha256"]) == store.stored
+
+
+def test_put_writes_in_place_reaches_the_disk_and_never_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink())))
+    for move in ("replace", "rename"):
+        monkeypatch.setattr(os, move, lambda *_: pytest.fail("a rename is a copy on S3"))
+    folder = Folder(tmp_path / "new")
+    folder.put("a/file", b"one")
+    folder.put("a/file", b"three")
+    assert folder.read("a/file") == b"three"
+    assert synced == [str(tmp_path / "new/a/file"), str(tmp_path / "new/a")] * 2
+    assert folder.names() == ["a/file"]
+    assert (folder.has("a/file"), folder.has("a"), folder.folders()) == (True, False, ["a"])
+    folder.delete("a")
+    assert folder.folders() == []

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import ray
 
-from starlab.pipelines.batch import Batch, LoadClips
+from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import ClipRow, DecodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.loading import LoadClips
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.schedule import EvalPlan, Schedule, TrainPlan
 from starlab.pipelines.skeletons import PENN_ACTION

@@ -16,15 +16,15 @@ import torch
 from mlflow import MlflowClient
 
 from starlab.experiments.spec import SpecError, load_spec
-from starlab.pipelines.batch import LoadClips
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.generated.penn_action import write_penn_action
+from starlab.pipelines.loading import LoadClips
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import open_source
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
 from starlab.platform.evaluation import evaluate_run
-from starlab.platform.reports.figures import comparison
+from starlab.platform.reports.tables import comparison
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, SYSTEM_FILE, read_points
 from starlab.platform.serving.registry import load_model

@@ -10,7 +10,8 @@ import pytest
 from starlab.experiments.spec import load_spec
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import prepare
-from starlab.platform.runs.journal import SYSTEM, read_points
+from starlab.platform.runs.journal import read_points
+from starlab.platform.runs.metric_names import SYSTEM
 from starlab.platform.trainer import RunResult, train
 
 TINY = ["data.frames=4", "data.size=24", "model.dim=16", "model.heads=2", "train.epochs=1", "train.log_every_steps=1"]

@@ -17,13 +17,15 @@ from mlflow import MlflowClient
 
 from starlab.experiments.spec import Spec, load_spec
 from starlab.pipelines.clip import DataError
-from starlab.platform.cluster.allotment import allot
 from starlab.platform.cluster.connect import Cluster
+from starlab.platform.cluster.placement import place
 from starlab.platform.errors import RunFailedError, UserError
+from starlab.platform.preflight import open_data
 from starlab.platform.runs.checkpoint import Checkpoint, newest_checkpoint
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.journal import SYSTEM, read_points
-from starlab.platform.trainer import RunResult, open_data, run_training, train
+from starlab.platform.runs.journal import read_points
+from starlab.platform.runs.metric_names import SYSTEM
+from starlab.platform.trainer import RunRequest, RunResult, run_training, train
 
 TINY = [
     "data.frames=4",
@@ -173,7 +175,8 @@ def test_a_trial_that_is_asked_to_end_keeps_its_best_look_closes_itself_and_give
     source, parts = open_data(spec, tmp_path, lambda _: None)
     folder = RunFolder(tmp_path / spec.run_id(source.fingerprint))
     folder.ask_to_end("a test asks")
-    result = run_training(spec, source, parts, tmp_path, local_ray, look_at_test=False)
+    request = RunRequest(spec=spec, source=source, parts=parts, runs=tmp_path, cluster=local_ray, is_trial=True)
+    result = run_training(request)
     stored = folder.read_json("result.json")
     assert folder.ended_early
     assert 0 < stored["steps"] < stored["total_steps"]
@@ -185,7 +188,7 @@ def test_a_trial_that_is_asked_to_end_keeps_its_best_look_closes_itself_and_give
     while ray.available_resources().get("CPU") != local_ray.cpus and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == local_ray.cpus
-    assert run_training(spec, source, parts, tmp_path, local_ray, look_at_test=False).was_complete
+    assert run_training(request).was_complete
 
 
 def test_unreadable_clips_are_replaced_counted_and_listed_and_the_run_goes_on(
@@ -230,9 +233,9 @@ def test_a_data_folder_that_is_not_there_is_an_error_and_nothing_is_written(tmp_
 def test_a_run_that_the_machine_cannot_hold_is_refused_with_the_numbers() -> None:
     machine = Cluster(local=True, nodes=1, cpus=2, gpus=0, accelerators=())
     with pytest.raises(UserError, match=r"leave 0 of 2 CPUs for decoding"):
-        allot(load_spec("demo", ["resources.cpus_per_worker=1"]), machine)
+        place(load_spec("demo", ["resources.cpus_per_worker=1"]), machine)
     with pytest.raises(UserError, match=r"wants 2 GPUs and this machine has 0"):
-        allot(load_spec("demo", ["resources.gpus_per_worker=1"]), machine)
+        place(load_spec("demo", ["resources.gpus_per_worker=1"]), machine)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -243,7 +246,7 @@ def test_a_gpu_that_torch_was_not_built_for_is_refused_before_workers_start(monk
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     machine = Cluster(local=True, nodes=1, cpus=8, gpus=1, accelerators=("V100",))
     with pytest.raises(UserError, match=r"V100.* is sm_70, and torch .* was built for sm_75 sm_80; .*CUDA 12.6"):
-        allot(load_spec("demo", ["resources.gpus_per_worker=1", "resources.workers=1"]), machine)
+        place(load_spec("demo", ["resources.gpus_per_worker=1", "resources.workers=1"]), machine)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -251,22 +254,22 @@ def test_a_gpu_that_torch_was_not_built_for_is_refused_before_workers_start(monk
 def test_workers_that_decode_by_themselves_take_the_machine_but_for_a_crumb(cpus: int, workers: int, share: float) -> None:
     spec = load_spec("demo", [f"resources.workers={workers}", "data.decode=worker"])
     machine = Cluster(local=True, nodes=1, cpus=cpus, gpus=0, accelerators=())
-    allotment = allot(spec, machine, share)
+    allotment = place(spec, machine, share)
     assert 0.9 * cpus * share <= workers * allotment.cpus_per_worker + 0.05 * workers <= cpus * share + 1e-9
     assert allotment.limits.threads == max(1, round(allotment.cpus_per_worker))
-    shared = allot(spec, dataclasses.replace(machine, local=False, cpus=64), share)
+    shared = place(spec, dataclasses.replace(machine, local=False, cpus=64), share)
     assert (shared.cpus_per_worker, shared.limits.threads) == (1, 1)
     named = [f"resources.workers={workers}", "data.decode=worker", "resources.cpus_per_worker=3"]
-    assert allot(load_spec("demo", named), dataclasses.replace(machine, cpus=64)).limits.threads == 3
+    assert place(load_spec("demo", named), dataclasses.replace(machine, cpus=64)).limits.threads == 3
     with pytest.raises(UserError, match=rf"{workers} workers of 65 CPUs do not fit into {cpus} CPUs"):
-        allot(load_spec("demo", [*named[:2], "resources.cpus_per_worker=65"]), machine)
+        place(load_spec("demo", [*named[:2], "resources.cpus_per_worker=65"]), machine)
 
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("cpus", "workers", "share"), [(2, 1, 1), (2, 2, 1), (2, 1, 0.5), (64, 4, 1), (8, 8, 1), (4, 1, 0.25)])
 def test_workers_and_both_windows_of_every_stream_fit_the_share_of_the_cluster(cpus: int, workers: int, share: float) -> None:
     spec = load_spec("demo", [f"resources.workers={workers}"])
-    allotment = allot(spec, Cluster(local=True, nodes=1, cpus=cpus, gpus=0, accelerators=()), share)
+    allotment = place(spec, Cluster(local=True, nodes=1, cpus=cpus, gpus=0, accelerators=()), share)
     taken = workers * (allotment.cpus_per_worker + 2 * allotment.limits.cpus)
     assert taken <= cpus * share + 1e-9
     assert 0 < allotment.limits.cpus_per_task <= allotment.limits.cpus

@@ -14,8 +14,7 @@ from starlab.models.star import StarConfig, StarTransformer
 from starlab.pipelines.batch import Batch
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.train_step import TrainStep
-from starlab.platform.recipe.training_state import TrainingState
-from starlab.platform.runs.checkpoint import Checkpoint
+from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
 
 CONFIG = TrainConfig(global_batch=6, optimizer="adamw", lr=1e-2, clip_norm=1.0, ema=0.9, precision="fp32")
 MODEL = StarConfig(
@@ -46,7 +45,7 @@ def move(state: TrainingState, step: TrainStep, steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
         sums = step.gradients(batch(state.step))
-        losses.append(float(sums[0]))
+        losses.append(float(sums.loss))
         assert step.clip()
         step.apply()
     return losses
@@ -70,11 +69,11 @@ def test_a_step_in_parts_is_the_same_step_but_for_rounding(parts: int, mixup: fl
 def test_a_state_put_back_goes_on_bit_for_bit_with_its_average_its_optimizer_and_its_scaler(precision: str) -> None:
     state, step = training(CONFIG, precision=precision)
     move(state, step, 3)
-    kept = Checkpoint("c", state.step, {name: value.clone() for name, value in state.tensors().items()}, state.numbers())
+    kept = (state.step, {name: value.clone() for name, value in state.tensors().items()}, state.numbers())
     expected = move(state, step, 3)
     other, other_step = training(CONFIG, precision=precision)
     move(other, other_step, 1)  # stands elsewhere
-    other.restore(kept)
+    other.restore(*kept)
     assert move(other, other_step, 3) == expected
     assert other.scaler.state_dict() == state.scaler.state_dict()
     assert all(torch.equal(value, state.tensors()[name]) for name, value in other.tensors().items())
@@ -132,7 +131,7 @@ def test_mixup_changes_the_loss_and_draws_the_same_again() -> None:
 def test_what_is_evaluated_of_a_checkpoint_is_the_average_where_there_is_one() -> None:
     state, step = training(CONFIG)
     move(state, step, 3)
-    weights = Checkpoint("c", 3, state.tensors(), state.numbers()).weights()
+    weights = weights_to_evaluate(state.tensors())
     assert weights.keys() == state.model.state_dict().keys()
     assert state.average is not None
     for name, value in state.average.tensors().items():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from starlab.pipelines.storage import Folder
 from starlab.platform.runs.checkpoint import (
     find_checkpoint,
     newest_checkpoint,
@@ -13,7 +14,6 @@ from starlab.platform.runs.checkpoint import (
     remove_orphans,
     write_checkpoint,
 )
-from starlab.platform.runs.storage import Disk
 
 TENSORS = {"model/weight": torch.randn(3, 4), "model/steps": torch.tensor(7), "optimizer/0/exp_avg": torch.zeros(2)}
 STATE = {"best": {"step": 4.0, "top1": 0.5}, "pending": [0.1 + 0.2, 1.0]}
@@ -56,7 +56,7 @@ def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_
     assert remove_orphans(tmp_path) == []  # kept for whoever wants to look
 
 
-class Failing(Disk):
+class Failing(Folder):
     """A store of which some reads fail, so many times."""
 
     def __init__(self, path: Path, file: str, times: int) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from starlab.pipelines.storage import Folder
 from starlab.platform.runs.checkpoint import find_checkpoint, newest_checkpoint, remove_orphans, write_checkpoint
 from starlab.platform.runs.checkpoint_writer import CheckpointWriter
 from starlab.platform.runs.lease import LeaseLostError
-from starlab.platform.runs.storage import Bucket, Disk, Storage
 
 STATE = {"pending": [0.1 + 0.2, 1.0]}
 
 
-def writer(storage: Storage, alerts: list[tuple[int, str]] | None = None) -> CheckpointWriter:
+def writer(storage: Folder, alerts: list[tuple[int, str]] | None = None) -> CheckpointWriter:
     said = [] if alerts is None else alerts
     return CheckpointWriter(storage, lambda: None, lambda: None, lambda step, says: said.append((step, says)))
 
@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_writer_stores_the_tensors_as_they_were_when_save_was_called(tmp_path: Path) -> None:
-    one = writer(Disk(tmp_path))
+    one = writer(Folder(tmp_path))
     tensor = torch.ones(1000)
     one.save(1, {"t": tensor}, STATE, set())
     tensor.zero_()
@@ -46,7 +46,7 @@ def test_the_writer_stores_the_tensors_as_they_were_when_save_was_called(tmp_pat
 
 def test_a_disk_without_room_costs_that_checkpoint_only_and_the_next_one_finds_what_it_left_free(small_disk: Path) -> None:
     alerts: list[tuple[int, str]] = []
-    one = writer(Disk(small_disk), alerts)
+    one = writer(Folder(small_disk), alerts)
     one.save(1, {"t": torch.ones(100)}, STATE, set())
     one.save(2, {"t": torch.ones(1_000_000)}, STATE, set())
     one.wait()
@@ -64,19 +64,19 @@ def test_a_disk_without_room_costs_that_checkpoint_only_and_the_next_one_finds_w
 
 def test_a_disk_with_room_for_two_checkpoints_gives_up_the_oldest_for_the_newest(small_disk: Path) -> None:
     alerts: list[tuple[int, str]] = []
-    one = writer(Disk(small_disk), alerts)
+    one = writer(Folder(small_disk), alerts)
     for step in (1, 2, 3):
         one.save(step, {"t": torch.ones(100_000)}, STATE, set())
     one.wait()
     assert (one.written, alerts) == (3, [])
-    assert [name[:13] for name in Disk(small_disk).folders()] == ["step_00000002", "step_00000003"]
+    assert [name[:13] for name in Folder(small_disk).folders()] == ["step_00000002", "step_00000003"]
 
 
 def test_a_process_that_lost_its_lease_completes_no_checkpoint(tmp_path: Path) -> None:
     def refuse() -> None:
         raise LeaseLostError("somebody else's")
 
-    one = CheckpointWriter(Disk(tmp_path), refuse, lambda: None, lambda step, says: None)
+    one = CheckpointWriter(Folder(tmp_path), refuse, lambda: None, lambda step, says: None)
     one.save(1, {"t": torch.ones(3)}, STATE, set())
     with pytest.raises(LeaseLostError):
         one.wait()
@@ -98,7 +98,7 @@ def test_a_process_that_lost_its_lease_deletes_nothing_of_whoever_has_it_now(tmp
         lost = True
         raise OSError(errno.ENOSPC, "full")
 
-    one = CheckpointWriter(Disk(tmp_path), check, lose_and_fail, lambda step, says: None)
+    one = CheckpointWriter(Folder(tmp_path), check, lose_and_fail, lambda step, says: None)
     one.save(1, {"t": torch.ones(3)}, STATE, set())
     with pytest.raises(LeaseLostError):
         one.wait()
@@ -110,7 +110,7 @@ def test_a_journal_that_cannot_be_written_costs_the_checkpoint_that_would_know_m
         raise OSError(errno.ENOSPC, "full")
 
     alerts: list[int] = []
-    one = CheckpointWriter(Disk(tmp_path), lambda: None, full, lambda step, says: alerts.append(step))
+    one = CheckpointWriter(Folder(tmp_path), lambda: None, full, lambda step, says: alerts.append(step))
     one.save(1, {"t": torch.ones(3)}, STATE, set())
     one.wait()
     assert (one.written, alerts) == (None, [1])
@@ -140,7 +140,7 @@ def test_a_writer_killed_between_the_files_and_the_manifest_leaves_the_checkpoin
 
 
 def test_a_folder_behind_a_uri_holds_checkpoints_as_a_disk_does(tmp_path: Path) -> None:
-    bucket = Bucket(f"file://{tmp_path}/not/there/yet")
+    bucket = Folder(f"file://{tmp_path}/not/there/yet")
     assert newest_checkpoint(bucket) == (None, [])
     one = writer(bucket)
     for step in range(1, 5):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from starlab.platform.runs.events import FILE, EventReader, read_events, record
+from starlab.platform.runs.events import FILE, EventPrinter, read_events, record
 
 
 def test_a_line_that_a_full_disk_cut_off_costs_that_line_alone(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_a_line_that_a_full_disk_cut_off_costs_that_line_alone(tmp_path: Path) -
 
 def test_what_happens_after_a_line_that_was_cut_off_is_still_said(tmp_path: Path) -> None:
     said: list[str] = []
-    with EventReader(tmp_path, said.append):
+    with EventPrinter(tmp_path, said.append):
         (tmp_path / FILE).write_text('{"time": 1.0, "ki')
         record(tmp_path, "preempted", "a node goes away", rank=0, step=7)
     assert said == ["notice   preempted rank 0 step 7: a node goes away"]

@@ -9,8 +9,9 @@ from starlab.experiments.spec import Spec, load_spec
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.generated.penn_action import write_penn_action
 from starlab.platform.errors import UserError
+from starlab.platform.preflight import open_data
 from starlab.platform.runs.folder import RunFolder, find_runs
-from starlab.platform.trainer import open_data, open_run
+from starlab.platform.runs.lifecycle import open_run
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from starlab.platform.runs import lease
 from starlab.platform.runs.lease import Lease, LeaseLostError, RunTakenError, check_fence
-from starlab.platform.runs.reaper import this_process
+from starlab.platform.runs.process import this_process
 
 HOLD = """
 import sys, time
@@ -62,7 +63,7 @@ def test_a_process_number_that_was_given_to_another_process_does_not_keep_a_leas
 
 
 def test_a_lease_of_another_machine_is_free_when_it_has_run_out_and_not_before(tmp_path: Path) -> None:
-    elsewhere = this_process() | {"host": "node7", "machine": "another boot"}
+    elsewhere = replace(this_process(), host="node7", machine="another boot")
     lease._write(tmp_path, 4, elsewhere, seconds=60, released=False)
     with pytest.raises(RunTakenError, match=f"process {os.getpid()} on node7"):
         Lease.claim(tmp_path)
@@ -99,7 +100,7 @@ def test_a_clock_that_jumps_back_or_forth_does_not_take_the_lease_of_a_living_pr
 
 def test_a_holder_that_was_replaced_neither_renews_nor_releases_the_new_ones_lease(tmp_path: Path) -> None:
     old = Lease.claim(tmp_path)
-    lease._write(tmp_path, 2, this_process() | {"pid": 1}, seconds=60, released=False)
+    lease._write(tmp_path, 2, replace(this_process(), pid=1), seconds=60, released=False)
     assert not old.holds()
     old.release()
     held = json.loads((tmp_path / lease.FILE).read_text())

@@ -9,7 +9,8 @@ import pytest
 from starlab.platform.runs import system_metrics
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import SYSTEM_FILE, journals, read_points
-from starlab.platform.runs.reaper import this_process
+from starlab.platform.runs.process import this_machine, this_process
+from starlab.platform.runs.records import ProcessId, RunInfo
 from starlab.platform.runs.system_metrics import SystemMetrics, gpu_metrics, machine_metrics, worker_metrics
 
 
@@ -54,14 +55,27 @@ def test_samples_are_numbered_on_over_restarts(tmp_path: Path) -> None:
     assert set(machine_metrics()) <= {point.key for point in read_points(tmp_path / SYSTEM_FILE)}
 
 
+def info(runs: Path, driver: ProcessId) -> RunInfo:
+    return RunInfo(
+        run_id="run",
+        key="k",
+        experiment="demo",
+        mlflow_experiment="demo",
+        tracking_uri="",
+        runs=str(runs),
+        status="RUNNING",
+        tags={},
+        driver=driver,
+    )
+
+
 def test_of_each_machine_but_the_drivers_one_worker_samples_into_a_journal_that_is_sent_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    run.write_json("run.json", {"driver": this_process()})
+    run.write(info(tmp_path, this_process()))
     assert not isinstance(worker_metrics(run, 0, 0), SystemMetrics)  # the driver samples its machine itself
-    elsewhere = this_process() | {"machine": "another"}
-    monkeypatch.setattr(system_metrics, "this_process", lambda: elsewhere)
+    monkeypatch.setattr(system_metrics, "this_machine", lambda: f"not {this_machine()}")
     assert not isinstance(worker_metrics(run, 3, 1), SystemMetrics)
     with worker_metrics(run, 3, 0):
         deadline = time.monotonic() + 60

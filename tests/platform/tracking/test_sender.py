@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from starlab.experiments.sections import TrackingConfig
+from starlab.experiments.spec import flatten
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import Journal
-from starlab.platform.tracking.mlflow_run import flatten
-from starlab.platform.tracking.sender import ParentUnknownError, Sender, is_sent, sync, sync_all, tracking_uri
+from starlab.platform.tracking.sender import ParentUnknownError, Sender, is_sent, sync, sync_all
 
 
 @pytest.fixture
@@ -18,8 +19,9 @@ def folder(tmp_path: Path) -> RunFolder:
         {
             "key": "abc",
             "run_id": "demo-12345678",
+            "experiment": "demo",
             "mlflow_experiment": "demo",
-            "tracking_uri": tracking_uri(None, tmp_path),
+            "tracking_uri": TrackingConfig().address(tmp_path),
             "runs": str(tmp_path),
             "tags": {"starlab.git_commit": "c0ffee"},
             "parent": None,

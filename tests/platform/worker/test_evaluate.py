@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starlab.pipelines.schedule import EvalPlan
-from starlab.platform.worker.evaluate import Evaluation, _merge
+from starlab.platform.recipe.metrics import Evaluation
+from starlab.platform.worker.evaluate import _merge
 
 
 def evaluation(labels: list[int], logits: list[list[float]]) -> Evaluation:

@@ -3,37 +3,42 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mlflow import MlflowClient
 
+from starlab.experiments.sections import TrackingConfig
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.reaper import close_abandoned, close_abandoned_everywhere, is_dead, this_process
-from starlab.platform.tracking.sender import sync, tracking_uri
+from starlab.platform.runs.lifecycle import close_abandoned
+from starlab.platform.runs.process import is_dead, this_process
+from starlab.platform.runs.records import LeaseState, ProcessId
+from starlab.platform.tracking.abandoned import close_abandoned_everywhere
+from starlab.platform.tracking.sender import sync
 
 CODE = """
-import json, time
-from starlab.platform.runs.reaper import this_process
-print(json.dumps(this_process()), flush=True)
+import dataclasses, json, time
+from starlab.platform.runs.process import this_process
+print(json.dumps(dataclasses.asdict(this_process())), flush=True)
 time.sleep(300)
 """
 
 
-def run(path: Path, root: Path, driver: dict[str, object], status: str = "RUNNING") -> RunFolder:
+def run(path: Path, root: Path, driver: ProcessId, status: str = "RUNNING") -> RunFolder:
     folder = RunFolder(path)
     folder.write_json("spec.json", {"name": "demo"})
     about = {"key": path.name, "run_id": path.name, "experiment": "demo", "mlflow_experiment": "demo", "runs": str(root)}
-    about |= {"tracking_uri": tracking_uri(None, root), "parent": None}
-    folder.write_json("run.json", {**about, "tags": {"a": "b"}, "status": status, "driver": driver})
+    about |= {"tracking_uri": TrackingConfig().address(root), "parent": None}
+    folder.write_json("run.json", {**about, "tags": {"a": "b"}, "status": status, "driver": asdict(driver)})
     return folder
 
 
 def test_a_process_is_dead_when_it_was_killed_and_not_while_it_lives_or_where_we_cannot_see_it() -> None:
     process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    driver = json.loads(process.stdout.readline())
+    driver = ProcessId(**json.loads(process.stdout.readline()))
     assert not is_dead(driver)
-    assert is_dead({**driver, "started": driver["started"] - 1})  # another process that has its number now
+    assert is_dead(replace(driver, started=(driver.started or 0) - 1))  # another process that has its number now
     process.kill()
     deadline = time.monotonic() + 60
     while not is_dead(driver) and time.monotonic() < deadline:  # also before its parent has looked: only a zombie is left
@@ -41,19 +46,19 @@ def test_a_process_is_dead_when_it_was_killed_and_not_while_it_lives_or_where_we
     assert is_dead(driver)
     process.wait()
     assert is_dead(driver)
-    assert not is_dead({**driver, "machine": "another"})
+    assert not is_dead(replace(driver, machine="another"))
     assert not is_dead(this_process())
 
 
 def test_only_runs_whose_driver_is_gone_are_closed_trials_included(tmp_path: Path) -> None:
-    gone = {**this_process(), "started": 1}
+    gone = replace(this_process(), started=1)
     dead = run(tmp_path / "dead", tmp_path, gone)
     trial = run(tmp_path / "search" / "trials" / "trial", tmp_path, gone)
     alive = run(tmp_path / "search", tmp_path, this_process())
-    elsewhere = run(tmp_path / "elsewhere", tmp_path, {**gone, "machine": "another", "host": "far"})
-    elsewhere.write_json("lease.json", {"renewed": time.time() - 600, "seconds": 60})  # its clock may be behind
-    lost = run(tmp_path / "lost", tmp_path, {**gone, "machine": "another", "host": "far"})
-    lost.write_json("lease.json", {"renewed": time.time() - 700, "seconds": 60})
+    elsewhere = run(tmp_path / "elsewhere", tmp_path, replace(gone, machine="another", host="far"))
+    elsewhere.write(LeaseState(fence=1, owner=gone, renewed=time.time() - 600, seconds=60))  # its clock may be behind
+    lost = run(tmp_path / "lost", tmp_path, replace(gone, machine="another", host="far"))
+    lost.write(LeaseState(fence=1, owner=gone, renewed=time.time() - 700, seconds=60))
     done = run(tmp_path / "done", tmp_path, gone, "FINISHED")
     assert {folder.path.name for folder in close_abandoned(tmp_path)} == {"dead", "trial", "lost"}
     for folder, status in ((dead, "KILLED"), (trial, "KILLED"), (alive, "RUNNING"), (elsewhere, "RUNNING"), (done, "FINISHED")):
@@ -66,9 +71,9 @@ def test_only_runs_whose_driver_is_gone_are_closed_trials_included(tmp_path: Pat
 def test_mlflow_hears_of_it_and_of_the_run_going_on_again(tmp_path: Path) -> None:
     folder = run(tmp_path / "dead", tmp_path, this_process())
     sync(folder)
-    client, run_id = MlflowClient(tracking_uri(None, tmp_path)), folder.read_json("mlflow.json")["run_id"]
+    client, run_id = MlflowClient(TrackingConfig().address(tmp_path)), folder.read_json("mlflow.json")["run_id"]
     assert client.get_run(run_id).info.status == "RUNNING"
-    folder.write_json("run.json", folder.read_json("run.json") | {"driver": {**this_process(), "started": 1}})
+    folder.write_json("run.json", folder.read_json("run.json") | {"driver": asdict(replace(this_process(), started=1))})
     close_abandoned_everywhere(tmp_path)
     deadline = time.monotonic() + 120
     while client.get_run(run_id).info.status != "KILLED" and time.monotonic() < deadline:
@@ -77,6 +82,6 @@ def test_mlflow_hears_of_it_and_of_the_run_going_on_again(tmp_path: Path) -> Non
     assert "starlab.interrupted" in client.get_run(run_id).data.tags
     while folder.read_json("mlflow.json")["status"] != "KILLED" and time.monotonic() < deadline:
         time.sleep(0.05)  # the thread is still writing down what it sent
-    folder.write_json("run.json", folder.read_json("run.json") | {"status": "RUNNING", "driver": this_process()})
+    folder.write_json("run.json", folder.read_json("run.json") | {"status": "RUNNING", "driver": asdict(this_process())})
     sync(folder)
     assert client.get_run(run_id).info.status == "RUNNING"

@@ -8,23 +8,22 @@ import pytest
 import torch
 
 from starlab.platform.errors import StopRunError
-from starlab.platform.worker import looks
-from starlab.platform.worker.evaluate import Evaluation
-from starlab.platform.worker.looks import Looks
+from starlab.platform.recipe.metrics import Evaluation
+from starlab.platform.worker.evaluate import Evaluator, Predictor
 
 
 def look(clips: int, readable: int, limit: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Evaluation, dict]:
     listed: dict[str, str] = {}
     lost = tuple((f"{clip:04d}", "torn") for clip in range(readable, clips))
     found = Evaluation(np.arange(readable), np.zeros(readable, np.int64), np.zeros((readable, 2), np.float32), lost)
-    monkeypatch.setattr(looks, "evaluate", lambda *_, **__: found)
+    monkeypatch.setattr(Predictor, "predict", lambda *_, **__: found)
     spec = SimpleNamespace(data=SimpleNamespace(max_unreadable_fraction=limit), train=SimpleNamespace(global_batch=4))
-    job = SimpleNamespace(spec=spec, source=None, limits=None, folder=SimpleNamespace(path=folder))
+    task = SimpleNamespace(spec=spec, source=None, limits=None, folder=SimpleNamespace(path=folder))
     state = SimpleNamespace(unreadable=listed, average=None, model=None, precision="fp32")
     ranks = SimpleNamespace(share_buffers=lambda _: None, world=1)
-    record = SimpleNamespace(list_unreadable=lambda clips: (folder / "unreadable.json").write_text(str(clips)))
-    one = Looks(job, ranks, state, torch.device("cpu"), record)  # type: ignore[arg-type]
-    return one.at(tuple(range(clips)), "validation"), listed
+    writer = SimpleNamespace(list_unreadable=lambda clips: (folder / "unreadable.json").write_text(str(clips)))
+    one = Evaluator(task, ranks, state, torch.device("cpu"), writer)  # type: ignore[arg-type]
+    return one.evaluate(tuple(range(clips)), "validation"), listed
 
 
 def test_a_few_clips_that_cannot_be_read_are_listed_and_the_look_goes_on(

@@ -1,11 +1,11 @@
-"""The view of a training that changes in place, for whoever sits at the terminal."""
+"""A view of a training on a terminal that changes in place."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,51 +14,54 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from starlab.platform.runs.journal import SYSTEM_FILE, Point, read_points_with_ends
+from starlab.platform.runs import metric_names as names
+from starlab.platform.runs.background import Background
+from starlab.platform.runs.journal import SYSTEM_FILE, Point, PointFollower
 from starlab.platform.tracking.progress import JournalFollower, Status, duration, status_line
-from starlab.platform.worker.job import TrainJob
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE_POINTS = 600
+_READ_SECONDS = 0.5
 
 
-class Cockpit:
-    """Follows a run's journal and draws it. Lines that anybody prints meanwhile appear above it."""
+class LiveView:
+    """Follows a run's journal and draws it. Lines that are printed meanwhile appear above it."""
 
-    def __init__(self, job: TrainJob, console: Console | None = None, say: Callable[[str], None] | None = None) -> None:
-        """`console` and `say` are the terminal's, unless a test gives others."""
-        self._follower = JournalFollower(job)
+    def __init__(
+        self,
+        run: Path,
+        total_steps: int,
+        epochs: float,
+        console: Console | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """`run` is the run's folder. `console` and `say` are the terminal's, unless a test gives others."""
+        self._follower = JournalFollower(run, total_steps, epochs)
         self._console = console or Console()
         self._say = say or (lambda line: self._console.print(line, markup=False, highlight=False))
-        self._title = job.folder.path.name
-        self._memory = _Memory(job.folder.path / SYSTEM_FILE)
+        self._title = run.name
+        self._memory = _Memory(run / SYSTEM_FILE)
         self._losses: list[float] = []
         self._began = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="starlab-cockpit", daemon=True)
+        self._reading = Background("starlab-live-view", self._read, _READ_SECONDS)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self.render)
 
-    def __enter__(self) -> Cockpit:
+    def __enter__(self) -> Self:
         self._live.start()
-        self._thread.start()
+        self._reading.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._live.stop()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.5):
-            self._read()
+        self._reading.stop()
         self._read()
+        self._live.stop()
 
     def _read(self) -> None:
         points = self._follower.new_points()
-        self._losses += [point.value for point in points if point.key == "train/loss"]
+        self._losses += [point.value for point in points if point.key == names.TRAIN_LOSS]
         del self._losses[:-_CURVE_POINTS]
         status = self._follower.status()
-        if status and any(point.key == "val/loss" for point in points):
+        if status and any(point.key == names.VAL_LOSS for point in points):
             self._say(status_line(status, with_validation=True))  # stays when the view is gone
 
     def render(self) -> RenderableType:
@@ -110,12 +113,12 @@ def _numbers(status: Status, memory: str) -> Table:
     value = status.value
     table = Table.grid(padding=(0, 2))
     texts = [
-        ("loss", f"{value['train/loss']:.3f}"),
-        ("train top-1", f"{value['train/top1']:.3f}"),
-        ("val top-1", f"{value['val/top1']:.3f}" if "val/top1" in value else "–"),
-        ("lr", f"{value['train/lr']:.1e}"),
-        ("clips/s", f"{value['system/clips_per_second']:.0f}"),
-        ("data wait", f"{value['system/data_wait']:.0%}"),
+        ("loss", f"{value[names.TRAIN_LOSS]:.3f}"),
+        ("train top-1", f"{value[names.TRAIN_TOP1]:.3f}"),
+        ("val top-1", f"{value[names.VAL_TOP1]:.3f}" if names.VAL_TOP1 in value else "–"),
+        ("lr", f"{value[names.TRAIN_RATE]:.1e}"),
+        ("clips/s", f"{value[names.CLIPS_PER_SECOND]:.0f}"),
+        ("data wait", f"{value[names.DATA_WAIT]:.0%}"),
         ("memory", memory or "–"),
     ]
     table.add_row(*(Text(name, style="dim") for name, _ in texts))
@@ -127,15 +130,14 @@ class _Memory:
     """The newest sample of the machine's, and the fullest GPU's, memory."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, path.stat().st_size if path.exists() else 0
+        self._points = PointFollower(path)
         self._latest: dict[str, Point] = {}
 
     def text(self) -> str:
-        for point, end in read_points_with_ends(self._path, self._offset):
-            self._offset = end
+        for point in self._points.new_points():
             self._latest[point.key] = point
-        gpus = [point.value for key, point in self._latest.items() if "gpu_" in key and key.endswith("memory_usage_megabytes")]
-        used = self._latest.get("system/system_memory_usage_megabytes")
+        gpus = [point.value for key, point in self._latest.items() if "gpu_" in key and key.endswith(names.GPU_MEMORY_SUFFIX)]
+        used = self._latest.get(names.MEMORY_MEGABYTES)
         parts = [f"{used.value / 1e3:.1f} GB"] if used else []
         parts += [f"GPU {max(gpus) / 1e3:.1f} GB"] if gpus else []
         return ", ".join(parts)

@@ -4,7 +4,6 @@ import io
 import re
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -12,17 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, SYSTEM_FILE, Journal
-from starlab.platform.tracking.cockpit import Cockpit, sparkline
+from starlab.platform.tracking.live_view import LiveView, sparkline
 from starlab.platform.tracking.progress import Progress
-from starlab.platform.worker.job import TrainJob
-
-
-def job(folder: Path, total_steps: int = 100) -> TrainJob:
-    """Of a job, only what the views ask for."""
-    spec = SimpleNamespace(train=SimpleNamespace(epochs=4))
-    return cast(TrainJob, SimpleNamespace(folder=RunFolder(folder), total_steps=total_steps, spec=spec))
 
 
 def curve(step: int) -> dict[str, float]:
@@ -42,17 +33,17 @@ def terminal(width: int = 100) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, height=30, color_system=None)
 
 
-def drawn(cockpit: Cockpit, width: int = 100) -> str:
+def drawn(view: LiveView, width: int = 100) -> str:
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    console.print(cockpit.render())
+    console.print(view.render())
     return cast(io.StringIO, console.file).getvalue()
 
 
 def test_the_view_shows_what_a_trainee_looks_for_and_the_end_of_an_epoch_stays_as_a_line(tmp_path: Path) -> None:
     said: list[str] = []
-    cockpit = Cockpit(job(tmp_path), terminal(), said.append)
-    assert "the workers start" in drawn(cockpit)
-    with cockpit:
+    view = LiveView(tmp_path, 100, 4, terminal(), said.append)
+    assert "the workers start" in drawn(view)
+    with view:
         journal = Journal(tmp_path / FILE)
         for step in (10, 20):
             journal.log(step, curve(step))
@@ -60,11 +51,11 @@ def test_the_view_shows_what_a_trainee_looks_for_and_the_end_of_an_epoch_stays_a
         machine = Journal(tmp_path / SYSTEM_FILE)
         machine.log(0, {"system/system_memory_usage_megabytes": 8123.0, "system/gpu_1_memory_usage_megabytes": 30100.0})
         machine.close()
-    view = drawn(cockpit)
+    view = drawn(view)
     for text in ("step 20/100", "0.8/4", "0.050", "0.200", "2.0e-04", "33 ", "5%", "8.1 GB, GPU 30.1 GB", "left"):
         assert text in view, text
     assert said == []
-    with cockpit_at(tmp_path, said):
+    with view_at(tmp_path, said):
         journal = Journal(tmp_path / FILE)
         journal.log(25, curve(25) | END)
         journal.close()
@@ -72,30 +63,30 @@ def test_the_view_shows_what_a_trainee_looks_for_and_the_end_of_an_epoch_stays_a
     assert re.match(r"train +epoch +1/4  step +25/100  loss 0.500  train 0.250  val 0.750", said[0])
 
 
-def cockpit_at(folder: Path, said: list[str]) -> Cockpit:
-    return Cockpit(job(folder), terminal(), said.append)
+def view_at(folder: Path, said: list[str]) -> LiveView:
+    return LiveView(folder, 100, 4, terminal(), said.append)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_the_view_fits_terminals_of_any_width(width: int, tmp_path: Path) -> None:
-    cockpit = Cockpit(job(tmp_path, 1_000_000), terminal(width), lambda _: None)
-    with cockpit:
+    view = LiveView(tmp_path, 1_000_000, 4, terminal(width), lambda _: None)
+    with view:
         journal = Journal(tmp_path / FILE)
         for step in range(1, 50):
             journal.log(step, curve(step))
         journal.close()
-    assert max(map(len, drawn(cockpit, width).splitlines())) <= width
+    assert max(map(len, drawn(view, width).splitlines())) <= width
 
 
 def test_what_an_earlier_call_wrote_is_not_told_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path / FILE)
     journal.log(10, curve(10) | END)
     said: list[str] = []
-    with Progress(job(tmp_path), said.append, every_seconds=0):
+    with Progress(tmp_path, 100, 4, said.append, every_seconds=0):
         pass
     assert said == ["workers  starting"]
     done = threading.Event()
-    with Progress(job(tmp_path), said.append):
+    with Progress(tmp_path, 100, 4, said.append):
         journal.log(20, curve(20) | END)
         done.set()
     assert len([line for line in said if line.startswith("train")]) == 1

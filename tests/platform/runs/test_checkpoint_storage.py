@@ -12,9 +12,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import torch
 
+from starlab.pipelines.storage import Folder, below
 from starlab.platform.runs.checkpoint import find_checkpoint, newest_checkpoint, remove_orphans, write_checkpoint
 from starlab.platform.runs.checkpoint_writer import CheckpointWriter
-from starlab.platform.runs.storage import Bucket, Disk, Storage, below, open_storage
 
 
 class Imitation(BaseHTTPRequestHandler):
@@ -152,22 +152,22 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     if request.param == "disk":
-        return Disk(tmp_path / "not" / "there")
-    opened = open_storage(below(request.getfixturevalue("bucket"), "demo-1"))
-    assert isinstance(opened, Bucket)
+        return Folder(tmp_path / "not" / "there")
+    opened = Folder(below(request.getfixturevalue("bucket"), "demo-1"))
+    assert not opened.is_local
     return opened
 
 
-def test_a_folder_is_a_folder_wherever_it_lies(storage: Storage) -> None:
+def test_a_folder_is_a_folder_wherever_it_lies(storage: Folder) -> None:
     assert storage.folders() == []
     assert not storage.has("a/file")
     with pytest.raises(OSError, match="file"):
         storage.read("a/file")
-    storage.write("a/file", b"one")
-    storage.write("b/file", b"")
-    storage.write("a/file", b"two" * 100_000)
+    storage.put("a/file", b"one")
+    storage.put("b/file", b"")
+    storage.put("a/file", b"two" * 100_000)
     assert storage.folders() == ["a", "b"]
     assert storage.has("a/file")
     assert storage.read("a/file") == b"two" * 100_000
@@ -178,7 +178,7 @@ def test_a_folder_is_a_folder_wherever_it_lies(storage: Storage) -> None:
     assert not storage.has("b/file")
 
 
-def test_checkpoints_are_written_found_pruned_and_set_aside_wherever_they_lie(storage: Storage) -> None:
+def test_checkpoints_are_written_found_pruned_and_set_aside_wherever_they_lie(storage: Folder) -> None:
     alerts: list[object] = []
     writer = CheckpointWriter(storage, lambda: None, lambda: None, lambda step, says: alerts.append((step, says)))
     for step in range(1, 5):
@@ -189,7 +189,7 @@ def test_checkpoints_are_written_found_pruned_and_set_aside_wherever_they_lie(st
     assert [int(name[5:13]) for name in names] == [2, 3, 4]
     damaged = bytearray(storage.read(f"{names[-1]}/tensors.safetensors"))
     damaged[1000] ^= 1
-    storage.write(f"{names[-1]}/tensors.safetensors", bytes(damaged))
+    storage.put(f"{names[-1]}/tensors.safetensors", bytes(damaged))
     newest, complaints = newest_checkpoint(storage)
     assert newest is not None
     assert (newest.step, len(complaints)) == (3, 1)
@@ -197,7 +197,7 @@ def test_checkpoints_are_written_found_pruned_and_set_aside_wherever_they_lie(st
     assert find_checkpoint(storage, 2).tensors["t"].mean() == 2
 
 
-def test_a_checkpoint_without_its_manifest_does_not_exist_in_a_bucket_either(storage: Storage) -> None:
+def test_a_checkpoint_without_its_manifest_does_not_exist_in_a_bucket_either(storage: Folder) -> None:
     write_checkpoint(storage, 1, {"t": torch.ones(3)}, {})
 
     def die() -> None:
@@ -216,7 +216,7 @@ def test_a_bucket_that_does_not_answer_costs_the_checkpoint_and_not_the_training
         monkeypatch.setenv(name, value)
     address = "s3://bucket/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:9"
     alerts: list[int] = []
-    writer = CheckpointWriter(open_storage(address), lambda: None, lambda: None, lambda step, says: alerts.append(step))
+    writer = CheckpointWriter(Folder(address), lambda: None, lambda: None, lambda step, says: alerts.append(step))
     writer.save(1, {"t": torch.ones(3)}, {}, set())
     writer.wait()
     assert alerts == [1]

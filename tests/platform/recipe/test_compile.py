@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from starlab.platform.cluster.device import compiles
+from starlab.platform.recipe.precision import compiles
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])

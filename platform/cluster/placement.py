@@ -1,4 +1,4 @@
-"""Who gets which CPUs: the workers of a run, and the decode tasks that feed them."""
+"""Divides a cluster's CPUs between the workers of a run and the decode tasks that feed them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from starlab.platform.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Allotment:
-    """What one run may take of the cluster."""
+class Placement:
+    """The share of a cluster that one run may take."""
 
     cpus_per_worker: float
     limits: StreamLimits
 
 
-def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
+def place(spec: Spec, cluster: Cluster, share: float = 1.0) -> Placement:
     """Divide `share` of the connected cluster between the workers and their decode tasks, so that neither can starve the other.
 
     Raises:
@@ -32,12 +32,12 @@ def allot(spec: Spec, cluster: Cluster, share: float = 1.0) -> Allotment:
     return divide(spec, cluster, ray.cluster_resources().get("object_store_memory", 5e8), share)
 
 
-def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float = 1.0) -> Allotment:
-    """As `allot`, of a cluster that need not be there.
+def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float = 1.0) -> Placement:
+    """Divide as `place` does, for a cluster that need not exist.
 
-    A worker's stream has two overlapping windows (stream.py), and each believes the cluster its own: the limits of all of
-    them together must fit what the workers leave. A worker that decodes by itself takes its share of the machine whole; on a
-    cluster that others may use, what `resources.cpus_per_worker` says, else 1.
+    A worker's stream has two overlapping windows (stream.py), and each takes the cluster for its own: the limits of all of
+    them together must fit what the workers leave. A worker that decodes by itself takes its whole share of the machine; on a
+    cluster that others may use it takes `resources.cpus_per_worker`, else 1.
 
     Raises:
         UserError: it does not fit; says by how much.
@@ -45,7 +45,9 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
     wanted = spec.resources
     cpus = cluster.cpus * share
     by_itself = spec.data.decode == "worker"
-    most = cpus / wanted.workers - 0.05 if by_itself else cpus / 2 / wanted.workers  # a crumb for a search's own actors
+    most = (
+        cpus / wanted.workers - 0.05 if by_itself else cpus / 2 / wanted.workers
+    )  # a little is left for a search's own actors
     per_worker = wanted.cpus_per_worker or (most if by_itself and cluster.local else min(1.0, most))
     free = cpus - per_worker * wanted.workers
     if by_itself and free < -1e-9:
@@ -77,16 +79,16 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
         object_store_bytes=int(store),
         threads=max(1, round(per_worker)),
     )
-    return Allotment(per_worker, limits)
+    return Placement(per_worker, limits)
 
 
-def worker_group(spec: Spec, allotment: Allotment) -> ScalingConfig:
+def worker_group(spec: Spec, placement: Placement) -> ScalingConfig:
     """The workers of a run, as Ray Train places them."""
     wanted = spec.resources
     gpu = {"GPU": float(wanted.gpus_per_worker)} if wanted.gpus_per_worker else {}
     return ScalingConfig(
         num_workers=wanted.workers,
         use_gpu=bool(gpu),
-        resources_per_worker={"CPU": allotment.cpus_per_worker, **gpu},
+        resources_per_worker={"CPU": placement.cpus_per_worker, **gpu},
         accelerator_type=wanted.accelerator if gpu else None,
     )

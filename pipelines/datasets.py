@@ -1,0 +1,135 @@
+"""The table of data sets. A new data set is its reader and one entry here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu
+from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
+from starlab.pipelines.ntu import NtuSource
+from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NTU120_CLASSES, NTU120_SETUPS, Protocol
+from starlab.pipelines.penn_action import PENN_ACTION_CLASSES, PennActionSource
+from starlab.pipelines.skeletons import NTU, PENN_ACTION, Skeleton
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generator:
+    """How a generated data set comes to be."""
+
+    section: str
+    """The key of a spec's `data` section that holds its settings."""
+    folder: str
+    """What its folder's name begins with; a digest of the settings follows."""
+    write: Callable[[Path, Any, int], None]
+    """Writes it: folder, settings, number of processes. Keeps a folder that was written with equal settings."""
+    clips_per_class: Callable[[Any], tuple[int, int]]
+    """Training and test clips of each class, from the settings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """What is known of a data set before a file of it is read, and how its files are opened."""
+
+    classes: tuple[str, ...]
+    skeleton: Skeleton
+    max_bodies: int
+    open: Callable[[Path, Protocol | None], ClipSource]
+    """Indexes the authors' files: folder, official split (None where there is only one)."""
+    sided_classes: tuple[str, ...] = ()
+    """Classes that differ in left and right only: a mirrored clip would carry the wrong label."""
+    protocols: tuple[Protocol, ...] = ()
+    """The official splits to choose from; empty where there is only one."""
+    generator: Generator | None = None
+    """None for a data set that somebody filmed."""
+
+
+def _open_penn_action(classes: tuple[str, ...], root: Path, _: Protocol | None) -> ClipSource:
+    return PennActionSource(root, classes=classes)
+
+
+def _open_ntu(classes: tuple[str, ...], setups: range, root: Path, protocol: Protocol | None) -> ClipSource:
+    return NtuSource(root, protocol or "xsub", classes=classes, setups=setups)
+
+
+def _penn_action_clips(settings: SyntheticConfig) -> tuple[int, int]:
+    return settings.train_clips_per_class, settings.test_clips_per_class
+
+
+def _ntu_clips(settings: SyntheticNtuConfig) -> tuple[int, int]:
+    return settings.train_performers * settings.cameras, settings.test_performers * settings.cameras
+
+
+DATASETS = {
+    "penn_action": Dataset(
+        classes=PENN_ACTION_CLASSES, skeleton=PENN_ACTION, max_bodies=1, open=partial(_open_penn_action, PENN_ACTION_CLASSES)
+    ),
+    "ntu60": Dataset(
+        classes=NTU60_CLASSES,
+        skeleton=NTU,
+        max_bodies=2,
+        open=partial(_open_ntu, NTU60_CLASSES, NTU60_SETUPS),
+        protocols=("xsub", "xview"),
+    ),
+    "ntu120": Dataset(
+        classes=NTU120_CLASSES,
+        skeleton=NTU,
+        max_bodies=2,
+        open=partial(_open_ntu, NTU120_CLASSES, NTU120_SETUPS),
+        protocols=("xsub", "xset"),
+    ),
+    "synthetic_penn_action": Dataset(
+        classes=SYNTHETIC_CLASSES,
+        skeleton=PENN_ACTION,
+        max_bodies=1,
+        open=partial(_open_penn_action, SYNTHETIC_CLASSES),
+        sided_classes=("raise_left_then_right", "raise_right_then_left"),
+        generator=Generator(
+            section="synthetic", folder="synthetic", write=write_penn_action, clips_per_class=_penn_action_clips
+        ),
+    ),
+    "synthetic_ntu": Dataset(
+        classes=SYNTHETIC_NTU_CLASSES,
+        skeleton=NTU,
+        max_bodies=2,
+        open=partial(_open_ntu, SYNTHETIC_NTU_CLASSES, NTU120_SETUPS),
+        sided_classes=("A951_left_waves_then_right", "A952_right_waves_then_left"),
+        protocols=("xsub", "xview", "xset"),
+        generator=Generator(section="synthetic_ntu", folder="synthetic-ntu", write=write_ntu, clips_per_class=_ntu_clips),
+    ),
+}
+"""By the name that a spec gives as `data.dataset`; `starlab prepare` writes it with hyphens."""
+
+
+def find_dataset(name: str, separator: str = "_") -> Dataset:
+    """The entry of that name.
+
+    Args:
+        name: As in the table.
+        separator: Between the words of the names that the error message gives.
+
+    Raises:
+        DataError: no such entry; the message gives the nearest name.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0].replace('_', separator)}'? " if near else ""
+    raise DataError(f"unknown data set '{name}'; {hint}Known: {', '.join(known.replace('_', separator) for known in DATASETS)}")
+
+
+def find_skeleton(name: str) -> Skeleton:
+    """The skeleton of that name among the data sets'.
+
+    Raises:
+        DataError: no data set has it.
+    """
+    skeletons = {dataset.skeleton.name: dataset.skeleton for dataset in DATASETS.values()}
+    if name not in skeletons:
+        raise DataError(f"unknown skeleton '{name}'; the data sets have: {', '.join(skeletons)}")
+    return skeletons[name]

@@ -1,0 +1,74 @@
+"""What a run needs before it starts: weights, a metric to select by, data, room in the cluster."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from starlab.experiments.spec import Spec
+from starlab.models.backbone import kinetics400_file
+from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.sources import open_source
+from starlab.pipelines.splits import Parts, limit_parts, split_rows
+from starlab.platform.cluster.connect import Cluster, connect, wait_for_room
+from starlab.platform.errors import UserError
+from starlab.platform.recipe.metrics import METRICS
+
+
+def check_spec(spec: Spec) -> None:
+    """Check what the spec's own types cannot, before anything is started for it.
+
+    Raises:
+        UserError: the pre-trained weights are missing or damaged (the message says what to download and where to put it),
+            or there is no such metric to select by.
+    """
+    if spec.train.select_by not in METRICS:
+        near = difflib.get_close_matches(spec.train.select_by, METRICS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(METRICS)}"
+        raise UserError(f"train.select_by is {spec.train.select_by!r}, which is not a metric; {hint}")
+    if spec.model.weights == "kinetics400":
+        try:
+            kinetics400_file(spec.model.weights_path)
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"model.{error}") from None
+
+
+def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipSource, Parts]:
+    """Open the data set of a spec and split it into its parts; says what was left out.
+
+    Raises:
+        DataError: the data set cannot be used, or a part that the spec needs is empty.
+    """
+    source = open_source(spec.data, runs, say)
+    parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
+    parts = limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
+    for name in ("train", "test"):
+        if not getattr(parts, name):
+            raise DataError(f"{spec.data.dataset} has no {name} clip among its {len(source.clips)} readable ones")
+    say(
+        f"data     {spec.data.dataset}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test "
+        f"clips of {len(source.classes)} classes; fingerprint {source.fingerprint[:12]}"
+    )
+    if source.skipped:
+        say(f"skipped  {len(source.skipped)} clips that cannot be used:")
+        for skipped in source.skipped[:5]:
+            say(f"         {skipped.clip_id}: {skipped.reason}")
+        if len(source.skipped) > 5:
+            say(f"         and {len(source.skipped) - 5} more, all in the run's skipped.json")
+    return source, parts
+
+
+def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> Cluster:
+    """Join the cluster, or start one on this machine. A remote cluster that can grow is given time until it has room."""
+    cluster = connect()
+    if cluster.local:
+        return cluster
+    wanted = spec.resources
+    return wait_for_room(
+        wanted.workers * runs_at_once,
+        cpus_per_worker=wanted.cpus_per_worker or 1.0,
+        gpus_per_worker=wanted.gpus_per_worker,
+        accelerator=wanted.accelerator if wanted.gpus_per_worker else None,
+        say=say,
+    )

@@ -1,0 +1,20 @@
+"""Why a rank should end its training before the end, looked at before every step."""
+
+from __future__ import annotations
+
+from ray.train.v2._internal.execution.context import get_train_context
+
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.records import EndRequest
+
+
+def why_to_end(folder: RunFolder, rank: int) -> str | None:
+    """The reason why this run should end now; None when it should not.
+
+    Rank 0 sees a request of the driver (SIGTERM, Ctrl-C) in the run's folder; every rank sees that Ray takes its node away.
+    """
+    if rank == 0 and (folder.path / EndRequest.FILE).exists():
+        return folder.require(EndRequest).reason
+    # The public get_preemption_info() is a barrier over all ranks through an actor, too slow for every step.
+    info = get_train_context().preemption_context.preemption_info
+    return f"the cluster takes away {len(info.preempted_node_to_ranks)} of its nodes" if info is not None else None
