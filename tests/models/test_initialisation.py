@@ -116,3 +116,34 @@ def test_groups_with_projections_of_their_own_start_differently() -> None:
             weights = [m.weight.flatten() for m in attention.qkv.modules() if isinstance(m, torch.nn.Linear)]
             for a, b in itertools.combinations(weights, 2):
                 assert cosine_similarity(a, b, dim=0).abs() < 0.1
+
+
+def accuracy_after_training(init: Init, seed: int, steps: int) -> float:
+    """Of the last 20 of `steps` steps of SGD with momentum on poses whose class is the joint that is on the left."""
+    torch.manual_seed(seed)
+    config = StarConfig(
+        num_classes=4, num_joints=4, frames=4, modality="pose", dim=64, heads=4, mlp_ratio=2.0, token_norm=True,
+        token_init_std=0.5, init=init,
+    )  # fmt: skip
+    model = StarTransformer(config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
+    frames, hits = torch.zeros(32, 4, 8, 8, 3, dtype=torch.uint8), []
+    for step in range(steps):
+        labels = torch.randint(0, 4, (32,))
+        joints = torch.cat([torch.rand(32, 4, 1, 4, 2), torch.ones(32, 4, 1, 4, 1)], -1)
+        joints[..., 0] = 0.5 + 0.5 * joints[..., 0]
+        joints[torch.arange(32), :, 0, labels, 0] -= 0.5
+        for group in optimizer.param_groups:
+            group["lr"] = 0.03 * min(1, (step + 1) / 10)
+        logits = model(frames, joints)
+        optimizer.zero_grad()
+        cross_entropy(logits, labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        hits.append((logits.argmax(1) == labels).float().mean().item())
+    return sum(hits[-20:]) / 20
+
+
+def test_three_and_three_post_norm_layers_learn_by_sgd_with_momentum_from_nothing() -> None:
+    # 1.0 with seeds 0, 1 and 2; "xavier" 0.26, 1.0 and 0.91, where 0.25 is chance
+    assert accuracy_after_training("depth_scaled", seed=0, steps=120) > 0.95
