@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from starlab.models.attention import xavier_linear
-from starlab.models.backbone import CHANNELS, LOCAL_STRIDE_PX, Backbone, load_kinetics400
+from starlab.models.backbone import CHANNELS, LOCAL_STRIDE_PX, Backbone, BackboneOptions, load_kinetics400
 from starlab.models.config import StarConfig
 from starlab.models.initialisation import initialise
 from starlab.models.inputs import check_inputs
-from starlab.models.layers import StarLayer
+from starlab.models.layers import LayerOptions, StarLayer
 from starlab.models.state import load_state
-from starlab.models.tokens import GlobalTokens, JointTokens, Tokenizer
+from starlab.models.tokens import GlobalTokens, JointTokenOptions, JointTokens, TimeOptions, Tokenizer
 
 __all__ = ["StarConfig", "StarTransformer", "load_state"]
 
@@ -99,13 +99,15 @@ def build_backbone(config: StarConfig) -> Backbone:
     """Build the backbone of a configuration, with its weights."""
     backbone = Backbone(
         config.backbone,
-        local_layer=config.local_layer,
-        grid=config.grid,
-        pixel_norm=config.pixel_norm,
-        frozen_stages=config.frozen_stages,
-        batch_norm=config.batch_norm,
-        channels_last=config.channels_last,
-        activation_checkpointing=config.activation_checkpointing,
+        BackboneOptions(
+            local_layer=config.local_layer,
+            grid=config.grid,
+            pixel_norm=config.pixel_norm,
+            frozen_stages=config.frozen_stages,
+            batch_norm=config.batch_norm,
+            channels_last=config.channels_last,
+            activation_checkpointing=config.activation_checkpointing,
+        ),
     )
     if config.weights == "kinetics400":
         load_kinetics400(backbone, config.weights_path)
@@ -119,23 +121,23 @@ def build_tokenizer(config: StarConfig) -> Tokenizer:
     joint = JointTokens(
         None if config.modality == "pose" else channels[config.local_layer],
         config.dim,
-        num_joints=config.num_joints,
-        max_bodies=config.max_bodies,
-        stride_px=LOCAL_STRIDE_PX[config.local_layer],
-        sigma_cells=config.sigma_cells,
-        heatmap_norm=config.heatmap_norm,
-        position=config.joint_position,
-        token_norm=config.token_norm,
-        init_std=config.token_init_std,
+        JointTokenOptions(
+            num_joints=config.num_joints,
+            max_bodies=config.max_bodies,
+            stride_px=LOCAL_STRIDE_PX[config.local_layer],
+            sigma_cells=config.sigma_cells,
+            heatmap_norm=config.heatmap_norm,
+            position=config.joint_position,
+            token_norm=config.token_norm,
+            init_std=config.token_init_std,
+        ),
     )
     return Tokenizer(
         config.dim,
         global_tokens=None if config.modality == "pose" else glob,
         joint_tokens=None if config.modality == "rgb" else joint,
         class_tokens=config.class_tokens,
-        frames=config.frames,
-        temporal_position=config.temporal_position,
-        temporal_position_scale=config.temporal_position_scale,
+        time=TimeOptions(frames=config.frames, position=config.temporal_position, scale=config.temporal_position_scale),
         init_std=config.token_init_std,
     )
 
@@ -146,9 +148,11 @@ def build_layer(config: StarConfig, patterns: str, drop_path: float) -> StarLaye
         config.dim,
         config.heads,
         patterns,
-        mlp_ratio=config.mlp_ratio,
-        norm=config.norm,
-        group_projections=config.group_projections,
-        dropout=config.dropout,
-        drop_path=drop_path,
+        LayerOptions(
+            mlp_ratio=config.mlp_ratio,
+            norm=config.norm,
+            group_projections=config.group_projections,
+            dropout=config.dropout,
+            drop_path=drop_path,
+        ),
     )

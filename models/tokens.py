@@ -49,36 +49,39 @@ class GlobalTokens(nn.Module):
         return cast(Tensor, self.norm(self.projection(cells)))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointTokenOptions:
+    """How JM-tokens are made; `StarConfig` explains each option."""
+
+    num_joints: int
+    max_bodies: int
+    stride_px: int
+    """Pixels between neighbouring cells of the local map."""
+    sigma_cells: float
+    heatmap_norm: HeatmapNorm
+    position: JointPosition
+    token_norm: bool
+    init_std: float
+
+
 class JointTokens(nn.Module):
     """JM-tokens + pos (Eq. 1 and the sum in Eq. 3): one token per joint and body."""
 
-    def __init__(
-        self,
-        channels: int | None,
-        dim: int,
-        *,
-        num_joints: int,
-        max_bodies: int,
-        stride_px: int,
-        sigma_cells: float,
-        heatmap_norm: HeatmapNorm,
-        position: JointPosition,
-        token_norm: bool,
-        init_std: float,
-    ) -> None:
-        """`channels`, `stride_px`: those of the local map; None channels: tokens of the joint alone, without a pixel."""
+    def __init__(self, channels: int | None, dim: int, options: JointTokenOptions) -> None:
+        """`channels`: those of the local map; None makes tokens of the joint alone, without a pixel."""
         super().__init__()
-        self.stride_px = stride_px
-        self.sigma_cells = sigma_cells
-        self.heatmap_norm: HeatmapNorm = heatmap_norm
+        self.stride_px = options.stride_px
+        self.sigma_cells = options.sigma_cells
+        self.heatmap_norm = options.heatmap_norm
+        init_std = options.init_std
         self.projection = xavier_linear(4 * FOURIER_BANDS + 1 if channels is None else channels, dim)
-        self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim) if options.token_norm else nn.Identity()
         # Eq. 1 gives an invisible joint the zero vector. LayerNorm would multiply the gradient of that by 1 / √ε = 316, so
         # under token_norm such a joint has a learned token in its place.
-        self.unseen = nn.Parameter(torch.randn(dim) * init_std) if token_norm else None
-        self.pos = nn.Parameter(torch.randn(num_joints, dim) * init_std)
-        self.body = nn.Parameter(torch.randn(max_bodies, dim) * init_std) if max_bodies > 1 else None
-        wants_xy = position == "index_xy" and channels is not None
+        self.unseen = nn.Parameter(torch.randn(dim) * init_std) if options.token_norm else None
+        self.pos = nn.Parameter(torch.randn(options.num_joints, dim) * init_std)
+        self.body = nn.Parameter(torch.randn(options.max_bodies, dim) * init_std) if options.max_bodies > 1 else None
+        wants_xy = options.position == "index_xy" and channels is not None
         self.xy = xavier_linear(4 * FOURIER_BANDS, dim, bias=False) if wants_xy else None
 
     def forward(self, local_map: Tensor | None, joints: Tensor, size_px: tuple[int, int]) -> Tensor:
@@ -102,6 +105,15 @@ class JointTokens(nn.Module):
         return tokens if self.xy is None else tokens + self.xy(fourier_code(joints).to(self.pos.dtype))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeOptions:
+    """How a frame's place in time is added to its tokens; `StarConfig` explains each option."""
+
+    frames: int
+    position: TemporalPosition
+    scale: float
+
+
 class Tokenizer(nn.Module):
     """Z = (CLS_glob ⊕ GG) ⊕ (CLS_joint ⊕ (JM + pos)) ⊕ CLS_total for every frame (Eq. 2-4), and the key mask."""
 
@@ -114,9 +126,7 @@ class Tokenizer(nn.Module):
         global_tokens: GlobalTokens | None,
         joint_tokens: JointTokens | None,
         class_tokens: ClassTokens,
-        frames: int,
-        temporal_position: TemporalPosition,
-        temporal_position_scale: float,
+        time: TimeOptions,
         init_std: float,
     ) -> None:
         """`global_tokens` or `joint_tokens` None leaves that modality out, with its class token."""
@@ -127,11 +137,11 @@ class Tokenizer(nn.Module):
         self.cls_glob = nn.Parameter(torch.randn(dim) * init_std) if multi and global_tokens else None
         self.cls_joint = nn.Parameter(torch.randn(dim) * init_std) if multi and joint_tokens else None
         self.cls_total = nn.Parameter(torch.randn(dim) * init_std)
-        self.temporal_position_scale = temporal_position_scale
-        if temporal_position == "learned":
-            self.time = nn.Parameter(torch.randn(frames, dim) * init_std)
+        self.temporal_position_scale = time.scale
+        if time.position == "learned":
+            self.time = nn.Parameter(torch.randn(time.frames, dim) * init_std)
         else:
-            table = sincos_position(frames, dim) if temporal_position == "sincos" else None
+            table = sincos_position(time.frames, dim) if time.position == "sincos" else None
             self.register_buffer("time", table, persistent=False)
 
     def forward(self, local_map: Tensor | None, global_map: Tensor | None, joints: Tensor, size_px: tuple[int, int]) -> Tokens:

@@ -14,6 +14,7 @@ from starlab.models.backbone import (
     STAGES,
     Backbone,
     BackboneName,
+    BackboneOptions,
     LocalLayer,
     batch_norms,
     load_kinetics400,
@@ -36,7 +37,7 @@ def clips(count: int = 1, size: int = 32, frames: int = 4) -> Tensor:
 def test_both_maps_have_the_named_size_and_every_frame(
     name: str, layer: str, size: int, local_shape: tuple[int, ...], global_shape: tuple[int, ...]
 ) -> None:
-    backbone = Backbone(name, local_layer=layer)  # type: ignore[arg-type]
+    backbone = Backbone(name, BackboneOptions(local_layer=layer))  # type: ignore[arg-type]
     local_map, global_map = backbone(clips(2, size, frames=3))
     assert local_map.shape == (2, *local_shape)
     assert global_map.shape == (2, *global_shape)
@@ -46,7 +47,7 @@ def test_both_maps_have_the_named_size_and_every_frame(
 def test_mc3_18_equals_torchvisions_trunk_on_normalised_frames(channels_last: bool) -> None:
     torch.manual_seed(0)
     reference = mc3_18(weights=None).eval()
-    backbone = Backbone("mc3_18", channels_last=channels_last).eval()
+    backbone = Backbone("mc3_18", BackboneOptions(channels_last=channels_last)).eval()
     backbone.load_state_dict({key: v for key, v in reference.state_dict().items() if not key.startswith("fc.")})
     frames = clips()
     mean, std = torch.tensor([0.43216, 0.394666, 0.37645]), torch.tensor([0.22803, 0.22145, 0.216989])
@@ -70,7 +71,7 @@ def test_the_first_stages_mix_frames_and_the_later_ones_do_not() -> None:
 
 
 def test_clip_standardisation_ignores_brightness_and_contrast_and_survives_a_blank_clip() -> None:
-    backbone = Backbone("mc3_tiny", pixel_norm="clip")
+    backbone = Backbone("mc3_tiny", BackboneOptions(pixel_norm="clip"))
     frames = torch.randint(0, 100, (2, 4, 16, 16, 3), dtype=torch.uint8)
     pixels = backbone.normalise(frames)
     assert pixels.shape == (2, 3, 4, 16, 16)
@@ -94,13 +95,13 @@ def test_grid_averages_equal_blocks_of_the_global_map(grid: int) -> None:
 
 def test_a_grid_finer_than_the_map_is_refused() -> None:
     with pytest.raises(ValueError, match=r"grid is 3.*2 × 2 cells; use grid ≤ 2"):
-        Backbone("mc3_tiny", grid=3)(clips())
+        Backbone("mc3_tiny", BackboneOptions(grid=3))(clips())
 
 
 @pytest.mark.parametrize("frozen_stages", [0, 2, 5])
 def test_frozen_stages_keep_weights_and_statistics_and_the_others_move(frozen_stages: int) -> None:
     torch.manual_seed(0)
-    backbone = Backbone("mc3_tiny", frozen_stages=frozen_stages).train()
+    backbone = Backbone("mc3_tiny", BackboneOptions(frozen_stages=frozen_stages)).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if trained:
@@ -115,7 +116,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_others_move(frozen_st
 
 def test_frozen_batch_norm_uses_the_stored_statistics_and_still_trains_scale_and_shift() -> None:
     torch.manual_seed(0)
-    backbone = Backbone("mc3_tiny", batch_norm="frozen").train()
+    backbone = Backbone("mc3_tiny", BackboneOptions(batch_norm="frozen")).train()
     frames = clips(2)
     trained = backbone(frames)[1]
     trained.square().mean().backward()
@@ -127,7 +128,7 @@ def test_frozen_batch_norm_uses_the_stored_statistics_and_still_trains_scale_and
 
 
 def test_synchronised_batch_norm_says_where_it_cannot_train_and_still_evaluates() -> None:
-    backbone = Backbone("mc3_tiny", batch_norm="sync")
+    backbone = Backbone("mc3_tiny", BackboneOptions(batch_norm="sync"))
     assert all(isinstance(norm, nn.SyncBatchNorm) for norm in batch_norms(backbone))
     with pytest.raises(ValueError, match=r"'sync'.*frames are on cpu.*not initialised"):
         backbone(clips())
@@ -141,7 +142,7 @@ def test_synchronised_batch_norm_says_where_it_cannot_train_and_still_evaluates(
 def test_checkpointing_changes_neither_gradients_nor_running_statistics(name: str) -> None:
     torch.manual_seed(0)
     plain = Backbone(name)  # type: ignore[arg-type]
-    saving = Backbone(name, activation_checkpointing=True)  # type: ignore[arg-type]
+    saving = Backbone(name, BackboneOptions(activation_checkpointing=True))  # type: ignore[arg-type]
     saving.load_state_dict(plain.state_dict())
     frames = clips(2)
     for backbone in (plain, saving):
@@ -161,7 +162,7 @@ def test_checkpointing_with_synchronised_batch_norm_gives_plain_gradients_and_co
     monkeypatch.setattr("starlab.models.backbone.check_can_synchronise", lambda _: None)
     torch.manual_seed(0)
     plain = Backbone("mc3_tiny")
-    saving = Backbone("mc3_tiny", batch_norm="sync", activation_checkpointing=True)
+    saving = Backbone("mc3_tiny", BackboneOptions(batch_norm="sync", activation_checkpointing=True))
     saving.load_state_dict(plain.state_dict())
     frames = clips(2)
     for backbone in (plain, saving):
@@ -179,7 +180,7 @@ def test_checkpointing_with_synchronised_batch_norm_gives_plain_gradients_and_co
 def test_a_cell_of_the_local_map_looks_at_pixels_around_its_stride_times_its_index(
     name: BackboneName, layer: LocalLayer, size: int
 ) -> None:
-    backbone = Backbone(name, local_layer=layer).eval()
+    backbone = Backbone(name, BackboneOptions(local_layer=layer)).eval()
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.abs_()  # nothing cancels and no ReLU is closed: every pixel in reach has a gradient
@@ -247,7 +248,7 @@ def test_our_name_of_the_kinetics_file_is_torchvisions() -> None:
 
 
 def test_frozen_batch_norm_is_frozen_in_a_model_that_was_just_built() -> None:
-    backbone = Backbone("mc3_tiny", batch_norm="frozen", frozen_stages=1)
+    backbone = Backbone("mc3_tiny", BackboneOptions(batch_norm="frozen", frozen_stages=1))
     before = {name: value.clone() for name, value in backbone.named_buffers()}
     backbone(torch.randint(0, 255, (2, 2, 16, 16, 3), dtype=torch.uint8))
     assert all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())

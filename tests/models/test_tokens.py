@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from starlab.models.star import StarConfig, StarTransformer
-from starlab.models.tokens import FOURIER_BANDS, JointTokens, fourier_code, present_keys, sincos_position
+from starlab.models.tokens import FOURIER_BANDS, JointTokenOptions, JointTokens, fourier_code, present_keys, sincos_position
 
 
 def tiny(**options: object) -> StarConfig:
@@ -133,9 +133,19 @@ def test_the_rgb_model_reads_no_joint() -> None:
 
 def joint_tokens(token_norm: bool) -> JointTokens:
     return JointTokens(
-        6, 8, num_joints=5, max_bodies=1, stride_px=4, sigma_cells=0.7, heatmap_norm="sum", position="index",
-        token_norm=token_norm, init_std=0.5,
-    )  # fmt: skip
+        6,
+        8,
+        JointTokenOptions(
+            num_joints=5,
+            max_bodies=1,
+            stride_px=4,
+            sigma_cells=0.7,
+            heatmap_norm="sum",
+            position="index",
+            token_norm=token_norm,
+            init_std=0.5,
+        ),
+    )
 
 
 def test_under_token_norm_an_invisible_joint_is_a_learned_token_and_adds_nothing_to_the_projections_gradient() -> None:
