@@ -32,7 +32,7 @@ _PROCESS_BYTES = 600_000_000
 _BESIDES_BYTES = 1_700_000_000
 """Memory of the driver, Ray's daemons and the decode tasks of a run on this machine, measured on two CPUs."""
 _OBJECT_STORE_BYTES = 500_000_000
-"""Of a cluster on this machine; see cluster.py's `connect`."""
+"""Object store of a local cluster (see `connect` in cluster/connect.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import time
 from starlab.platform.runs.background import Background
 
 
-def test_work_is_repeated_until_it_is_stopped_and_not_after() -> None:
+def test_work_is_repeated_until_stop_and_not_after_it() -> None:
     calls = threading.Semaphore(0)
     with Background("test", lambda: calls.release(), 0.001) as background:  # noqa: PLW0108
         for _ in range(5):
@@ -18,7 +18,7 @@ def test_work_is_repeated_until_it_is_stopped_and_not_after() -> None:
     assert not calls.acquire(blocking=False)
 
 
-def test_a_wait_that_the_work_returns_counts_for_its_next_call() -> None:
+def test_the_work_can_return_the_wait_before_its_next_call() -> None:
     called = threading.Event()
 
     def once() -> float:
@@ -32,7 +32,7 @@ def test_a_wait_that_the_work_returns_counts_for_its_next_call() -> None:
     assert background.stop(timeout_seconds=30)
 
 
-def test_stopping_gives_up_waiting_for_work_that_hangs_and_says_so() -> None:
+def test_stop_returns_false_after_its_timeout_if_the_work_hangs() -> None:
     hanging, began = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -46,5 +46,5 @@ def test_stopping_gives_up_waiting_for_work_that_hangs_and_says_so() -> None:
     assert background.stop(timeout_seconds=30)
 
 
-def test_one_that_was_never_started_can_be_stopped() -> None:
+def test_a_thread_that_was_never_started_can_be_stopped() -> None:
     assert Background("test", lambda: None, 1.0).stop()

@@ -40,7 +40,7 @@ def test_a_replayed_step_keeps_the_first_value_and_time_and_a_difference_is_coun
     assert len(list(read_points(tmp_path / "j"))) == 3
 
 
-def test_a_torn_last_line_is_no_point_and_goes_when_writing_goes_on(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_ignored_and_removed_by_the_next_writer(tmp_path: Path) -> None:
     path = tmp_path / "j"
     journal = Journal(path)
     journal.log(1, {"a": 1.0})
@@ -53,7 +53,7 @@ def test_a_torn_last_line_is_no_point_and_goes_when_writing_goes_on(tmp_path: Pa
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
-def test_a_reader_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_reader_continues_where_it_stopped(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.log(1, {"a": 1.0, "b": 2.0})
     (_, first_end), (_, second_end) = read_points_with_ends(tmp_path / "j")
@@ -63,7 +63,7 @@ def test_a_reader_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [(p.key, p.value) for p in read_points(tmp_path / "j", second_end)] == [("a", 3.0)]
 
 
-def test_no_journal_holds_no_points(tmp_path: Path) -> None:
+def test_a_missing_journal_has_no_points(tmp_path: Path) -> None:
     assert list(read_points(tmp_path / "none")) == []
 
 

@@ -1,4 +1,4 @@
-"""Line files: every complete line once, in order, whatever was cut off or damaged around it."""
+"""Tests that readers of line files get every complete line once, in order, despite truncated or damaged lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def values(path: Path, offset: int = 0) -> list[int]:
     return [line["n"] for line, _ in read_lines(path, offset)]
 
 
-def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
     assert values(tmp_path / "none.jsonl") == []
     assert list(LineFollower(tmp_path / "none.jsonl").new_lines()) == []
 
 
 @given(st.integers(0, 200))
-def test_wherever_a_file_is_cut_off_the_whole_lines_are_read_and_writing_goes_on_after_them(tmp_path_factory, cut: int) -> None:
+def test_after_truncation_at_any_byte_whole_lines_are_read_and_writing_continues_after_them(tmp_path_factory, cut: int) -> None:
     path = tmp_path_factory.mktemp("lines") / "file.jsonl"
     writer = LineWriter(path)
     writer.write({"n": number} for number in range(10))
@@ -38,7 +38,7 @@ def test_wherever_a_file_is_cut_off_the_whole_lines_are_read_and_writing_goes_on
     assert values(path) == [*range(whole), 99]
 
 
-def test_a_line_appended_after_a_torn_one_is_read_and_the_torn_one_is_lost(tmp_path: Path) -> None:
+def test_a_line_appended_after_a_truncated_one_is_read_and_the_truncated_one_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     append_line(path, {"n": 1})
     with path.open("ab") as file:
@@ -47,13 +47,13 @@ def test_a_line_appended_after_a_torn_one_is_read_and_the_torn_one_is_lost(tmp_p
     assert values(path) == [1, 3]
 
 
-def test_a_damaged_line_and_one_that_is_no_object_are_skipped(tmp_path: Path) -> None:
+def test_damaged_lines_and_lines_that_are_not_objects_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_bytes(b'{"n": 1}\n\0\0\0\0\n[1]\n7\n{"n": 2}\n')
     assert values(path) == [1, 2]
 
 
-def test_reading_goes_on_where_an_earlier_reader_ended(tmp_path: Path) -> None:
+def test_reading_continues_where_an_earlier_reader_ended(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     ends = []
     for number in range(4):
@@ -64,7 +64,7 @@ def test_reading_goes_on_where_an_earlier_reader_ended(tmp_path: Path) -> None:
     assert ends[-1] == path.stat().st_size
 
 
-def test_a_follower_reads_each_line_once_and_none_that_was_there_before(tmp_path: Path) -> None:
+def test_a_follower_reads_each_new_line_once_and_no_earlier_line(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     append_line(path, {"n": 0})
     follower = LineFollower(path)
