@@ -2,15 +2,23 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
+# uv needs half of pip's time. It does not read pip's configuration, so it is given pip's index and certificate; where that
+# is not enough, pip installs. The hashes of the lock are checked either way.
+AS_UV_SETTINGS := sort -r | sed -n -e 's/^[^=]*\.index-url=/export UV_DEFAULT_INDEX=/p' -e 's/^[^=]*\.cert=/export SSL_CERT_FILE=/p'
+
 .venv/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	@echo "Installing the locked packages into .venv (about 5 GB; one to five minutes) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PYTHON) -m venv .venv
+	@echo "Installing the packages of requirements.lock into .venv (7 GB): a minute with uv, two to five with pip ..."
+	@awk '/^[^ ]/ { keep = /^uv==/ } keep' requirements.lock > .venv/uv.lock
+	@{ $(PIP) install --quiet --require-hashes -r .venv/uv.lock && eval "$$($(PIP) config list | $(AS_UV_SETTINGS))" && \
+	   $(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock; } || \
+	 { echo "uv could not install them; pip does ..." && $(PIP) install --quiet --no-deps --require-hashes -r requirements.lock; }
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 setup: .venv/.installed ## Create .venv from requirements.lock and install starlab into it
@@ -24,11 +32,18 @@ check: setup ## Format, lint, types, import contract
 	$(BIN)/mypy
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
-test: setup ## All tests but the slowest
-	$(BIN)/python -m pytest
+# Two processes that share no file of tests, no Ray, no port and no folder.
+PARALLEL := -n 2 --dist loadfile
 
-test-all: setup ## All tests but those of many minutes: also faults and whole trainings that quicker tests cover
-	$(BIN)/python -m pytest -m "not slowest"
+test: setup ray-token ## All tests but the slowest, in two processes
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-all: setup ray-token ## All tests but those of many minutes: also faults and whole trainings that quicker tests cover
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow_fault and not slowest"
+	$(BIN)/python -m pytest -m "slow_fault and not slowest"
+
+ray-token: setup # Where Ray has no token for local clusters yet, two processes that start at once would make two
+	@$(BIN)/ray get-auth-token --generate > /dev/null
 
 test-faults: setup ## Every fault of docs/reliability.md (half an hour; measures go to runs/faults.json)
 	$(BIN)/python -m pytest tests/faults tests/platform/runs/test_checkpoint.py tests/platform/runs/test_checkpoint_writer.py \
@@ -47,12 +62,12 @@ bench-data: setup ## Measure stores and the stream against their limits (minutes
 wheel: setup ## Build dist/starlab-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
-lock: ## Resolve requirements.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+lock: setup ## Resolve requirements.lock for the ranges of pyproject.toml; pins that still fit stay
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --output-file requirements.lock
 
 format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all test-faults bench-data bench-model bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-data bench-model bench-train wheel lock format

@@ -151,19 +151,11 @@ def submit(
     insecure: Annotated[bool, typer.Option(help="Accept a remote cluster that asks for no token.")] = False,
 ) -> None:
     """Run a command as a job on a Ray cluster and follow its log: starlab submit -- train demo train.epochs=1"""
+    from starlab.platform.cluster.submit import JobRequest
     from starlab.platform.cluster.submit import submit as send
 
-    code = send(
-        command,
-        address=address,
-        runs=runs,
-        environment=env or [],
-        files=file or [],
-        submission_id=job,
-        follow=follow,
-        insecure=insecure,
-    )
-    raise typer.Exit(code)
+    request = JobRequest(arguments=command, runs=runs, environment=env or [], files=file or [], submission_id=job)
+    raise typer.Exit(send(request, address=address, follow=follow, insecure=insecure))
 
 
 @app.command()

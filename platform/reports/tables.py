@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from starlab.experiments.spec import flatten
+from starlab.experiments.overrides import flatten
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import DamagedRecordError
 

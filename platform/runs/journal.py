@@ -43,10 +43,18 @@ class Point:
 class Journal:
     """Appends points to a file, with one writer at a time (rank 0). Training waits for the disk only in `sync`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read: bool = True) -> None:
+        """Open a journal to append to it.
+
+        Args:
+            path: The file; created if it does not exist.
+            read: Whether any point of the journal may be logged again. False leaves that to `expect_replay`.
+        """
         self._path = path
-        self._known = {(point.key, point.step): point.value for point in read_points(path)}
+        self._known: dict[tuple[str, int], float] = {}
         self._lines = LineWriter(path)
+        if read:
+            self.expect_replay(0)
         self._syncing = Background("starlab-journal", self._try_to_sync, _SYNC_SECONDS).start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -67,6 +75,17 @@ class Journal:
             elif not key.startswith(SYSTEM) and stored != value and not (math.isnan(stored) and math.isnan(value)):
                 self._note_difference(key, step, stored, value)
         self._lines.write(lines)
+
+    def expect_replay(self, offset: int) -> None:
+        """Read the points from byte `offset` on, because the steps after it are done again.
+
+        `offset` is `num_bytes` as it was at the checkpoint that the training goes back to.
+        """
+        self._known |= {(point.key, point.step): point.value for point in read_points(self._path, offset)}
+
+    def forget_before(self, step: int) -> None:
+        """Free the memory of points before `step`, which no longer repeat once a checkpoint of `step` is complete."""
+        self._known = {known: value for known, value in self._known.items() if known[1] >= step}
 
     def sync(self) -> None:
         """Flush everything logged so far to the disk. Safe to call from any thread.

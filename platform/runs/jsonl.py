@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+_TAIL_BYTES = 1 << 16
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -41,6 +44,15 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], in
                 continue
             if isinstance(value, dict):
                 yield value, offset
+
+
+def read_last_line(path: Path) -> dict[str, Any] | None:
+    """Return the last complete line, without reading what comes long before it; None for a file without one."""
+    if not path.exists():
+        return None
+    tail = read_lines(path, max(0, path.stat().st_size - _TAIL_BYTES))  # its first line is cut off, and so skipped
+    newest = deque(tail, maxlen=1)
+    return newest[0][0] if newest else None
 
 
 class LineFollower:
@@ -122,8 +134,15 @@ def _line(value: Mapping[str, Any]) -> bytes:
 def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole != len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    with path.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:  # from the back: a journal of many epochs takes 100 MB
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end != size:
+            file.truncate(end)

@@ -92,6 +92,8 @@ class Result:
     val: dict[str, float]
     """Metrics of the selection part at `best_step`."""
     precision: str | None = None
+    epochs: int | None = _absent()
+    """Last epoch that was evaluated."""
     test: dict[str, float] | None = _absent()
     """Metrics of the test part; None if the run did not evaluate it."""
     test_clips: int | None = _absent()

@@ -18,7 +18,8 @@ import psutil
 
 from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.journal import NODE_FILES, SYSTEM_FILE, Journal, read_points
+from starlab.platform.runs.journal import NODE_FILES, SYSTEM_FILE, Journal
+from starlab.platform.runs.jsonl import read_last_line
 from starlab.platform.runs.metric_names import SYSTEM
 from starlab.platform.runs.process import this_machine
 
@@ -57,8 +58,9 @@ class SystemMetrics:
 
     def _log_sample(self) -> None:
         if self._journal is None:  # opened in the thread, because a long journal takes a while to read
-            self._sample = max((point.step for point in read_points(self._path)), default=-1) + 1
-            self._journal = Journal(self._path)
+            last = read_last_line(self._path)
+            self._sample = int(last["step"]) + 1 if last else 0
+            self._journal = Journal(self._path, read=False)
         with contextlib.suppress(OSError):  # a full disk: this sample is written with the next one
             metrics = machine_metrics() | gpu_metrics()
             self._journal.log(self._sample, {self._prefix + key.removeprefix(SYSTEM): value for key, value in metrics.items()})

@@ -22,7 +22,7 @@ class RunWriter:
     def __init__(self, task: TrainTask, rank: int) -> None:
         self._task, self._rank, self._folder = task, rank, task.folder
         self._lost = False
-        self._journal = journal.Journal(self._folder.path / journal.FILE) if rank == 0 else None
+        self._journal = journal.Journal(self._folder.path / journal.FILE, read=False) if rank == 0 else None
         self._journal_fails = False
         self._writer = (
             CheckpointWriter(task.folder.stored_checkpoints, self._check, self._journal.sync, self._alert)
@@ -54,6 +54,8 @@ class RunWriter:
             missing = newest.state["journal_bytes"] - (self._folder.path / journal.FILE).stat().st_size
             if missing > 0:
                 self.event("journal_failed", f"{missing} bytes of metrics from before this checkpoint are missing", newest.step)
+        if self._journal:
+            self._journal.expect_replay(newest.state["journal_bytes"] if newest else 0)
         return newest
 
     def points(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -89,6 +91,8 @@ class RunWriter:
         """Start writing a checkpoint. `wait` returns when it is complete or has failed."""
         if self._writer is None or self._journal is None or not self._own():
             return
+        if self._writer.written is not None:
+            self._journal.forget_before(self._writer.written)
         numbers = {**state.numbers(), "journal_bytes": self._journal.num_bytes, "spec": dict(spec)}
         keep = {int(state.best["step"])} if state.best else set()
         self._guarded(lambda writer: writer.save(state.step, state.tensors(), numbers, keep))

@@ -251,6 +251,7 @@ class _Worker:
             Result(
                 steps=state.step,
                 total_steps=self.steps.total_steps,
+                epochs=max((epoch for at, epoch in self.evaluate_at.items() if at <= state.step), default=0),
                 best_step=step,
                 selected_by=self.spec.data.select,
                 precision=self.precision,

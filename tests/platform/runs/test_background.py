@@ -3,6 +3,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from starlab.platform.runs.background import Background
 
 
@@ -44,6 +46,14 @@ def test_stop_returns_false_after_its_timeout_if_the_work_hangs() -> None:
     assert not background.stop(timeout_seconds=0.01)
     hanging.set()
     assert background.stop(timeout_seconds=30)
+
+
+@pytest.mark.parametrize("last_call", [True, False])
+def test_the_last_call_comes_after_the_stop_if_it_is_asked_for(last_call: bool) -> None:
+    calls: list[bool] = []
+    background = Background("test", lambda: calls.append(background.stopped), 3600.0, last_call=last_call).start()
+    background.stop()
+    assert calls == [True] * last_call
 
 
 def test_a_thread_that_was_never_started_can_be_stopped() -> None:
