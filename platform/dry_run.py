@@ -130,7 +130,7 @@ def _state(folder: RunFolder) -> str:
     if folder.result:
         return "is complete already"
     steps = checkpoint_steps(folder.stored_checkpoints)
-    return f"would go on at step {steps[-1]}" if steps else "would be new"
+    return f"would continue at step {steps[-1]}" if steps else "would be new"
 
 
 def _selection(spec: Spec, parts: Parts) -> tuple[int, ...]:

@@ -126,7 +126,7 @@ def evaluate_run(
     try:
         evaluate_on_workers(task, placement)
     except BaseException:
-        shutil.rmtree(task.target)  # a failed evaluation has not shown any result
+        shutil.rmtree(task.target)  # a failed evaluation is not a look at the data
         raise
     return _finish(task, part)
 

@@ -89,7 +89,7 @@ class Training:
 
 @pytest.fixture(scope="session")
 def add_to_table() -> Callable[[dict[str, dict[str, object]]], None]:
-    """Adds rows to runs/faults.json."""
+    """Return a function that adds rows to runs/faults.json."""
     return _add_to_table
 
 
@@ -194,7 +194,7 @@ def _curve(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def _add_to_table(rows: dict[str, dict[str, object]]) -> None:
-    """Under a lock: with `pytest -n`, two processes may write at once."""
+    """Add rows to runs/faults.json under a lock, because with `pytest -n` two processes may write at once."""
     target = Path("runs") / "faults.json"
     target.parent.mkdir(exist_ok=True)
     with target.open("a+") as file:

@@ -49,7 +49,7 @@ def test_stop_returns_false_after_its_timeout_if_the_work_hangs() -> None:
 
 
 @pytest.mark.parametrize("last_call", [True, False])
-def test_the_last_call_comes_after_the_stop_if_it_is_asked_for(last_call: bool) -> None:
+def test_work_is_called_once_more_after_stop_if_requested(last_call: bool) -> None:
     calls: list[bool] = []
     background = Background("test", lambda: calls.append(background.stopped), 3600.0, last_call=last_call).start()
     background.stop()

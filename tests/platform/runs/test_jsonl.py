@@ -103,7 +103,7 @@ def test_lines_that_a_full_disk_refuses_are_written_with_the_next_ones_in_order(
 
 
 @given(st.integers(0, 5), st.integers(0, 300_000))
-def test_a_long_torn_tail_is_cut_off_without_the_lines_before_it(tmp_path_factory, lines: int, tail: int) -> None:
+def test_a_long_truncated_line_is_removed_without_the_lines_before_it(tmp_path_factory, lines: int, tail: int) -> None:
     path = tmp_path_factory.mktemp("lines") / "file.jsonl"
     path.write_bytes(b"".join(b'{"n": %d}\n' % number for number in range(lines)) + b"x" * tail)
     LineWriter(path).close()
@@ -112,7 +112,7 @@ def test_a_long_torn_tail_is_cut_off_without_the_lines_before_it(tmp_path_factor
 
 
 @pytest.mark.parametrize("lines", [0, 1, 5000])
-def test_the_last_line_is_the_last_complete_one(tmp_path: Path, lines: int) -> None:
+def test_read_last_line_returns_the_last_complete_line(tmp_path: Path, lines: int) -> None:
     path = tmp_path / "file.jsonl"
     assert read_last_line(path) is None
     path.write_bytes(b"".join(b'{"n": %d, "padding": "................"}\n' % number for number in range(lines)) + b'{"n": 9')
