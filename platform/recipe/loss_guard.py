@@ -29,7 +29,7 @@ class LossGuard:
 
     config: TrainConfig
     streak: list[int] = field(default_factory=list)
-    """The current run of consecutive bad steps. Stored in checkpoints."""
+    """The consecutive bad steps up to now. Stored in checkpoints."""
     left_out: set[int] = field(default_factory=set)
     """Steps that were bad before a roll-back. The replay skips them, because the same data would be bad again."""
     rollbacks: int = 0

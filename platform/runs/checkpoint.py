@@ -118,7 +118,7 @@ def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
             storage.put(f"{name}/{_SET_ASIDE}", _read(storage, f"{name}/{_MANIFEST}"))
             storage.delete(f"{name}/{_MANIFEST}")
         except OSError as error:
-            complaints.append(f"passed over, it cannot be read just now: {storage}/{name}: {error}")
+            complaints.append(f"skipped, it cannot be read just now: {storage}/{name}: {error}")
             unread = error
     if unread is not None:
         raise unread

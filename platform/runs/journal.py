@@ -47,8 +47,8 @@ class Journal:
         """Open a journal to append to it.
 
         Args:
-            path: The file; created if it does not exist.
-            read: Whether any point of the journal may be logged again. False leaves that to `expect_replay`.
+            path: File of the journal. It is created if it does not exist.
+            read: Whether to read all points, because any of them may be logged again. With False, call `expect_replay`.
         """
         self._path = path
         self._known: dict[tuple[str, int], float] = {}
@@ -77,9 +77,10 @@ class Journal:
         self._lines.write(lines)
 
     def expect_replay(self, offset: int) -> None:
-        """Read the points from byte `offset` on, because the steps after it are done again.
+        """Read the points from byte `offset` on, because their steps may be done again.
 
-        `offset` is `num_bytes` as it was at the checkpoint that the training goes back to.
+        Args:
+            offset: The value of `num_bytes` at the checkpoint from which the training continues.
         """
         self._known |= {(point.key, point.step): point.value for point in read_points(self._path, offset)}
 

@@ -47,10 +47,10 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], in
 
 
 def read_last_line(path: Path) -> dict[str, Any] | None:
-    """Return the last complete line, without reading what comes long before it; None for a file without one."""
+    """Return the last complete line, or None if there is none. Only the end of the file is read."""
     if not path.exists():
         return None
-    tail = read_lines(path, max(0, path.stat().st_size - _TAIL_BYTES))  # its first line is cut off, and so skipped
+    tail = read_lines(path, max(0, path.stat().st_size - _TAIL_BYTES))  # a truncated first line is skipped
     newest = deque(tail, maxlen=1)
     return newest[0][0] if newest else None
 
@@ -136,7 +136,7 @@ def _cut_torn_line(path: Path) -> None:
         return
     with path.open("r+b") as file:
         size = end = file.seek(0, os.SEEK_END)
-        while end:  # from the back: a journal of many epochs takes 100 MB
+        while end:  # backwards, because a journal of many epochs takes 100 MB
             start = max(0, end - _TAIL_BYTES)
             file.seek(start)
             newline = file.read(end - start).rfind(b"\n")

@@ -22,7 +22,7 @@ from starlab.platform.runs.provenance import provenance
 from starlab.platform.runs.records import DamagedRecordError, LeaseState, ProcessId, RunInfo, Status, plain
 
 _BEFORE_OUTCOME = ("preempted.json", "stopped.json")
-"""What earlier versions wrote instead of `outcome.json`; stale once the run goes on."""
+"""Files that earlier versions wrote instead of `outcome.json`. They are outdated once the run continues."""
 _CLOCKS_DIFFER_SECONDS = 600.0
 """An upper bound for the difference between the clocks of two machines."""
 

@@ -147,7 +147,7 @@ def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
         else:
             say(f"{folder.path.name}: {sender.sent} points sent to {where}, which now has all {total}")
     if failed:
-        raise StarlabError("not everything was sent; the same command goes on from there.\n" + "\n".join(failed))
+        raise StarlabError("not everything was sent; run the same command again to send the rest.\n" + "\n".join(failed))
 
 
 def stored_uri(folder: RunFolder) -> str:
@@ -217,7 +217,7 @@ def _alone(folder: RunFolder) -> Iterator[None]:
         try:
             stack.enter_context(file_lock(folder.path / ".mlflow.lock", wait=False))
         except BlockingIOError:
-            raise SendingElsewhereError(f"another process sends the points of {folder.path.name} just now") from None
+            raise SendingElsewhereError(f"another process sends the points of {folder.path.name} at the moment") from None
         yield
 
 
