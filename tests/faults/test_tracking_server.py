@@ -6,7 +6,6 @@ Each time: training is not held up, and once the server is well MLflow holds eve
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import socket
