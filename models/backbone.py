@@ -27,6 +27,9 @@ CHANNELS: dict[BackboneName, dict[str, int]] = {
     "mc3_18": {"stem": 64, "layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512},
     "mc3_tiny": {"stem": 8, "layer1": 8, "layer2": 16, "layer3": 32, "layer4": 64},
 }
+LOCAL_STRIDE_PX: dict[LocalLayer, int] = {"layer2": 4, "layer3": 8}
+"""Pixels between neighbouring cells of a local map, in both trunks. Every convolution on the way has an odd kernel k and
+padding (k - 1) / 2, so cell i is centred on pixel stride · i exactly, whatever the size of the frame."""
 KINETICS_FILE = "mc3_18-a90a0ba3.pth"
 KINETICS_URL = f"https://download.pytorch.org/models/{KINETICS_FILE}"
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)  # RGB in [0, 1], as torchvision's Kinetics-400 weights expect
@@ -213,8 +216,9 @@ def once(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContext
 def statistics_untouched(stage: nn.Module) -> Iterator[None]:
     """Normalise by the batch without updating the running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(stage) if norm.training]
-    for norm, _, _ in before:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, _, count in before:
+        # A temporary counter rather than None: synchronised batch-norm requires one.
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else torch.zeros_like(count)
     try:
         yield
     finally:

@@ -9,13 +9,17 @@ Letters: B clips, T frames, H W pixels, M bodies, N joints per body, S tokens pe
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from starlab.models.attention import xavier_linear
-from starlab.models.backbone import CHANNELS, Backbone, load_kinetics400
+from starlab.models.backbone import CHANNELS, LOCAL_STRIDE_PX, Backbone, load_kinetics400
 from starlab.models.config import StarConfig
+from starlab.models.initialisation import initialise
 from starlab.models.inputs import check_inputs
 from starlab.models.layers import StarLayer
 from starlab.models.state import load_state
@@ -41,6 +45,7 @@ class StarTransformer(nn.Module):
         drop_paths = [config.drop_path * index / max(1, sum(depths) - 1) for index in range(sum(depths))]
         self.encoder = nn.ModuleList(build_layer(config, config.encoder, p) for p in drop_paths[: depths[0]])
         self.decoder = nn.ModuleList(build_layer(config, config.decoder, p) for p in drop_paths[depths[0] :])
+        initialise([*self.encoder, *self.decoder], config.init)
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.head = nn.Sequential(
             nn.LayerNorm(config.dim),
@@ -59,19 +64,21 @@ class StarTransformer(nn.Module):
                 clip, and then its tokens are masked as keys (where `max_bodies` > 1).
 
         Returns:
-            (B, num_classes), float32, or the autocast dtype under autocast.
+            (B, num_classes), float32, under autocast too.
 
         Raises:
             TypeError, ValueError: a tensor has another dtype, layout or size; joints are NaN (checked on the CPU only,
                 where it costs no synchronisation; elsewhere such a joint counts as invisible).
         """
-        return self.head(self.embed(frames, joints))  # type: ignore[no-any-return]
+        embedding = self.embed(frames, joints)
+        with full_precision(embedding.device):
+            return self.head(embedding.to(self.tokens.cls_total.dtype))  # type: ignore[no-any-return]
 
     def embed(self, frames: Tensor, joints: Tensor) -> Tensor:
         """The mean of the class tokens of all frames, (B, D): the multi-feature representation of Fig. 1."""
         check_inputs(self.config, frames, joints)
         local, grid = (None, None) if self.backbone is None else self.backbone(frames)
-        z = self.tokens(local, grid, joints)
+        z = self.tokens(local, grid, joints, (frames.shape[2], frames.shape[3]))
         x = z.tokens
         for layer in (*self.encoder, *self.decoder):
             if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
@@ -80,6 +87,12 @@ class StarTransformer(nn.Module):
                 x = layer(x, z.key_mask)
         class_tokens = torch.stack([x[:, :, row] for row in z.class_rows], dim=2)
         return self.norm(class_tokens).mean((1, 2))  # type: ignore[no-any-return]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A block without autocast. The head costs nothing, and half precision would round logits to two or three digits."""
+    available = torch.amp.is_autocast_available(device.type)  # the meta device has none
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def build_backbone(config: StarConfig) -> Backbone:
@@ -108,6 +121,7 @@ def build_tokenizer(config: StarConfig) -> Tokenizer:
         config.dim,
         num_joints=config.num_joints,
         max_bodies=config.max_bodies,
+        stride_px=LOCAL_STRIDE_PX[config.local_layer],
         sigma_cells=config.sigma_cells,
         heatmap_norm=config.heatmap_norm,
         position=config.joint_position,

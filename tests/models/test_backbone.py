@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import mc3_18
 
-from starlab.models.backbone import KINETICS_FILE, STAGES, Backbone, BackboneName, batch_norms, load_kinetics400
+from starlab.models.backbone import (
+    KINETICS_FILE,
+    LOCAL_STRIDE_PX,
+    STAGES,
+    Backbone,
+    BackboneName,
+    LocalLayer,
+    batch_norms,
+    load_kinetics400,
+)
 
 
 def clips(count: int = 1, size: int = 32, frames: int = 4) -> Tensor:
@@ -143,6 +152,49 @@ def test_checkpointing_changes_neither_gradients_nor_running_statistics(name: st
         assert a.grad is not None
         assert b.grad is not None
         torch.testing.assert_close(a.grad, b.grad, msg=key)
+
+
+def test_checkpointing_with_synchronised_batch_norm_gives_plain_gradients_and_counts_a_batch_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Without a process group, SyncBatchNorm computes plain batch-norm, on a CPU too.
+    monkeypatch.setattr("starlab.models.backbone.check_can_synchronise", lambda _: None)
+    torch.manual_seed(0)
+    plain = Backbone("mc3_tiny")
+    saving = Backbone("mc3_tiny", batch_norm="sync", activation_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    frames = clips(2)
+    for backbone in (plain, saving):
+        sum(output.square().mean() for output in backbone(frames)).backward()
+    for (key, a), b in zip(plain.state_dict().items(), saving.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=key)
+    assert all(norm.num_batches_tracked == 1 and norm.momentum == 0.1 for norm in batch_norms(saving))
+    for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=key)
+
+
+@pytest.mark.parametrize("size", [200, 202])
+@pytest.mark.parametrize("layer", ["layer2", "layer3"])
+@pytest.mark.parametrize("name", ["mc3_18", "mc3_tiny"])
+def test_a_cell_of_the_local_map_looks_at_pixels_around_its_stride_times_its_index(
+    name: BackboneName, layer: LocalLayer, size: int
+) -> None:
+    backbone = Backbone(name, local_layer=layer).eval()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.abs_()  # nothing cancels and no ReLU is closed: every pixel in reach has a gradient
+    pixels = torch.rand(1, 3, 1, size, size, requires_grad=True)
+    x = pixels
+    for stage in STAGES[: STAGES.index(layer) + 1]:
+        x = backbone.get_submodule(stage)(x)
+    row, column = x.shape[-2] // 2, x.shape[-1] // 2 - 1
+    (gradient,) = torch.autograd.grad(x[0, :, 0, row, column].sum(), pixels)
+    rows, columns = (gradient.abs().amax((0, 1, 2))).nonzero().unbind(1)
+    stride = LOCAL_STRIDE_PX[layer]
+    assert rows.min() > 0
+    assert columns.max() < size - 1
+    assert (rows.min() + rows.max()) / 2 == stride * row
+    assert (columns.min() + columns.max()) / 2 == stride * column
 
 
 def weights_file(folder: Path, name: str | None = None) -> tuple[Path, dict[str, Tensor]]:
