@@ -33,7 +33,7 @@ check: setup ## Format, lint, types, import contract
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
 # Two processes that share no file of tests, no Ray, no port and no folder.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup ray-token ## All tests but the slowest, in two processes
 	$(BIN)/python -m pytest $(PARALLEL)
