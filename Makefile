@@ -7,8 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# uv needs half of pip's time. It does not read pip's configuration, so it is given pip's index and certificate; where that
-# is not enough, pip installs. The hashes of the lock are checked either way.
+# With empty caches on two cores uv took 49 and 50 s, pip 104 and 131 s; both compile and check the hashes of the lock.
+# uv does not read pip's configuration, so it is given pip's index and certificate. Where that is not enough, pip installs.
 AS_UV_SETTINGS := sort -r | sed -n -e 's/^[^=]*\.index-url=/export UV_DEFAULT_INDEX=/p' -e 's/^[^=]*\.cert=/export SSL_CERT_FILE=/p'
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -33,7 +33,7 @@ check: setup ## Format, lint, types, import contract
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
 # Two processes that share no file of tests, no Ray, no port and no folder.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup ray-token ## All tests but the slowest, in two processes
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -37,6 +37,13 @@ SMALL_NTU = SyntheticNtuConfig(train_performers=2, test_performers=1, cameras=2,
 """36 clips of 160×90 and one without a body."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that use Ray first: `pytest -n` hands out whole files, and a long one at the end would run alone."""
+    starts_ray = {"local_ray", "ray_head"}
+    long = {item.path for item in items if starts_ray & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def share_of_the_cores() -> None:
     """Divides the cores between the processes of `pytest -n`.
