@@ -56,6 +56,9 @@ bench-train: setup ## Measure what a training costs besides its arithmetic (minu
 bench-model: setup ## Measure the model's parts against their limits (minutes; wants a quiet machine)
 	$(BIN)/python tests/benchmarks/bench_model.py
 
+bench-gpu: setup ## Measure correctness, speed and every improvement on one GPU (at most 9 minutes)
+	$(BIN)/python tests/benchmarks/bench_gpu.py
+
 bench-data: setup ## Measure stores and the stream against their limits (minutes; wants a quiet machine)
 	$(BIN)/python tests/benchmarks/bench_data.py
 
@@ -70,4 +73,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all ray-token test-faults bench-data bench-model bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-data bench-gpu bench-model bench-train wheel lock format
