@@ -32,11 +32,18 @@ check: setup ## Format, lint, types, import contract
 	$(BIN)/mypy
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
-test: setup ## All tests but the slowest
-	$(BIN)/python -m pytest
+# Two processes that share no file of tests, no Ray, no port and no folder.
+PARALLEL := -n 2 --dist loadfile
 
-test-all: setup ## All tests but those of many minutes: also faults and whole trainings that quicker tests cover
-	$(BIN)/python -m pytest -m "not slowest"
+test: setup ray-token ## All tests but the slowest, in two processes
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-all: setup ray-token ## All tests but those of many minutes: also faults and whole trainings that quicker tests cover
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow_fault and not slowest"
+	$(BIN)/python -m pytest -m "slow_fault and not slowest"
+
+ray-token: setup # Where Ray has no token for local clusters yet, two processes that start at once would make two
+	@$(BIN)/ray get-auth-token --generate > /dev/null
 
 test-faults: setup ## Every fault of docs/reliability.md (half an hour; measures go to runs/faults.json)
 	$(BIN)/python -m pytest tests/faults tests/platform/runs/test_checkpoint.py tests/platform/runs/test_checkpoint_writer.py \
@@ -63,4 +70,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all test-faults bench-data bench-model bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-data bench-model bench-train wheel lock format

@@ -56,4 +56,6 @@ def trial_folder(search: RunFolder, spec: SearchSpec, values: Mapping[str, Any],
 
 def epochs_reached(run: RunFolder) -> int:
     """The last epoch that a run evaluated; 0 before its first."""
+    if (result := run.result) and result.epochs is not None:
+        return result.epochs
     return int(max((point.value for point in read_points(run.path / FILE) if point.key == EPOCH), default=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -82,12 +83,14 @@ class Training:
 
     def note(self, row: str, fault: str, recovery_seconds: float | None, steps_done_again: int) -> None:
         """A line of runs/faults.json."""
-        target = Path("runs") / "faults.json"
-        target.parent.mkdir(exist_ok=True)
-        table = json.loads(target.read_text()) if target.exists() else {}
         seconds = None if recovery_seconds is None else round(recovery_seconds, 1)
-        table[row] = {"fault": fault, "recovery_seconds": seconds, "steps_done_again": steps_done_again}
-        target.write_text(json.dumps(dict(sorted(table.items())), indent=1))
+        _add_to_table({row: {"fault": fault, "recovery_seconds": seconds, "steps_done_again": steps_done_again}})
+
+
+@pytest.fixture(scope="session")
+def add_to_table() -> Callable[[dict[str, dict[str, object]]], None]:
+    """Adds rows to runs/faults.json."""
+    return _add_to_table
 
 
 @pytest.fixture(scope="session")
@@ -188,3 +191,15 @@ def _last(result: RunResult) -> Checkpoint:
 
 def _curve(folder: Path) -> list[tuple[str, int, float]]:
     return sorted((p.key, p.step, p.value) for p in read_points(folder / "journal.jsonl") if not p.key.startswith(SYSTEM))
+
+
+def _add_to_table(rows: dict[str, dict[str, object]]) -> None:
+    """Under a lock: with `pytest -n`, two processes may write at once."""
+    target = Path("runs") / "faults.json"
+    target.parent.mkdir(exist_ok=True)
+    with target.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        table = json.loads(file.read() or "{}") | rows
+        file.truncate(0)
+        file.write(json.dumps(dict(sorted(table.items())), indent=1))

@@ -2,7 +2,7 @@ import json
 import math
 from pathlib import Path
 
-from starlab.platform.runs.journal import Journal, Point, count_differences, read_points, read_points_with_ends
+from starlab.platform.runs.journal import FILE, Journal, Point, count_differences, read_points, read_points_with_ends
 
 
 def test_points_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -73,3 +73,33 @@ def test_a_point_has_its_time_in_milliseconds(tmp_path: Path) -> None:
     (point,) = read_points(tmp_path / "j")
     assert isinstance(point, Point)
     assert 1_700_000_000_000 < point.time_ms < 10_000_000_000_000
+
+
+def test_a_journal_that_goes_on_reads_only_what_lies_after_its_checkpoint_and_keeps_each_point_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / FILE)
+    for step in range(1, 11):
+        journal.log(step, {"train/loss": float(step)})
+        if step == 6:
+            offset = journal.num_bytes  # the checkpoint
+    journal.close()
+    again = Journal(tmp_path / FILE, read=False)
+    again.expect_replay(offset)
+    assert {step for _, step in again._known} == {7, 8, 9, 10}
+    for step in range(7, 13):  # the steps after the checkpoint once more, two of them another way
+        again.log(step, {"train/loss": float(step) + (step in (8, 9))})
+    again.close()
+    points = [(point.step, point.value) for point in read_points(tmp_path / FILE)]
+    assert points == [(step, float(step)) for step in range(1, 13)]
+    assert count_differences(tmp_path / FILE) == 2
+
+
+def test_points_before_a_complete_checkpoint_leave_the_memory_and_stay_in_the_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / FILE)
+    for step in range(1, 11):
+        journal.log(step, {"train/loss": 1.0})
+    journal.forget_before(8)
+    assert {step for _, step in journal._known} == {8, 9, 10}
+    journal.expect_replay(0)  # back to before it, because that checkpoint is damaged
+    journal.log(3, {"train/loss": 1.0})
+    journal.close()
+    assert [point.step for point in read_points(tmp_path / FILE)] == list(range(1, 11))

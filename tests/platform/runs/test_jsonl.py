@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starlab.platform.runs.jsonl import LineFollower, LineWriter, append_line, read_lines
+from starlab.platform.runs.jsonl import LineFollower, LineWriter, append_line, read_last_line, read_lines
 
 
 def values(path: Path, offset: int = 0) -> list[int]:
@@ -100,3 +100,21 @@ def test_lines_that_a_full_disk_refuses_are_written_with_the_next_ones_in_order(
     writer.write([{"n": 2}])
     writer.close()
     assert values(path) == [1, 2]
+
+
+@given(st.integers(0, 5), st.integers(0, 300_000))
+def test_a_long_torn_tail_is_cut_off_without_the_lines_before_it(tmp_path_factory, lines: int, tail: int) -> None:
+    path = tmp_path_factory.mktemp("lines") / "file.jsonl"
+    path.write_bytes(b"".join(b'{"n": %d}\n' % number for number in range(lines)) + b"x" * tail)
+    LineWriter(path).close()
+    assert values(path) == list(range(lines))
+    assert path.read_bytes() == b"".join(b'{"n": %d}\n' % number for number in range(lines))
+
+
+@pytest.mark.parametrize("lines", [0, 1, 5000])
+def test_the_last_line_is_the_last_complete_one(tmp_path: Path, lines: int) -> None:
+    path = tmp_path / "file.jsonl"
+    assert read_last_line(path) is None
+    path.write_bytes(b"".join(b'{"n": %d, "padding": "................"}\n' % number for number in range(lines)) + b'{"n": 9')
+    last = read_last_line(path)
+    assert (last["n"] if last else None) == (lines - 1 if lines else None)
