@@ -145,5 +145,5 @@ def accuracy_after_training(init: Init, seed: int, steps: int) -> float:
 
 
 def test_three_and_three_post_norm_layers_learn_by_sgd_with_momentum_from_nothing() -> None:
-    # 1.0 with seeds 0, 1 and 2; "xavier" 0.26, 1.0 and 0.91, where 0.25 is chance
-    assert accuracy_after_training("depth_scaled", seed=0, steps=120) > 0.95
+    # At least 0.99 with seeds 0, 1 and 2. "xavier" stays at chance with seed 0: 0.25 after 60 steps, 0.26 after 120.
+    assert accuracy_after_training("depth_scaled", seed=0, steps=80) > 0.95
