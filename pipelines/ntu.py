@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NtuName, Protocol, names_in, parse_name
 from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton, read_num_frames
+from starlab.pipelines.retry import MISSING, read_file, read_patiently
 from starlab.pipelines.skeletons import NTU, Skeleton
 from starlab.pipelines.video import decode_video
 
@@ -68,8 +69,10 @@ class NtuSource:
         if not self.root.is_dir():
             raise DataError(f"no folder at {self.root}: {EXPECTED_LAYOUT}")
         label_of = {int(name[1:4]): label for label, name in enumerate(classes)}
-        videos = _folders_below(self.root, VIDEO_ENDING)
-        skeletons = _folders_below(self.root, SKELETON_ENDING)
+        videos, skeletons = (
+            read_patiently(lambda ending=ending: _folders_below(self.root, ending), self.root)  # type: ignore[misc]
+            for ending in (VIDEO_ENDING, SKELETON_ENDING)
+        )
         listed = _listed_as_missing(self.root, missing_skeletons)
 
         wanted, skipped = self._sort_out(videos, skeletons, label_of, setups, listed)
@@ -116,6 +119,7 @@ class NtuSource:
         Raises:
             UnreadableClipError: the video or the skeleton is missing, damaged or of another length than when it was
                 indexed, or no person is seen in the whole clip; the message names the file.
+            StorageError: the storage failed; nothing is known about the clip.
         """
         joints, _ = self._joints(row)
         frames = dict(self._frames(row, max(SHORT_SIDE_PX, min_side_px), set(frame_indices)))
@@ -178,8 +182,8 @@ class NtuSource:
     def _joints(self, row: ClipRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         path = self.paths(row)[1]
         try:
-            skeleton = parse_skeleton(path.read_bytes())
-        except (OSError, ValueError) as error:
+            skeleton = parse_skeleton(read_file(path))
+        except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
         if skeleton.num_frames != row.num_frames:
             raise UnreadableClipError(f"{path}: {skeleton.num_frames} frames, {row.num_frames} when it was indexed")
@@ -192,14 +196,14 @@ class NtuSource:
         path = self.paths(row)[0]
         try:
             yield from decode_video(path, row.num_frames, short_side_px, only)
-        except (OSError, ValueError) as error:
+        except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
 
 
 def _folders_below(root: Path, ending: str) -> dict[str, str]:
     """Clip name → folder, relative to the root, of every file with that ending."""
     found: dict[str, str] = {}
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse_unless_missing, followlinks=True):
         relative = os.path.relpath(folder, root)
         if relative.count(os.sep) + 1 >= MAX_FOLDER_DEPTH:
             folders.clear()
@@ -212,19 +216,30 @@ def _folders_below(root: Path, ending: str) -> dict[str, str]:
     return found
 
 
+def _refuse_unless_missing(error: OSError) -> None:
+    if not isinstance(error, MISSING):
+        raise error
+
+
 def _look(video: str, skeleton: str) -> tuple[int, str]:
     """The number of frames and the sizes of both files; or 0 and why the clip cannot be used."""
     try:
-        video_bytes = os.stat(video).st_size  # noqa: PTH116 (once per clip of 114,480)
+        video_bytes = read_patiently(lambda: os.stat(video), video).st_size  # noqa: PTH116 (once per clip of 114,480)
         if video_bytes == 0:
             return 0, f"{video}: empty"
-    except OSError as error:
+    except MISSING as error:
         return 0, f"{video}: {error}"
     try:
-        with open(skeleton, "rb") as file:  # noqa: PTH123
-            return read_num_frames(file.read(64)), f"{video_bytes} {os.fstat(file.fileno()).st_size}"
-    except (OSError, ValueError) as error:
+        head, skeleton_bytes = read_patiently(lambda: _head(skeleton), skeleton)
+        return read_num_frames(head), f"{video_bytes} {skeleton_bytes}"
+    except (*MISSING, ValueError) as error:
         return 0, f"{skeleton}: {error}"
+
+
+def _head(path: str) -> tuple[bytes, int]:
+    """The first bytes of a file, and its size."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read(64), os.fstat(file.fileno()).st_size
 
 
 def _listed_as_missing(root: Path, given: Path | None) -> dict[str, str]:

@@ -38,6 +38,7 @@ from starlab.pipelines.clip import (
 from starlab.pipelines.datasets import find_skeleton
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.ntu_names import Protocol, parse_name
+from starlab.pipelines.retry import MISSING, read_patiently
 from starlab.pipelines.shards import Joints, StoredClip, describe_clip, read_index, shard_name
 from starlab.pipelines.storage import Folder
 
@@ -146,7 +147,7 @@ class StoreSource:
         """The clip's JPEGs (not copied), its joints, and its joints in metres if `columns` names them and they exist."""
         stored = self._place[row.clip_id]
         try:
-            group = self._reader(stored.shard).read_row_group(stored.row, columns=list(columns), use_threads=False)
+            group = read_patiently(lambda: self._row_group(stored, columns), self._where(stored))
             jpegs = group.column("frames").chunk(0)[0].values
             shape = (row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
             joints = group.column("joints").chunk(0)[0].values.to_numpy().reshape(shape)
@@ -154,8 +155,28 @@ class StoreSource:
             if len(jpegs) != row.num_frames:
                 raise ValueError(f"{len(jpegs)} frames, the index says {row.num_frames}")
             return jpegs, joints, None if metres is None else metres.to_numpy().reshape(shape)
-        except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+        except (*MISSING, pa.ArrowException, ValueError, IndexError) as error:
             raise UnreadableClipError(f"{self._where(stored)}: {error}") from error
+
+    def _row_group(self, stored: StoredClip, columns: tuple[str, ...]) -> pa.Table:
+        """One row group of a shard.
+
+        Raises:
+            ValueError: the shard is damaged.
+            OSError: it is missing, or the storage failed.
+        """
+        try:
+            return self._reader(stored.shard).read_row_group(stored.row, columns=list(columns), use_threads=False)
+        except OSError as error:
+            self._readers().pop(stored.shard, None)
+            # pyarrow raises OSError for damaged content as well; only the hash tells the two apart.
+            if not isinstance(error, MISSING) and self._is_damaged(stored.shard):
+                raise ValueError(str(error)) from error
+            raise
+
+    def _is_damaged(self, shard: int) -> bool:
+        expected: str = self.manifest["shards"][shard]["sha256"]
+        return self.folder.sha256(shard_name(shard) + ".parquet") != expected
 
     def _decode(self, row: ClipRow, jpegs: pa.Array, index: int, min_side_px: int) -> NDArray[np.uint8]:
         try:
@@ -165,20 +186,25 @@ class StoreSource:
 
     def _reader(self, shard: int) -> pq.ParquetFile:
         """This thread's reader of a shard; the last few stay open, with their footers."""
-        if not hasattr(self._threads, "readers"):
-            self._threads.readers = OrderedDict()
-        readers: OrderedDict[int, pq.ParquetFile] = self._threads.readers
+        readers = self._readers()
         reader = readers.pop(shard, None)
         if reader is None:
             name = shard_name(shard) + ".parquet"
             size, expected = self.folder.size(name), self.manifest["shards"][shard]["num_bytes"]
             if size != expected:
-                raise OSError(f"the shard has {size} bytes, the manifest says {expected}")
+                raise ValueError(f"the shard has {size} bytes, the manifest says {expected}")
             reader = pq.ParquetFile(self.folder.files.open_input_file(name), pre_buffer=not self.folder.is_local)
             if len(readers) >= _OPEN_SHARDS:
                 readers.popitem(last=False)[1].close(force=True)
         readers[shard] = reader
         return reader
+
+    def _readers(self) -> OrderedDict[int, pq.ParquetFile]:
+        """This thread's open readers by shard, the last one used at the end."""
+        if not hasattr(self._threads, "readers"):
+            self._threads.readers = OrderedDict()
+        readers: OrderedDict[int, pq.ParquetFile] = self._threads.readers
+        return readers
 
     def _where(self, stored: StoredClip) -> str:
         return f"{self.folder.uri}/{shard_name(stored.shard)}.parquet, row group {stored.row}"
