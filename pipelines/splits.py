@@ -34,6 +34,7 @@ def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+    rows = tuple(rows)  # a store makes a row whenever one is used
     test = tuple(index for index, row in enumerate(rows) if row.split == "test")
     train = [index for index, row in enumerate(rows) if row.split == "train"]
     if validation_fraction == 0 or not train:
@@ -74,6 +75,8 @@ def limit_parts(parts: Parts, rows: Sequence[ClipRow], limit: int | None, seed: 
     """Keep at most `limit` clips of each class in each part, the first in the order of a hash of (seed, name)."""
     if limit is None:
         return parts
+
+    rows = tuple(rows)
 
     def few(indices: tuple[int, ...]) -> tuple[int, ...]:
         kept: defaultdict[int, list[int]] = defaultdict(list)
