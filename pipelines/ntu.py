@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class NtuSource:
         classes: tuple[str, ...] = NTU60_CLASSES,
         setups: range = NTU60_SETUPS,
         missing_skeletons: Path | None = None,
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
         """List the folder, and read each skeleton file's first line: it is the clip's length (no video is opened).
 
@@ -57,6 +58,8 @@ class NtuSource:
             setups: Setup numbers of the data set; files of other setups are ignored, so one NTU RGB+D 120 folder serves both.
             missing_skeletons: A list of clips to leave out; None takes the authors' lists (`MISSING_LISTS`) at the root.
                 Without any list, such a clip is found when it is read.
+            lengths: Frames of each clip by name, for joints from elsewhere: a clip then needs no skeleton file, and `read`
+                returns joints of confidence 0.
 
         Raises:
             DataError: the folder is not there, holds a clip twice or no usable clip; the list names no clip. A single
@@ -74,13 +77,16 @@ class NtuSource:
             for ending in (VIDEO_ENDING, SKELETON_ENDING)
         )
         listed = _listed_as_missing(self.root, missing_skeletons)
+        self._reads_joints = lengths is None
+        without = {} if lengths is None else {clip_id: lengths[clip_id] for clip_id in lengths if clip_id not in skeletons}
 
-        wanted, skipped = self._sort_out(videos, skeletons, label_of, setups, listed)
+        wanted, skipped = self._sort_out(videos, {*skeletons, *without}, label_of, setups, listed)
 
         def look(clip_id: str) -> tuple[int, str]:
-            return _look(
-                self._path(videos[clip_id], clip_id, VIDEO_ENDING), self._path(skeletons[clip_id], clip_id, SKELETON_ENDING)
-            )
+            video = self._path(videos[clip_id], clip_id, VIDEO_ENDING)
+            if clip_id in without:
+                return _look(video, without[clip_id])
+            return _look(video, self._path(skeletons[clip_id], clip_id, SKELETON_ENDING))
 
         with ThreadPoolExecutor(INDEX_THREADS) as pool:
             looked = dict(zip(wanted, pool.map(look, wanted), strict=True))
@@ -108,7 +114,7 @@ class NtuSource:
         # A name per folder, not a path per file: this is pickled for every task.
         self._folders = tuple(sorted({*videos.values(), *skeletons.values()}))
         number = {folder: place for place, folder in enumerate(self._folders)}
-        places = [[number[videos[row.clip_id]], number[skeletons[row.clip_id]]] for row in self.clips]
+        places = [[number[videos[row.clip_id]], number[skeletons.get(row.clip_id, videos[row.clip_id])]] for row in self.clips]
         self._places = np.array(places, np.uint16)
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
@@ -150,7 +156,7 @@ class NtuSource:
     def _sort_out(
         self,
         videos: dict[str, str],
-        skeletons: dict[str, str],
+        skeletons: set[str],
         label_of: dict[int, int],
         setups: range,
         listed: dict[str, str],
@@ -158,7 +164,7 @@ class NtuSource:
         """The names of the clips that have both files, sorted, and why each of the others is left out."""
         wanted: dict[str, NtuName] = {}
         skipped: dict[str, str] = {}
-        for clip_id in sorted(videos.keys() | skeletons.keys()):
+        for clip_id in sorted(videos.keys() | skeletons):
             try:
                 name = parse_name(clip_id)
             except ValueError as error:
@@ -180,6 +186,9 @@ class NtuSource:
         return f"{self.root}/{folder}/{clip_id}{ending}"
 
     def _joints(self, row: ClipRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if not self._reads_joints:
+            shape = (row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         path = self.paths(row)[1]
         try:
             skeleton = parse_skeleton(read_file(path))
@@ -221,14 +230,19 @@ def _refuse_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _look(video: str, skeleton: str) -> tuple[int, str]:
-    """The number of frames and the sizes of both files; or 0 and why the clip cannot be used."""
+def _look(video: str, skeleton: str | int) -> tuple[int, str]:
+    """The number of frames and the sizes of both files; or 0 and why the clip cannot be used.
+
+    `skeleton` is a file, or the number of frames where there is none.
+    """
     try:
         video_bytes = read_patiently(lambda: os.stat(video), video).st_size  # noqa: PTH116 (once per clip of 114,480)
         if video_bytes == 0:
             return 0, f"{video}: empty"
     except MISSING as error:
         return 0, f"{video}: {error}"
+    if isinstance(skeleton, int):
+        return skeleton, f"{video_bytes} none"
     try:
         head, skeleton_bytes = read_patiently(lambda: _head(skeleton), skeleton)
         return read_num_frames(head), f"{video_bytes} {skeleton_bytes}"

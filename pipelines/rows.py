@@ -6,7 +6,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 _CHUNK_ROWS = 4096
@@ -60,8 +62,8 @@ class Rows(Sequence[T]):
 class Subset(Sequence[T]):
     """Some rows of a sequence, by their positions in it."""
 
-    def __init__(self, rows: Sequence[T], places: Sequence[int]) -> None:
-        self._rows, self._places = rows, places
+    def __init__(self, rows: Sequence[T], places: Sequence[int] | NDArray[np.int32]) -> None:
+        self._rows, self._places = rows, np.asarray(places, np.int32)
 
     def __len__(self) -> int:
         return len(self._places)
