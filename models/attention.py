@@ -1,10 +1,11 @@
 """FAttn, ZAttn and BAttn (Eq. 5-10): one operation with three groupings of the frame axis.
 
-Letters: B clips, T frames, S tokens per frame, D width; G groups, L tokens per group, H heads.
+Letters: B clips, T frames, S tokens per frame, D width; G groups, L tokens per group, K keys per group, H heads.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,51 +13,71 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-Pattern = Literal["F", "Z", "B"]
 GroupProjections = Literal["shared", "separate"]
 
-# The frame axis of each pattern: which frames form a group. Frame 1 is odd (the paper counts from 1).
-FRAME_AXIS: dict[Pattern, str] = {
-    "F": "(g t)",  # g = 1: every frame
-    "Z": "(t g)",  # odd frames, even frames
-    "B": "(g t)",  # first half, second half
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How an attention pattern splits the frames of a clip into equal groups."""
+
+    frame_axis: str
+    """The frame axis in einops, from g, the group, and t, the frame within it: "(g t)" for groups of consecutive frames,
+    "(t g)" for groups of every G-th frame."""
+    groups: int
+    """Number of groups, G. A token attends to all tokens of the other groups, or to every token where G is 1."""
+
+
+PATTERNS: dict[str, Grouping] = {
+    "F": Grouping("(g t)", groups=1),  # every frame
+    "Z": Grouping("(t g)", groups=2),  # odd frames, even frames; frame 1 is odd (the paper counts from 1)
+    "B": Grouping("(g t)", groups=2),  # first half, second half
 }
-NUM_GROUPS: dict[Pattern, int] = {"F": 1, "Z": 2, "B": 2}
+"""Every attention pattern by its letter. A new pattern needs an entry here and nothing else."""
 
 
 class SpatioTemporalAttention(nn.Module):
-    """Multi-head attention over the tokens of several frames, with its projections; no residual, no norm.
+    """Multi-head attention over the tokens of several frames, with its projections; without residual and norm.
 
     "F": every token attends to all T·S tokens (Eq. 5-6). "Z": tokens of odd frames attend to those of even frames and
     the reverse (Eq. 7-9). "B": the same with the two halves of the clip (Eq. 10). The output is in temporal order.
     """
 
-    def __init__(self, dim: int, heads: int, pattern: Pattern, group_projections: GroupProjections = "shared") -> None:
-        """`group_projections`: "separate" gives each group of frames its own projections ("F" has one group)."""
+    def __init__(self, dim: int, heads: int, pattern: str, group_projections: GroupProjections = "shared") -> None:
+        """Build the projections.
+
+        Args:
+            dim: Width of a token, D.
+            heads: Attention heads; they divide `dim`.
+            pattern: A letter of `PATTERNS`.
+            group_projections: "separate" gives each group of frames its own projections ("F" has one group).
+
+        Raises:
+            ValueError: `pattern` is not in `PATTERNS`, or `heads` does not divide `dim`.
+        """
         super().__init__()
-        if pattern not in NUM_GROUPS:
-            raise ValueError(f"pattern is {pattern!r}; it must be 'F', 'Z' or 'B'")
+        if pattern not in PATTERNS:
+            raise ValueError(f"pattern is {pattern!r}; it must be one of {', '.join(PATTERNS)}")
         if dim % heads:
             raise ValueError(f"dim {dim} does not divide into {heads} heads; choose a multiple of {heads}")
         self.heads = heads
-        self.pattern: Pattern = pattern
-        self.groups = NUM_GROUPS[pattern]
-        if group_projections == "separate" and self.groups == 2:
-            self.qkv: nn.Module = GroupLinears([qkv_linear(dim) for _ in range(2)])
-            self.out: nn.Module = GroupLinears([xavier_linear(dim, dim) for _ in range(2)])
+        self.pattern = pattern
+        self.frame_axis, self.groups = PATTERNS[pattern].frame_axis, PATTERNS[pattern].groups
+        if group_projections == "separate" and self.groups > 1:
+            self.qkv: nn.Module = GroupLinears([qkv_linear(dim) for _ in range(self.groups)])
+            self.out: nn.Module = GroupLinears([xavier_linear(dim, dim) for _ in range(self.groups)])
         else:
             self.qkv = qkv_linear(dim)
             self.out = xavier_linear(dim, dim)
 
     def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B, T, S, D) → the same shape.
+        """Attend: (B, T, S, D) → the same shape.
 
         Args:
-            tokens: T must be even for "Z" and "B".
-            key_mask: bool, False where nobody may attend to that token. Every group needs one True key.
+            tokens: T is a multiple of the pattern's groups.
+            key_mask: bool (B, T, S), False for a token that no token may attend to. Every group needs one True key.
 
         Raises:
-            ValueError: T is odd and the pattern is "Z" or "B".
+            ValueError: T does not divide into the pattern's groups.
         """
         q, k, v = self.project(tokens)
         mask = None if key_mask is None else self.group_mask(key_mask)
@@ -64,17 +85,18 @@ class SpatioTemporalAttention(nn.Module):
         return self.ungroup(self.out(attended), tokens.shape[1])
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, S, D) → queries, keys and values as `split_heads` gives them."""
+        """(B, T, S, D) → queries, keys and values in the form that `split_heads` returns."""
         return self.split_heads(self.qkv(self.group(tokens)))
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, G, L, 3 D) → queries, keys, values, each ((B G), H, L, D / H); row g has the *other* group's keys."""
+        """(B, G, L, 3 D) → queries ((B G), H, L, D / H), keys and values ((B G), H, K, D / H).
+
+        Row g holds the queries of group g and the keys and values of the *other* groups: one call attends for all groups.
+        """
         dim = qkv.shape[-1] // 3
         q, kv = torch.split(qkv, [dim, 2 * dim], dim=-1)
-        if self.groups == 2:
-            kv = kv.flip(1)  # both groups in one call: group g's queries meet the other group's keys and values
         q = rearrange(q, "b g l (h d) -> (b g) h l d", h=self.heads)
-        k, v = rearrange(kv, "b g l (two h d) -> two (b g) h l d", two=2, h=self.heads)
+        k, v = rearrange(from_other_groups(kv), "b g k (two h d) -> two (b g) h k d", two=2, h=self.heads)
         return q, k, v
 
     def join_heads(self, attended: Tensor) -> Tensor:
@@ -86,22 +108,45 @@ class SpatioTemporalAttention(nn.Module):
         frames = tokens.shape[1]
         if frames % self.groups:
             raise ValueError(
-                f"pattern {self.pattern!r} splits the frames into two equal groups, but tokens have {frames} frames; "
-                f"use an even number such as {frames + 1}, or pattern 'F'"
+                f"pattern {self.pattern!r} splits the frames into {self.groups} equal groups, but tokens have {frames} "
+                f"frames; use {divisible_frames(frames, self.groups)}, or pattern 'F'"
             )
-        return rearrange(tokens, f"b {FRAME_AXIS[self.pattern]} s d -> b g (t s) d", g=self.groups)
+        return rearrange(tokens, f"b {self.frame_axis} s d -> b g (t s) d", g=self.groups)
 
     def ungroup(self, grouped: Tensor, frames: int) -> Tensor:
         """(B, G, L, D) → (B, T, S, D), the frames back in temporal order."""
-        t = frames // self.groups
-        return rearrange(grouped, f"b g (t s) d -> b {FRAME_AXIS[self.pattern]} s d", t=t)
+        return rearrange(grouped, f"b g (t s) d -> b {self.frame_axis} s d", t=frames // self.groups)
 
     def group_mask(self, key_mask: Tensor) -> Tensor:
-        """(B, T, S) → ((B G), 1, 1, L), which broadcasts over heads and queries."""
-        grouped = self.group(key_mask[..., None])
-        if self.groups == 2:
-            grouped = grouped.flip(1)
-        return rearrange(grouped, "b g l 1 -> (b g) 1 1 l")
+        """(B, T, S) → ((B G), 1, 1, K), which broadcasts over heads and queries."""
+        return rearrange(from_other_groups(self.group(key_mask[..., None])), "b g k 1 -> (b g) 1 1 k")
+
+
+def from_other_groups(grouped: Tensor) -> Tensor:
+    """(B, G, L, ...) → (B, G, K, ...): what each group attends to, the tokens of all other groups.
+
+    K is (G - 1) · L; the next group comes first, cyclically. A single group attends to itself.
+    """
+    groups = grouped.shape[1]
+    if groups == 1:
+        return grouped
+    if groups == 2:
+        return grouped.flip(1)  # the general case in one copy instead of two
+    return torch.cat([grouped.roll(-shift, 1) for shift in range(1, groups)], dim=2)
+
+
+def to_other_groups(keys: Tensor) -> Tensor:
+    """(B, G, K) → (B, G, L): sum over the places where `from_other_groups` put each token (its transpose)."""
+    groups = keys.shape[1]
+    if groups == 1:
+        return keys
+    return torch.stack([part.roll(shift, 1) for shift, part in enumerate(keys.chunk(groups - 1, 2), start=1)]).sum(0)
+
+
+def divisible_frames(frames: int, groups: int) -> str:
+    """A phrase for an error message: which numbers of frames divide into the groups, and the next one from `frames`."""
+    kind = "an even number" if groups == 2 else f"a multiple of {groups}"
+    return f"{kind} such as {frames + -frames % groups}"
 
 
 class GroupLinears(nn.ModuleList):
@@ -114,7 +159,7 @@ class GroupLinears(nn.ModuleList):
 
 
 def qkv_linear(dim: int) -> nn.Linear:
-    """One product for queries, keys and values, each D × D third started Xavier-uniform by itself."""
+    """One product for queries, keys and values; each D × D third starts Xavier-uniform on its own."""
     linear = xavier_linear(dim, 3 * dim)
     for third in linear.weight.data.chunk(3):
         nn.init.xavier_uniform_(third)  # as one 3D × D matrix the weights would start √2 too small

@@ -1,4 +1,4 @@
-"""The CNN both modalities share (§3.1): mixed convolutions, 3-D in the first stages and 2-D in the later ones.
+"""The CNN that both modalities share (§3.1): 3-D convolutions in the first stages, 2-D ones in the later stages.
 
 Letters: B clips, T frames (kept by every stage), H W pixels or cells, C channels.
 """
@@ -34,7 +34,7 @@ KINETICS_STD = (0.22803, 0.22145, 0.216989)
 
 
 class Backbone(nn.Module):
-    """uint8 frames → a local and a global feature map.
+    """Turns uint8 frames into a local and a global feature map.
 
     Stem and layer1 work at half the frame's size, layer2 at a quarter, layer3 at an eighth, layer4 at a sixteenth.
     """
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         channels_last: bool = True,
         activation_checkpointing: bool = False,
     ) -> None:
-        """See `StarConfig` for the options; the weights start random."""
+        """Build the trunk with random weights; `StarConfig` explains the options."""
         super().__init__()
         trunk = mc3_18_trunk() if name == "mc3_18" else TinyTrunk()
         for stage in STAGES:
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
                 self.add_module(stage, nn.SyncBatchNorm.convert_sync_batchnorm(module))
         for stage in STAGES[:frozen_stages]:
             self.get_submodule(stage).requires_grad_(False)
-        self.train()  # what is frozen is so from the first pass on
+        self.train()  # puts frozen parts into evaluation mode before the first pass
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB (B, T, H, W, 3) → local (B, C', T, H', W') and global map (B, C, T, h, w).
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         return cast(Tensor, checkpoint(stage, x, use_reentrant=False, context_fn=lambda: once(stage)))
 
     def train(self, mode: bool = True) -> Backbone:
-        """As usual, but frozen stages and frozen batch-norms stay in evaluation mode."""
+        """Set the training mode; frozen stages and frozen batch-norms stay in evaluation mode."""
         super().train(mode)
         for stage in STAGES[: self.frozen_stages]:
             self.get_submodule(stage).eval()
@@ -123,8 +123,8 @@ class Backbone(nn.Module):
 
 
 def mc3_18_trunk() -> nn.Module:
-    """torchvision's mc3_18 with random weights; its pooling and classifier are left behind."""
-    # here and not above: importing torchvision takes longer than importing torch, and mc3_tiny needs none of it
+    """torchvision's mc3_18 with random weights; `Backbone` takes its stages and drops pooling and classifier."""
+    # Imported here because torchvision takes longer to import than torch, and mc3_tiny does not need it.
     from torchvision.models.video import mc3_18
 
     return cast(nn.Module, mc3_18(weights=None))
@@ -171,7 +171,7 @@ def pool_grid(global_map: Tensor, grid: int) -> Tensor:
     """Average the cells of each frame into grid × grid.
 
     Raises:
-        ValueError: the map has fewer cells than that on a side.
+        ValueError: a side of the map has fewer than `grid` cells.
     """
     frames, height, width = global_map.shape[2:]
     if grid > min(height, width):
@@ -183,14 +183,18 @@ def pool_grid(global_map: Tensor, grid: int) -> Tensor:
 
 
 def batch_norms(module: nn.Module) -> Iterator[nn.BatchNorm3d | nn.SyncBatchNorm]:
-    """Every batch-norm inside the module."""
+    """Every batch-norm in a module."""
     for child in module.modules():
         if isinstance(child, nn.BatchNorm3d | nn.SyncBatchNorm):
             yield child
 
 
 def check_can_synchronise(frames: Tensor) -> None:
-    """Raises ValueError unless the batch is on CUDA and a process group is there."""
+    """Check that synchronised batch-norm can train here.
+
+    Raises:
+        ValueError: the batch is not on CUDA, or torch.distributed is not initialised.
+    """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not frames.is_cuda or not distributed:
         raise ValueError(
@@ -201,13 +205,13 @@ def check_can_synchronise(frames: Tensor) -> None:
 
 
 def once(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts of a checkpointed stage's first pass and of its repetition, which must not count a batch twice."""
+    """Contexts of the first pass of a checkpointed stage and of its repetition, which must not count the batch again."""
     return nullcontext(), statistics_untouched(stage)
 
 
 @contextmanager
 def statistics_untouched(stage: nn.Module) -> Iterator[None]:
-    """Normalise by the batch without counting it in the running statistics."""
+    """Normalise by the batch without updating the running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(stage) if norm.training]
     for norm, _, _ in before:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -219,7 +223,7 @@ def statistics_untouched(stage: nn.Module) -> Iterator[None]:
 
 
 def load_kinetics400(backbone: Backbone, weights_path: str | None) -> None:
-    """Fill an mc3_18 backbone with torchvision's Kinetics-400 weights from a file; nothing is downloaded.
+    """Load torchvision's Kinetics-400 weights from a file into an mc3_18 backbone; nothing is downloaded.
 
     Raises:
         FileNotFoundError, ValueError: see `kinetics400_file`.
@@ -230,13 +234,13 @@ def load_kinetics400(backbone: Backbone, weights_path: str | None) -> None:
 
 
 def kinetics400_file(weights_path: str | None) -> Path:
-    """The file of torchvision's Kinetics-400 weights for mc3_18, its content checked against its name.
+    """Find torchvision's file of Kinetics-400 weights for mc3_18 and check its content against its name.
 
     Args:
-        weights_path: the file, named as torchvision names it; None looks in the torch hub cache.
+        weights_path: The file, named as by torchvision; None means the one in the torch hub cache.
 
     Raises:
-        FileNotFoundError: no file there; says what to download and where to put it.
+        FileNotFoundError: there is no such file; the message says what to download and where to put it.
         ValueError: the file's SHA-256 does not start with the digits in its name.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / KINETICS_FILE if weights_path is None else Path(weights_path)

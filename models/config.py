@@ -1,11 +1,15 @@
-"""Every choice of the model in one place. The defaults are the paper's; docs/model.md tells which reading is which."""
+"""Every choice of the model in one place.
+
+The defaults are the paper's; docs/model.md explains the reading behind each option. Shapes: D is the width of a token.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from starlab.models.attention import GroupProjections
+from starlab.models.attention import PATTERNS, GroupProjections, divisible_frames
 from starlab.models.backbone import BackboneName, BatchNorm, LocalLayer, PixelNorm
 from starlab.models.heatmaps import HeatmapNorm
 from starlab.models.layers import Norm
@@ -42,43 +46,44 @@ class StarConfig:
     max_bodies: int = 1
     """Bodies per clip, side by side; above 1, absent bodies are masked out of every attention."""
     frames: int = 16
-    """Frames per clip; even where Z or B is used."""
+    """Frames per clip; a multiple of the groups of each attention pattern in use (even for Z and B)."""
     modality: Modality = "both"
-    """"rgb": no JM-tokens; "pose": joint tokens from x, y and confidence alone, no pixel is read."""
+    """Use both; "rgb": no JM-tokens; "pose": joint tokens from x, y and confidence alone, without reading a pixel."""
 
     # --- backbone --------------------------------------------------------------------------------------------------
     backbone: BackboneName = "mc3_18"
-    """"mc3_18" is the paper's; "mc3_tiny" is its pattern at an eighth of the width, for demos on a CPU."""
+    """The paper's "mc3_18"; or "mc3_tiny", the same pattern at an eighth of the width, for demos on a CPU."""
     weights: Weights = "none"
-    """"kinetics400" reads a file when the model is built (the paper's choice); "none" starts random."""
+    """Random weights ("none"), or "kinetics400", which reads a file when the model is built (the paper's choice)."""
     weights_path: str | None = None
     """The Kinetics-400 file; None means the torch hub cache."""
     pixel_norm: PixelNorm = "kinetics"
-    """Kinetics mean and deviation, or each clip to mean 0 and deviation 1."""
+    """Normalise pixels by the mean and deviation of Kinetics, or each clip to mean 0 and deviation 1."""
     local_layer: LocalLayer = "layer2"
     """The "middle layer" whose map gives the JM-tokens."""
     grid: int | None = None
     """Average the global map to grid × grid cells per frame; None keeps it (14 × 14 at 224²)."""
     frozen_stages: int = 0
-    """How many stages of stem, layer1 … layer4 stay as loaded: 0 to 5."""
+    """Number of stages, of stem, layer1 … layer4, that stay as loaded: 0 to 5."""
     batch_norm: BatchNorm = "train"
-    """Batch statistics, the stored ones ("frozen"), or batch statistics over all workers ("sync", CUDA only)."""
+    """Normalise by the statistics of the batch ("train"), of the batch over all workers ("sync", CUDA only), or by the stored
+    ones ("frozen")."""
 
     # --- tokens ----------------------------------------------------------------------------------------------------
     sigma_cells: float = 0.7
     """Deviation of a joint's Gaussian, in cells of the local map."""
     heatmap_norm: HeatmapNorm = "sum"
-    """A heat map's cells sum to 1 (Eq. 1 becomes a weighted mean), or its peak is 1."""
+    """Scale a heat map so that its cells sum to 1 (Eq. 1 becomes a weighted mean), or so that its peak is 1."""
     joint_position: JointPosition = "index"
-    """The paper's learned vector per joint, or with a Fourier code of x, y added."""
+    """The paper's learned vector per joint; "index_xy" adds a Fourier code of x and y."""
     class_tokens: ClassTokens = "multi"
-    """CLS_glob, CLS_joint and CLS_total per frame, or CLS_total alone (Table 3)."""
+    """CLS_glob, CLS_joint and CLS_total per frame ("multi"), or CLS_total alone (Table 3)."""
     token_norm: bool = False
     """LayerNorm on the projected GG- and JM-tokens."""
     token_init_std: float = 0.02
     """Initial deviation of class tokens and learned positions."""
     temporal_position: TemporalPosition = "none"
-    """The paper adds none, so its transformer is blind to time's direction."""
+    """Added to the tokens of each frame. The paper adds none, so its transformer is blind to the direction of time."""
     temporal_position_scale: float = 1.0
     """Factor on the temporal position."""
 
@@ -86,31 +91,31 @@ class StarConfig:
     layers: int = 3
     """Encoder layers, and as many decoder layers: 1 to 8."""
     encoder_layers: int | None = None
-    """Encoder layers where they differ from `layers`."""
+    """Encoder layers; None means `layers`."""
     decoder_layers: int | None = None
-    """Decoder layers where they differ from `layers`."""
+    """Decoder layers; None means `layers`."""
     encoder: str = "FZ"
-    """First and second attention of an encoder layer: one or two letters of F, Z, B."""
+    """First and second attention of an encoder layer: one or two letters of `attention.PATTERNS`."""
     decoder: str = "FB"
     """The same for a decoder layer."""
     dim: int = 512
     """Width of a token."""
     heads: int = 8
-    """Attention heads; they divide `dim`."""
+    """Attention heads; a divisor of `dim`."""
     mlp_ratio: float = 4.0
-    """Hidden width of the MLP over `dim`."""
+    """Hidden width of the MLP divided by `dim`."""
     norm: Norm = "post"
     """The paper's post-norm, or pre-norm with a final norm."""
     group_projections: GroupProjections = "shared"
-    """Q, K, V and output projections of Z's and B's two groups."""
+    """Whether the groups of Z and B share their Q, K, V and output projections."""
     dropout: float = 0.0
-    """On every branch of a layer and inside the MLP."""
+    """Dropout probability on every branch of a layer and inside the MLP."""
     drop_path: float = 0.0
-    """Stochastic depth: the last layer's rate; it grows linearly from 0 at the first."""
+    """Stochastic depth: the probability at the last layer; it grows linearly from 0 at the first."""
 
-    # --- speed and memory: the same results ------------------------------------------------------------------------
+    # --- speed and memory; no effect on results ------------------------------------------------------------------------
     channels_last: bool = True
-    """The backbone's maps in channels_last_3d, which spares a copy of the frames; False where NCTHW is faster."""
+    """Keep the backbone's maps in channels_last_3d, which saves a copy of the frames; False where NCTHW is faster."""
     activation_checkpointing: bool = False
     """Recompute each stage and layer in the backward pass instead of keeping its activations."""
 
@@ -154,12 +159,15 @@ class StarConfig:
         )
         for field in ("encoder", "decoder"):
             letters = getattr(self, field)
-            self._require(field, 1 <= len(letters) <= 2 and set(letters) <= set("FZB"), "must be one or two letters of F, Z, B")
+            known = 1 <= len(letters) <= 2 and set(letters) <= PATTERNS.keys()
+            self._require(field, known, f"must be one or two letters of {', '.join(PATTERNS)}")
+        groups = math.lcm(*(PATTERNS[letter].groups for letter in self.encoder + self.decoder))
         self._require(
             "frames",
-            self.frames % 2 == 0 or not set("ZB") & set(self.encoder + self.decoder),
-            f"must be even, because encoder {self.encoder!r} and decoder {self.decoder!r} split the frames into two equal "
-            f"groups (Z, B): use an even number such as {self.frames + 1}, or 'FF' for both",
+            self.frames % groups == 0,
+            f"must be {'even' if groups == 2 else f'a multiple of {groups}'}, because encoder {self.encoder!r} and decoder "
+            f"{self.decoder!r} split the frames into equal groups: use {divisible_frames(self.frames, groups)}, "
+            "or 'FF' for both",
         )
 
     def _require(self, field: str, holds: bool, limit: str) -> None:

@@ -3,6 +3,8 @@
 The model is built and called on PyTorch's meta device, where tensors have shapes but no values; every convolution,
 linear layer, attention and joint pooling that runs is counted (a multiply-add is 2 FLOP). Norms, activations and
 heat maps are left out, as is usual.
+
+Letters: D width, L queries and K keys per group of an attention.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ class PartCost:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one clip costs."""
+    """The cost of one clip."""
 
     parts: dict[str, PartCost]
-    """backbone, tokens, encoder, decoder, head; a part the model does not have costs nothing."""
+    """By name: backbone, tokens, encoder, decoder, head; a part that the model does not have costs nothing."""
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         return sum(part.parameters for part in self.parts.values())
 
     @property
@@ -93,7 +95,7 @@ Counter = Callable[[nn.Module, tuple[Any, ...], Any], int]
 
 
 def counter(module: nn.Module) -> Counter | None:
-    """How to count the products a module does itself, beside those of the modules in it; None: it does none."""
+    """The function that counts a module's own products, without those of the modules in it; None if it has none."""
     if isinstance(module, nn.Conv3d | nn.Linear):
         products = module.weight[0].numel()  # per element of the output
         return lambda _, __, output: 2 * products * int(output.numel())
@@ -105,11 +107,12 @@ def counter(module: nn.Module) -> Counter | None:
 
 
 def attention_flops(module: nn.Module, inputs: tuple[Any, ...], _: Tensor) -> int:
-    """Scores and weighted values: 2 · 2 · L² · D for each group of L tokens."""
+    """Scores and weighted values: 2 · 2 · L · K · D for each group of L queries, which meet the K keys of the others."""
     assert isinstance(module, SpatioTemporalAttention)
     clips, frames, tokens, dim = inputs[0].shape
-    group = frames * tokens // module.groups
-    return int(4 * clips * module.groups * group * group * dim)
+    queries = frames * tokens // module.groups
+    keys = queries * max(1, module.groups - 1)
+    return int(4 * clips * module.groups * queries * keys * dim)
 
 
 def pooling_flops(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:

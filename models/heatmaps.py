@@ -1,4 +1,4 @@
-"""Joints → Gaussian heat maps on the grid of a feature map (§3.1), and the joint map they weigh out (Eq. 1).
+"""Gaussian heat maps of joints on the grid of a feature map (§3.1), and the features they select (Eq. 1).
 
 Letters: B clips, T frames, N joints (of all bodies), C channels, H W cells of the feature map.
 """
@@ -14,19 +14,19 @@ HeatmapNorm = Literal["sum", "peak"]
 
 
 def visible_joints(joints: Tensor) -> Tensor:
-    """(B, T, N) bool: a positive confidence and a place inside the frame. A NaN coordinate counts as not visible."""
+    """(B, T, N) bool: True for a positive confidence and a place inside the frame. NaN counts as not visible."""
     x, y, confidence = joints.unbind(-1)
     return (confidence > 0) & (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
 
 
 def joint_heatmaps(joints: Tensor, size_cells: tuple[int, int], sigma_cells: float, norm: HeatmapNorm = "sum") -> Tensor:
-    """One Gaussian per joint, sampled at the cell centres; all zero for a joint that is invisible or out of frame.
+    """One Gaussian per joint, sampled at the centres of the cells; all zero for a joint that is invisible or out of frame.
 
     Args:
         joints: x, y as fractions of the frame (0 and 1 are its edges), confidence.
         size_cells: (H, W) of the map.
         sigma_cells: standard deviation, in cells.
-        norm: "sum": the cells of a map add up to 1; "peak": 1 where a joint falls on a cell's centre.
+        norm: "sum" scales a map so that its cells add up to 1; "peak" so that it is 1 where a joint falls on a cell's centre.
 
     Returns:
         (B, T, N, H, W), in the joints' dtype, values in [0, 1].
@@ -51,7 +51,7 @@ def _gaussian(fraction: Tensor, cells: int, sigma_cells: float, norm: HeatmapNor
 def pool_joints(local_map: Tensor, heatmaps: Tensor) -> Tensor:
     """Eq. 1: per joint and channel, Σ_ij F_c(i, j) · h_n(i, j). Returns (B, T, N, C).
 
-    One batched matrix product (N × HW) · (HW × C) per frame. Contracting the Gaussian's two factors one after the
-    other would spare the N × H × W maps, but leaves the larger N × H × C in between, and took eleven times as long.
+    One batched matrix product (N × HW) · (HW × C) per frame. Contracting the two factors of the Gaussian one after the
+    other would avoid the N × H × W maps but creates the larger N × H × C, and took eleven times as long.
     """
     return torch.einsum("bcthw,btnhw->btnc", local_map, heatmaps.to(local_map.dtype))

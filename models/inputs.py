@@ -1,4 +1,7 @@
-"""What the model accepts, checked before any work: an error names the tensor, what came and what is expected."""
+"""Checks of the model's inputs before any work: an error names the tensor, what it is and what is expected.
+
+Letters: B clips, T frames, H W pixels, M bodies, N joints per body.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from starlab.models.config import StarConfig
 
 
 def check_inputs(config: StarConfig, frames: Tensor, joints: Tensor) -> None:
-    """Check dtypes and shapes (never a device synchronisation), and joints on the CPU for NaN.
+    """Check dtypes and shapes, which never synchronises a device, and joints on the CPU for NaN.
 
     Raises:
         TypeError: a dtype is not as expected.
@@ -27,7 +30,7 @@ def check_inputs(config: StarConfig, frames: Tensor, joints: Tensor) -> None:
             f"joints have shape {tuple(joints.shape)}; expected (B, T, M, N, 3): bodies, joints, then x, y, confidence"
         )
     if frames.shape[0] != joints.shape[0]:
-        raise ValueError(f"frames hold {frames.shape[0]} clips and joints {joints.shape[0]}; expected as many")
+        raise ValueError(f"frames hold {frames.shape[0]} clips and joints {joints.shape[0]}; expected equal numbers")
     check_size("frames", "T (axis 1)", frames.shape[1], "frames", config.frames)
     check_size("joints", "T (axis 1)", joints.shape[1], "frames", config.frames)
     check_size("joints", "M (axis 2)", joints.shape[2], "max_bodies", config.max_bodies)
@@ -42,7 +45,11 @@ def check_inputs(config: StarConfig, frames: Tensor, joints: Tensor) -> None:
 
 
 def check_size(tensor: str, axis: str, size: int, field: str, expected: int) -> None:
-    """Raises ValueError when one axis disagrees with the configuration."""
+    """Check one axis against the configuration.
+
+    Raises:
+        ValueError: the size is not the expected one.
+    """
     if size != expected:
         raise ValueError(
             f"{tensor} have {axis} = {size}; StarConfig.{field} = {expected} is expected: "

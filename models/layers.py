@@ -10,13 +10,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from starlab.models.attention import GroupProjections, Pattern, SpatioTemporalAttention, xavier_linear
+from starlab.models.attention import GroupProjections, SpatioTemporalAttention, xavier_linear
 
 Norm = Literal["post", "pre"]
 
 
 class StarLayer(nn.Module):
-    """One or two attentions and an MLP, each with a residual and a LayerNorm. Encoder and decoder share the structure.
+    """One or two attentions and an MLP, each with a residual and a LayerNorm. Encoder and decoder have the same structure.
 
     `norm` "post" is the paper's: x ← LN(branch(x) + x); "pre" is x ← x + branch(LN(x)).
     """
@@ -33,11 +33,9 @@ class StarLayer(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
-        """`patterns`: the attentions in order, such as "FZ"; `dropout` and `drop_path` are probabilities."""
+        """`patterns`: letters of the attentions in order, such as "FZ"; `dropout` and `drop_path` are probabilities."""
         super().__init__()
-        self.attentions = nn.ModuleList(
-            SpatioTemporalAttention(dim, heads, cast(Pattern, letter), group_projections) for letter in patterns
-        )
+        self.attentions = nn.ModuleList(SpatioTemporalAttention(dim, heads, letter, group_projections) for letter in patterns)
         self.attention_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in patterns)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), dropout)
         self.mlp_norm = nn.LayerNorm(dim)
@@ -46,18 +44,18 @@ class StarLayer(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B, T, S, D) → the same shape; `key_mask`: bool, False where nobody may attend to that token."""
+        """(B, T, S, D) → the same shape; `key_mask`: bool (B, T, S), False for a token that no token may attend to."""
         x = tokens
         branches = list(zip(self.attentions, self.attention_norms, strict=True))
         if self.pre:
             for attention, norm in branches:
-                x = x + self._thin(attention(norm(x), key_mask))
-            return x + self._thin(self.mlp(self.mlp_norm(x)))
+                x = x + self._regularise(attention(norm(x), key_mask))
+            return x + self._regularise(self.mlp(self.mlp_norm(x)))
         for attention, norm in branches:
-            x = norm(x + self._thin(attention(x, key_mask)))  # Eq. 11, then Eq. 12-13
-        return cast(Tensor, self.mlp_norm(x + self._thin(self.mlp(x))))  # Eq. 14
+            x = norm(x + self._regularise(attention(x, key_mask)))  # Eq. 11, then Eq. 12-13
+        return cast(Tensor, self.mlp_norm(x + self._regularise(self.mlp(x))))  # Eq. 14
 
-    def _thin(self, branch: Tensor) -> Tensor:
+    def _regularise(self, branch: Tensor) -> Tensor:
         branch = nn.functional.dropout(branch, self.dropout, self.training)
         return stochastic_depth(branch, self.drop_path) if self.training and self.drop_path else branch
 
@@ -78,7 +76,7 @@ class Mlp(nn.Module):
 
 
 def stochastic_depth(branch: Tensor, probability: float) -> Tensor:
-    """Drop whole clips' branches with this probability and scale the rest up, so that the mean stays."""
+    """Set the branch of a whole clip to 0 with this probability and scale the others up, which keeps the mean."""
     shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
     kept = torch.rand(shape, device=branch.device) >= probability
     return branch * (kept / (1 - probability)).to(branch.dtype)

@@ -1,6 +1,6 @@
-"""Attention rollout: how much each frame counts for the class tokens (Fig. 6).
+"""Attention rollout: how much each frame contributes to the class tokens (Fig. 6).
 
-Letters: B clips, T frames, S tokens per frame, L tokens per group, G groups, H heads.
+Letters: B clips, T frames, H W pixels, M bodies, N joints, S tokens per frame; G groups, L queries and K keys per group.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from starlab.models.attention import SpatioTemporalAttention
+from starlab.models.attention import SpatioTemporalAttention, to_other_groups
 from starlab.models.star import StarTransformer
 
 QUERIES_AT_ONCE = 256  # rows of the attention matrix in memory at a time
@@ -21,11 +21,11 @@ QUERIES_AT_ONCE = 256  # rows of the attention matrix in memory at a time
 
 @torch.no_grad()
 def frame_importance(model: StarTransformer, frames: Tensor, joints: Tensor) -> Tensor:
-    """Attention rollout of a batch, in evaluation mode; the model is left as it was.
+    """Attention rollout of a batch in evaluation mode; the model is unchanged afterwards.
 
     Every attention becomes Ã = (A + 1) / 2, where A is its weight matrix averaged over the heads (for Z and B it is
-    zero within a group) and 1 stands for the residual. The class tokens' rows of Ã_n ··· Ã_1, averaged as the head
-    averages them, are summed over the tokens of each frame.
+    zero within a group) and 1 stands for the residual. The rows of Ã_n ··· Ã_1 that belong to class tokens are averaged,
+    as the head averages those tokens, and summed over the tokens of each frame.
 
     Args:
         model: an uncompiled StarTransformer with any pairing of attentions.
@@ -52,8 +52,8 @@ def frame_importance(model: StarTransformer, frames: Tensor, joints: Tensor) -> 
         for hook in hooks:
             hook.remove()
 
-    # Only the class tokens' average row is wanted, so it goes through the attentions from the last to the first:
-    # products of a row and a matrix, which is never stored whole.
+    # Only the average row of the class tokens is needed. It passes through the attentions from the last to the first, as
+    # products of a row and a matrix, so that the matrix is never stored whole.
     tokens = calls[0][1]
     row = torch.zeros(tokens.shape[:3], device=tokens.device)
     row[:, :, list(class_rows[0])] = 1 / (tokens.shape[1] * len(class_rows[0]))
@@ -74,15 +74,14 @@ def through_attention(attention: SpatioTemporalAttention, row: Tensor, tokens: T
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         keys += (row_chunk @ scores.softmax(-1)).mean((1, 2))
-    grouped_keys = rearrange(keys, "(b g) l -> b g l", g=attention.groups)
-    if attention.groups == 2:
-        grouped_keys = grouped_keys.flip(1)  # the keys of row g are the other group's tokens
+    # The keys of row g are tokens of the other groups: put the sums back where those tokens are.
+    grouped_keys = to_other_groups(rearrange(keys, "(b g) k -> b g k", g=attention.groups))
     return rearrange(attention.ungroup(grouped_keys[..., None], tokens.shape[1]), "b t s 1 -> b t s")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block, then the mode the model was in."""
+    """Put the model into evaluation mode for the block, and back into its mode afterwards."""
     training = model.training
     model.eval()
     try:

@@ -28,7 +28,7 @@ class StarTransformer(nn.Module):
     """`logits = StarTransformer(config)(frames, joints)`; see docs/model.md for the equations behind each part."""
 
     def __init__(self, config: StarConfig) -> None:
-        """Random weights, but for the backbone when `config.weights` is "kinetics400" (read from a file).
+        """Build the model with random weights; those of the backbone come from a file if `config.weights` is "kinetics400".
 
         Raises:
             FileNotFoundError, ValueError: the Kinetics-400 file is missing or damaged.
@@ -62,13 +62,13 @@ class StarTransformer(nn.Module):
             (B, num_classes), float32, or the autocast dtype under autocast.
 
         Raises:
-            TypeError, ValueError: a tensor has another dtype, layout or size; NaN joints (checked on CPU only, where
-                looking costs no synchronisation; elsewhere such a joint counts as invisible).
+            TypeError, ValueError: a tensor has another dtype, layout or size; joints are NaN (checked on the CPU only,
+                where it costs no synchronisation; elsewhere such a joint counts as invisible).
         """
         return self.head(self.embed(frames, joints))  # type: ignore[no-any-return]
 
     def embed(self, frames: Tensor, joints: Tensor) -> Tensor:
-        """The mean of all frames' class tokens, (B, D): the multi-feature representation of Fig. 1."""
+        """The mean of the class tokens of all frames, (B, D): the multi-feature representation of Fig. 1."""
         check_inputs(self.config, frames, joints)
         local, grid = (None, None) if self.backbone is None else self.backbone(frames)
         z = self.tokens(local, grid, joints)
@@ -83,7 +83,7 @@ class StarTransformer(nn.Module):
 
 
 def build_backbone(config: StarConfig) -> Backbone:
-    """The backbone of a configuration, with its weights."""
+    """Build the backbone of a configuration, with its weights."""
     backbone = Backbone(
         config.backbone,
         local_layer=config.local_layer,
@@ -100,7 +100,7 @@ def build_backbone(config: StarConfig) -> Backbone:
 
 
 def build_tokenizer(config: StarConfig) -> Tokenizer:
-    """GG-, JM- and class tokens of a configuration."""
+    """Build the tokenizer of a configuration: GG-, JM- and class tokens."""
     channels = CHANNELS[config.backbone]
     glob = GlobalTokens(channels["layer4"], config.dim, token_norm=config.token_norm)
     joint = JointTokens(
@@ -127,7 +127,7 @@ def build_tokenizer(config: StarConfig) -> Tokenizer:
 
 
 def build_layer(config: StarConfig, patterns: str, drop_path: float) -> StarLayer:
-    """One encoder or decoder layer of a configuration."""
+    """Build one encoder or decoder layer of a configuration."""
     return StarLayer(
         config.dim,
         config.heads,

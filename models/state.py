@@ -1,4 +1,4 @@
-"""Load a state dict, or say which `StarConfig` field it disagrees about."""
+"""Load a state dict, or name the `StarConfig` fields in which it differs from the model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 def load_state(model: StarTransformer, state: Mapping[str, Tensor]) -> None:
     """Copy a state dict, as `model.state_dict()` gives it, into the model: all of it or nothing.
 
-    Fields that leave no trace in the shapes (F, Z or B with shared projections, heads, sigma_cells …) are not checked.
+    Fields that do not change any shape (F, Z or B with shared projections, heads, sigma_cells …) are not checked.
 
     Raises:
         ValueError: a key is missing or unexpected or a shape differs; names the StarConfig fields that differ, with
-            the value the state dict was made with and the model's.
+            the value of the state dict and that of the model.
     """
     given = {key: tuple(value.shape) for key, value in state.items()}
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -53,7 +53,7 @@ def explain(given: Shapes, expected: Shapes) -> str:
 
 
 def traced_fields(shapes: Shapes) -> dict[str, str]:
-    """The StarConfig fields that can be read off a state dict's shapes, as text; unknown ones are left out."""
+    """The StarConfig fields that can be inferred from the shapes of a state dict, as text; unknown ones are left out."""
     fields: dict[str, str] = {}
 
     def record(field: str, key: str, axis: int) -> None:

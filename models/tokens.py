@@ -1,4 +1,4 @@
-"""GG-, JM- and class tokens put together, frame by frame (Eq. 1-4).
+"""GG-, JM- and class tokens, concatenated frame by frame (Eq. 1-4).
 
 Letters: B clips, T frames, M bodies, N joints per body, P cells of the global map, S tokens per frame, D width.
 """
@@ -25,17 +25,18 @@ FOURIER_BANDS = 6  # wavelengths from two frames down to a sixteenth of a frame
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What the encoder starts from."""
+    """The input of the encoder."""
 
     tokens: Tensor
+    """(B, T, S, D)."""
     key_mask: Tensor | None
-    """bool, False for the joints of an absent body; None where no body can be absent."""
+    """bool (B, T, S), False for the joints of an absent body; None where no body can be absent."""
     class_rows: tuple[int, ...]
-    """Places of the class tokens among the S tokens of every frame."""
+    """Indices of the class tokens among the S tokens of every frame."""
 
 
 class GlobalTokens(nn.Module):
-    """GG-tokens: each cell of the global map, projected to D."""
+    """GG-tokens: each cell of the global map, projected to width D."""
 
     def __init__(self, channels: int, dim: int, *, token_norm: bool) -> None:
         super().__init__()
@@ -43,13 +44,13 @@ class GlobalTokens(nn.Module):
         self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
 
     def forward(self, global_map: Tensor) -> Tensor:
-        """Returns (B, T, P, D)."""
+        """(B, C, T, h, w) → (B, T, P, D)."""
         cells = rearrange(global_map, "b c t h w -> b t (h w) c")
         return cast(Tensor, self.norm(self.projection(cells)))
 
 
 class JointTokens(nn.Module):
-    """JM-tokens + pos (Eq. 1 and the sum in Eq. 3), one per joint and body."""
+    """JM-tokens + pos (Eq. 1 and the sum in Eq. 3): one token per joint and body."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class JointTokens(nn.Module):
         token_norm: bool,
         init_std: float,
     ) -> None:
-        """`channels` of the local map; None makes the token from the joint alone, without a pixel."""
+        """`channels`: those of the local map; None makes the token from the joint alone, without reading a pixel."""
         super().__init__()
         self.sigma_cells = sigma_cells
         self.heatmap_norm: HeatmapNorm = heatmap_norm
@@ -76,7 +77,7 @@ class JointTokens(nn.Module):
         self.xy = xavier_linear(4 * FOURIER_BANDS, dim, bias=False) if wants_xy else None
 
     def forward(self, local_map: Tensor | None, joints: Tensor) -> Tensor:
-        """Returns (B, T, M·N, D); `local_map` is None exactly when the module was built without channels."""
+        """Map (B, C, T, H, W) and joints (B, T, M, N, 3) → (B, T, M·N, D); the map is None if `channels` was None."""
         joints = rearrange(joints, "b t m n c -> b t (m n) c")
         if local_map is None:
             confidence = torch.where(visible_joints(joints), joints[..., 2], 0)
@@ -108,7 +109,7 @@ class Tokenizer(nn.Module):
         temporal_position_scale: float,
         init_std: float,
     ) -> None:
-        """A modality that is None is left out, with its class token."""
+        """`global_tokens` or `joint_tokens` None leaves that modality out, with its class token."""
         super().__init__()
         self.global_tokens = global_tokens
         self.joint_tokens = joint_tokens
@@ -124,7 +125,7 @@ class Tokenizer(nn.Module):
             self.register_buffer("time", table, persistent=False)
 
     def forward(self, local_map: Tensor | None, global_map: Tensor | None, joints: Tensor) -> Tokens:
-        """The maps are None where the modality has no such tokens."""
+        """Maps (B, C, T, H, W) and joints (B, T, M, N, 3) → `Tokens`; a map is None where the modality does not use it."""
         clips, frames = joints.shape[:2]
         gg = None if self.global_tokens is None else self.global_tokens(global_map)
         jm = None if self.joint_tokens is None else self.joint_tokens(local_map, joints)
@@ -144,7 +145,7 @@ class Tokenizer(nn.Module):
 
 
 def present_keys(joints: Tensor, first_joint: int, num_tokens: int) -> Tensor:
-    """(B, T, S) bool: False for the joint tokens of a body whose confidences are all 0 over the clip."""
+    """(B, T, S) bool: False for the joint tokens of a body whose confidences are 0 over the whole clip."""
     num_frames, num_joints = joints.shape[1], joints.shape[3]
     present_BM = (joints[..., 2] > 0).any(3).any(1)
     joint_keys = repeat(present_BM, "b m -> b t (m n)", t=num_frames, n=num_joints)
@@ -153,7 +154,7 @@ def present_keys(joints: Tensor, first_joint: int, num_tokens: int) -> Tensor:
 
 
 def fourier_code(joints: Tensor) -> Tensor:
-    """sin and cos of x and y at octaves, (B, T, N, 4 · FOURIER_BANDS) in [-1, 1]; 0 for a joint not visible."""
+    """Sine and cosine of x and y at octaves, (B, T, N, 4 · FOURIER_BANDS) in [-1, 1]; 0 for a joint that is not visible."""
     octaves = torch.arange(FOURIER_BANDS, device=joints.device, dtype=joints.dtype)
     phase = rearrange(joints[..., :2, None] * (math.pi * 2.0**octaves), "... xy f -> ... (xy f)")
     code = torch.cat([phase.sin(), phase.cos()], dim=-1)
@@ -161,7 +162,7 @@ def fourier_code(joints: Tensor) -> Tensor:
 
 
 def sincos_position(frames: int, dim: int) -> Tensor:
-    """(T, D): the sines, then the cosines, of the frame index at D/2 wavelengths from 2π to 2π · 10,000 frames."""
+    """(T, D): sines, then cosines, of the frame index at D/2 wavelengths from 2π to 2π · 10,000 frames."""
     rates = 10_000.0 ** (-torch.arange(dim // 2) / (dim // 2))
     phase = torch.arange(frames)[:, None] * rates
     return torch.cat([phase.sin(), phase.cos()], dim=-1)

@@ -1,4 +1,4 @@
-"""Groups of Ray Train workers, placed by a spec's resources: one training over nodes that go away, or one evaluation."""
+"""Runs a group of Ray Train workers: a training, also over nodes that go away, or an evaluation."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from starlab.platform.worker.train_loop import train_loop
 
 
 def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCallback, ...]) -> None:
-    """Train to the end, on further nodes when some go away. Workers that fail start again from the newest checkpoint.
+    """Train to the end, on other nodes if some go away. Workers that fail start again from the newest checkpoint.
 
     Raises:
         RunFailedError: a worker failed more than `resources.max_failures` times, or the run stopped itself.
-        RunPreemptedError: the run was asked to end, or its nodes go away and no others have room.
+        RunPreemptedError: the run was asked to end, or its nodes go away and the others have no room.
         LeaseLostError: another process has taken the run over.
     """
     folder, resources = task.folder, task.spec.resources
@@ -59,7 +59,7 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
 
 
 def evaluate_on_workers(task: EvaluationTask, placement: Placement) -> None:
-    """Predict the clips of an evaluation; rank 0 leaves `predictions.parquet` in the task's target folder.
+    """Predict the clips of an evaluation; rank 0 writes `predictions.parquet` to the task's target folder.
 
     Raises:
         RunFailedError: a worker failed; names the failure.
@@ -80,7 +80,7 @@ def _run_workers(
         trainer = _Trainer(
             loop,
             train_loop_config={"task": task},
-            # Longer than the watchdog waits: ranks that wait for a stuck one must not fail before it is found.
+            # Longer than the watchdog waits: ranks that wait for a stuck rank must not fail before it is found.
             torch_config=TorchConfig(timeout_s=math.ceil(resources.stuck_after_seconds) + 120),
             scaling_config=worker_group(task.spec, placement),
             run_config=RunConfig(
@@ -109,7 +109,7 @@ class _Trainer(TorchTrainer):
 
 @contextmanager
 def _ray_folder(folder: RunFolder) -> Iterator[Path]:
-    """A folder for Ray's own records of one group. Never the same twice: Ray would take it for a run to resume."""
+    """A new folder for Ray's own records of one group. Ray would resume from a folder that it has used before."""
     path = folder.path / "ray" / uuid.uuid4().hex[:8]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

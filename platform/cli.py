@@ -106,7 +106,7 @@ def compare(
     from starlab.platform.runs.folder import find_runs, runs_folder
 
     root = runs_folder(runs)
-    heads, rows = comparison([folder for name in names for folder in find_runs(root, name, _complain)])
+    heads, rows = comparison([folder for name in names for folder in find_runs(root, name, _complain)], _complain)
     table = Table(*heads)
     for row in rows:
         table.add_row(*row)
@@ -151,19 +151,11 @@ def submit(
     insecure: Annotated[bool, typer.Option(help="Accept a cluster elsewhere that asks for no token.")] = False,
 ) -> None:
     """Run a command as a job on a Ray cluster and follow it: starlab submit -- train demo train.epochs=1"""
+    from starlab.platform.cluster.submit import JobRequest
     from starlab.platform.cluster.submit import submit as send
 
-    code = send(
-        command,
-        address=address,
-        runs=runs,
-        environment=env or [],
-        files=file or [],
-        submission_id=job,
-        follow=follow,
-        insecure=insecure,
-    )
-    raise typer.Exit(code)
+    request = JobRequest(arguments=command, runs=runs, environment=env or [], files=file or [], submission_id=job)
+    raise typer.Exit(send(request, address=address, follow=follow, insecure=insecure))
 
 
 @app.command()

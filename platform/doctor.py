@@ -1,4 +1,4 @@
-"""Can this machine run an experiment, and what would it cost?"""
+"""Checks whether this machine can run an experiment, and counts what an experiment costs."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from starlab.platform.cluster.device import mismatch
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     fine: bool
     says: str
-    """What was found; where it is not fine, also how to mend it."""
+    """What was found and, if it is not fine, how to fix it."""
 
 
 def examine(runs: Path) -> Iterator[Finding]:
-    """Look at what trainings most often fail for: GPUs that torch was not built for, memory, disk."""
+    """Check the most frequent causes of failed trainings: GPUs that torch was not built for, shared memory, disk."""
     yield _gpus()
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
         fine = free > 1e9
-        mend = "" if fine else "; Ray spills to disk and crawls: give the container --shm-size=8g"
-        yield Finding("shared memory", fine, f"{free / 1e9:.1f} GB free in /dev/shm{mend}")
+        fix = "" if fine else "; Ray spills to disk and crawls: give the container --shm-size=8g"
+        yield Finding("shared memory", fine, f"{free / 1e9:.1f} GB free in /dev/shm{fix}")
     place = next(path for path in (runs, *runs.parents) if path.exists())
     free = shutil.disk_usage(place).free
     fine = free > 5e9 and os.access(place, os.W_OK)
-    mend = "" if fine else "; name another folder with --runs or STARLAB_RUNS"
-    yield Finding("runs folder", fine, f"{runs}, {free / 1e9:.0f} GB free{mend}")
+    fix = "" if fine else "; name another folder with --runs or STARLAB_RUNS"
+    yield Finding("runs folder", fine, f"{runs}, {free / 1e9:.0f} GB free{fix}")
 
 
 def _gpus() -> Finding:
@@ -51,7 +51,7 @@ def _gpus() -> Finding:
 
 
 def cost_rows(spec: Spec) -> list[tuple[str, str, str]]:
-    """(part, parameters, GFLOP of one clip's forward pass) of a spec's model by part, then their sum and a training step."""
+    """Rows of (part, parameters, GFLOP of one clip's forward pass): the parts of the model, their sum, and a training step."""
     total = cost(spec.model, height=spec.data.size, width=spec.data.size)
     rows = [(name, f"{part.parameters:,}", f"{part.flops / 1e9:,.2f}") for name, part in total.parts.items()]
     rows.append(("forward", f"{total.parameters:,}", f"{total.forward_flops / 1e9:,.2f}"))

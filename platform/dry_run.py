@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from starlab.experiments.spec import Spec
 from starlab.models.cost import Cost, cost
-from starlab.models.star import StarConfig, StarTransformer
+from starlab.models.memory import activation_bytes
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.sources import DataConfig, generated_clips_per_class, generated_folder, is_generated
 from starlab.pipelines.splits import Parts
@@ -101,49 +98,6 @@ class _WorkerBytes:
     @property
     def total(self) -> int:
         return self.model + self.activations
-
-
-def activation_bytes(config: StarConfig, clips: int, size: int) -> int:
-    """What autograd keeps of one forward pass of `clips` clips in fp32, counted on the meta device without computing."""
-    with torch.device("meta"):
-        model = StarTransformer(replace(config, weights="none")).train()
-        frames = torch.empty(clips, config.frames, size, size, 3, dtype=torch.uint8)
-        joints = torch.empty(clips, config.frames, config.max_bodies, config.num_joints, 3)
-    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in own:
-            kept.setdefault(storage, tensor)  # alive, so that no later storage gets its number
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
-        model(frames, joints)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Attention keeps what a fused kernel keeps; the meta device would store the L × L weights, which no real one does."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _Fused.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
-
-
-class _Fused(torch.autograd.Function):
-    """Queries, keys and values in; the result, of which a sum per query is kept besides."""
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        out = values.new_empty((*queries.shape[:-1], values.shape[-1]))
-        ctx.save_for_backward(queries, keys, values, out, queries.new_empty(queries.shape[:-1]))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError("only the forward pass is counted")
 
 
 def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, Parts]:

@@ -1,8 +1,8 @@
-"""Ends a training before its end, on request: a checkpoint within the grace time, and the same command goes on.
+"""Ends a training early on request: it writes a checkpoint within the grace time, and the same command resumes it.
 
-There are two ways to ask. SIGTERM to the driver (a batch system, a container's end) or Ctrl-C leaves a request in the run's
-folder, which rank 0 looks for at every step. A cluster that is about to take a node away tells Ray, and Ray tells the ranks.
-Either way all ranks stop at the same step.
+There are two kinds of request. SIGTERM to the driver (a batch system, a container's end) or Ctrl-C leaves a request in the
+run's folder, which rank 0 looks for at every step. A cluster that will take a node away tells Ray, which tells all ranks.
+In both cases all ranks stop at the same step.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from starlab.platform.runs.records import EndRequest
 
 
 class RunPreemptedError(StarlabError):
-    """The run ended before its end because it was asked to; it goes on when started again."""
+    """The run was asked to end and ended early; it goes on when it is started again."""
 
     def __init__(self, message: str, by: int = signal.SIGTERM) -> None:
-        """`by` is the signal that asked; a node that goes away counts as SIGTERM."""
+        """Create the error; `by` is the signal that asked, SIGTERM for a node that goes away."""
         super().__init__(message)
         self.exit_code = 128 + by
 
 
 @contextmanager
 def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
-    """Inside, SIGTERM or Ctrl-C asks the run to checkpoint and end; a second Ctrl-C ends it at once.
+    """Within this context SIGTERM or Ctrl-C asks the run to checkpoint and end; a second Ctrl-C ends it at once.
 
-    When it has not ended by the grace time, `RunPreemptedError` ends the wait.
-
-    Only in a process's main thread, where Python lets signals be handled; elsewhere this does nothing.
+    A run that has not ended within the grace time is left with `RunPreemptedError`. Outside the process's main thread, where
+    Python does not allow signal handlers, the context does nothing.
     """
     folder.remove(EndRequest)
     if threading.current_thread() is not threading.main_thread():
@@ -71,7 +70,7 @@ def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
 
 
 def room_elsewhere(cpus: float, gpus: float) -> bool:
-    """Whether the nodes that stay have so many CPUs and GPUs in all."""
+    """Whether the nodes that are not about to be taken away have that many CPUs and GPUs in total."""
     leaving = ray._private.state.state.get_draining_nodes()
     staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     free = {kind: sum(resources.get(kind, 0.0) for resources in staying) for kind in ("CPU", "GPU")}

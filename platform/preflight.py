@@ -1,4 +1,4 @@
-"""What a run needs before it starts: weights, a metric to select by, data, room in the cluster."""
+"""Checks what a run needs before it starts: weights, a metric to select by, data, room in the cluster."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from starlab.platform.recipe.metrics import METRICS
 
 
 def check_spec(spec: Spec) -> None:
-    """Check what the spec's own types cannot, before anything is started for it.
+    """Check what the types of the spec cannot check, before anything is started.
 
     Raises:
         UserError: the pre-trained weights are missing or damaged (the message says what to download and where to put it),
-            or there is no such metric to select by.
+            or the metric to select by does not exist.
     """
     if spec.train.select_by not in METRICS:
         near = difflib.get_close_matches(spec.train.select_by, METRICS, n=1, cutoff=0.5)
@@ -35,7 +35,7 @@ def check_spec(spec: Spec) -> None:
 
 
 def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipSource, Parts]:
-    """Open the data set of a spec and split it into its parts; says what was left out.
+    """Open the data set of a spec and split it into its parts; `say` gets a line about what was left out.
 
     Raises:
         DataError: the data set cannot be used, or a part that the spec needs is empty.
@@ -60,7 +60,7 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
 
 
 def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> Cluster:
-    """Join the cluster, or start one on this machine. A remote cluster that can grow is given time until it has room."""
+    """Join the cluster, or start one on this machine. On a remote cluster, wait until it has room."""
     cluster = connect()
     if cluster.local:
         return cluster

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from starlab.platform.evaluation import EvaluationResult
 from starlab.platform.runs.metric_names import TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
-from starlab.platform.search.search import SearchResult, values_text
+from starlab.platform.search.search import SearchResult
+from starlab.platform.search.space import values_text
 from starlab.platform.trainer import RunResult
 
 _SELECTED = {"validation": "validation", "test": "best checkpoint by the test part itself (optimistic)"}
 
 
 def result_lines(result: RunResult) -> list[str]:
-    """Test accuracy by class and in all, the run's folder, the MLflow run and the command that shows it."""
+    """Test accuracy of each class and of all clips, the run's folder, the MLflow run and the command that shows it."""
     metrics = result.metrics
     done = "complete already" if result.was_complete else f"{result.seconds:.0f} s"
     return [

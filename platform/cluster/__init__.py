@@ -1,1 +1,1 @@
-"""Cluster: starts, joins and asks Ray, and submits jobs to it. Runs in the driver. Imports specs; no run folders, no MLflow."""
+"""Ray clusters: start, join, place workers, submit jobs. Runs in the driver. Imports specs; no run folders or MLflow."""

@@ -1,6 +1,6 @@
-"""The one place that starts or joins Ray.
+"""Starts or joins Ray; no other module does.
 
-A local cluster belongs to this process and dies with it. A remote one is named by RAY_ADDRESS, which Ray sets in every
+A local cluster belongs to this process and ends with it. A remote one is named by RAY_ADDRESS, which Ray sets in every
 submitted job.
 """
 
@@ -24,22 +24,22 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line a train worker prints appears twice
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # a field of DataContext would not reach datasets built inside workers
-    "RAY_AIR_NEW_OUTPUT": "0",  # search.py says what happens; Tune's own tables say it again
+    "RAY_AIR_NEW_OUTPUT": "0",  # search.py reports the progress; Tune's own tables would repeat it
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow hold the metrics; no CSV, JSON, TensorBoard
 }
-"""Environment that the driver and every worker need; one that is already set is left as it is."""
+"""Environment variables for the driver and every worker. A variable that is already set keeps its value."""
 _IDLE_WORKERS = 32
 _TEMP_DIR_LIMIT = 40
-"""Characters: Ray's sockets lie some 65 characters deeper, and a socket's path ends at 107."""
+"""Characters. Ray's sockets have paths about 65 characters longer, and a socket's path may have 107."""
 _SAY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
-    """What this process is connected to, counted now: a remote cluster that scales by itself may still grow."""
+    """The cluster that this process is connected to, as it is now. A remote cluster that scales by itself may still grow."""
 
     local: bool
-    """On this machine only, of a size that stays; no cluster named by RAY_ADDRESS."""
+    """Started on this machine with a fixed size, not named by RAY_ADDRESS."""
     nodes: int
     cpus: float
     """Logical CPUs."""
@@ -49,7 +49,7 @@ class Cluster:
 
 
 def connect(*, num_cpus: int | None = None, object_store_bytes: int = 500_000_000) -> Cluster:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine; where Ray runs already, only look.
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine. If Ray runs in this process, only describe it.
 
     Outside a submitted job every node of a remote cluster must have this version of starlab installed.
 
@@ -58,7 +58,7 @@ def connect(*, num_cpus: int | None = None, object_store_bytes: int = 500_000_00
         object_store_bytes: shared memory of a local cluster, 75 MB or more; what does not fit spills to disk.
 
     Raises:
-        UserError: RAY_ADDRESS names no cluster that can be joined.
+        UserError: RAY_ADDRESS does not name a cluster that can be joined.
     """
     if not ray.is_initialized():
         missing = {name: value for name, value in SETTINGS.items() if name not in os.environ}
@@ -79,18 +79,18 @@ def wait_for_room(
     say: Callable[[str], None] = lambda _: None,
     timeout_seconds: float = 3600.0,
 ) -> Cluster:
-    """Make a connected cluster start the machines that so many workers need, wait for them, and count it anew.
+    """Ask a connected cluster for the machines that the workers need, wait for them, and count the cluster again.
 
-    A cluster that scales by itself begins as a head without a GPU. A test of the room, not a reservation: it is free again
-    when this returns, and idle machines stay for some minutes.
+    A cluster that scales by itself begins as a head without a GPU. Nothing stays reserved when this returns; idle machines
+    stay for some minutes.
 
     Args:
-        accelerator: Ray's name of the GPU that each worker wants; None takes any.
-        say: is given a line for the user every half minute of waiting.
-        timeout_seconds: after that the cluster counts as too small, or too busy.
+        accelerator: Ray's name for the GPU that each worker needs; None takes any.
+        say: called with a line for the user every half minute of waiting.
+        timeout_seconds: how long to wait before the cluster counts as too small or too busy.
 
     Raises:
-        UserError: there is still no room; says what is wanted and what is there.
+        UserError: there is still no room; names what is wanted and what is there.
     """
     bundle = {"CPU": cpus_per_worker}
     if gpus_per_worker:
@@ -136,12 +136,12 @@ def _remote_address() -> str | None:
 def _start(num_cpus: int | None, object_store_bytes: int) -> None:
     temp = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     _init(
-        address="local",  # never a cluster that happens to run on this machine
+        address="local",  # not a cluster that happens to run on this machine
         num_cpus=num_cpus,
         object_store_memory=object_store_bytes,
         include_dashboard=False,
-        # Ray ends a worker process that idles for a second where there are more of them than CPUs; here a run's actors alone
-        # are more, so every decode task would start, and import, in a process of its own.
+        # Ray ends a worker process after one idle second when there are more processes than CPUs. A run's actors alone
+        # exceed that, so every decode task would start, and import, in a new process.
         _system_config={
             "num_workers_soft_limit": _IDLE_WORKERS,
             "idle_worker_killing_time_threshold_ms": 60_000,

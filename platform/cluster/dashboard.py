@@ -1,4 +1,4 @@
-"""Find a cluster's dashboard and be let in: which address, which token, which Ray."""
+"""Finds a cluster's dashboard and checks its address, its token and its version of Ray."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dashboard:
-    """A dashboard that answered, runs our Ray and accepted our token."""
+    """A dashboard that answers, runs the same Ray as starlab and accepts the token."""
 
     address: str
     """URL without a slash at the end."""
     headers: Mapping[str, str]
-    """What every request must carry: the token, or nothing on a cluster without one."""
+    """Headers of every request: the token, or nothing on a cluster without one."""
 
 
 def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Dashboard:
-    """Ask the dashboard who it is, first without the token: only one that demands it gets to see it.
+    """Ask the dashboard for its version. The first request carries no token, so that only a dashboard that demands it sees it.
 
     Args:
         address: None takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's port 8265.
         insecure: accept a cluster on another machine that asks for no token.
 
     Raises:
-        UserError: nothing there, no token or a wrong one, a cluster without a token, another version of Ray.
+        UserError: nothing answers, the token is missing or wrong, the cluster asks for no token, or it runs another Ray.
     """
     address = _resolve(address)
     status, body = _get(address, {})
@@ -74,7 +74,7 @@ def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Das
 def _resolve(address: str | None) -> str:
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         if value := os.environ.get(name):
-            # Ray's client obeys these variables whatever it is told; better to stop than to talk to another cluster.
+            # Ray's client prefers these variables to its argument; stopping is better than talking to another cluster.
             if address is not None and address.rstrip("/") != value.rstrip("/"):
                 raise UserError(f"--address is {address}, but {name} is {value} and Ray obeys that: unset one of them")
             address = value
@@ -102,7 +102,7 @@ def _get(address: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
 
 
 def _find_token() -> tuple[str | None, str]:
-    """The token that Ray itself would take, and where it lies."""
+    """The token that Ray itself would use, and where it was found."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")

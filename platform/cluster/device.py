@@ -1,4 +1,4 @@
-"""What a GPU and this build of PyTorch can do together."""
+"""Checks that this build of PyTorch can compute on a GPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def mismatch(index: int) -> str | None:
-    """Why this PyTorch cannot compute on GPU number `index`, and what to install; None where it can."""
+    """The reason why this PyTorch cannot compute on GPU number `index`, and what to install; None if it can."""
     built = torch.cuda.get_arch_list()
     major, minor = torch.cuda.get_device_capability(index)
-    # Code for 7.0 runs on 7.5; no code runs on an older or another major architecture.
+    # Code for 7.0 runs on 7.5. Code does not run on an older architecture or on another major version.
     if any(arch.startswith(f"sm_{major}") and int(arch[3:].rstrip("af")) <= 10 * major + minor for arch in built):
         return None
     return (
@@ -22,7 +22,7 @@ def check_device(device: torch.device) -> None:
     """Check in a worker that this PyTorch can compute on its device.
 
     Raises:
-        RuntimeError: it was not built for this GPU; says which build is needed.
+        RuntimeError: it was not built for this GPU; names the build that is needed.
     """
     if device.type == "cuda" and (problem := mismatch(device.index)):
         raise RuntimeError(problem)

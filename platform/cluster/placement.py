@@ -27,20 +27,20 @@ def place(spec: Spec, cluster: Cluster, share: float = 1.0) -> Placement:
     """Divide `share` of the connected cluster between the workers and their decode tasks, so that neither can starve the other.
 
     Raises:
-        UserError: it does not fit; says by how much.
+        UserError: the run does not fit; the message gives the numbers.
     """
     return divide(spec, cluster, ray.cluster_resources().get("object_store_memory", 5e8), share)
 
 
 def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float = 1.0) -> Placement:
-    """Divide as `place` does, for a cluster that need not exist.
+    """Divide as `place` does, for a cluster that need not be connected.
 
-    A worker's stream has two overlapping windows (stream.py), and each takes the cluster for its own: the limits of all of
-    them together must fit what the workers leave. A worker that decodes by itself takes its whole share of the machine; on a
-    cluster that others may use it takes `resources.cpus_per_worker`, else 1.
+    A worker's stream has two overlapping windows (stream.py), and each plans as if the cluster were its own. The limits of all
+    windows together must therefore fit what the workers leave. A worker that decodes by itself takes its whole share of the
+    machine; on a cluster that others may use it takes `resources.cpus_per_worker`, or 1.
 
     Raises:
-        UserError: it does not fit; says by how much.
+        UserError: the run does not fit; the message gives the numbers.
     """
     wanted = spec.resources
     cpus = cluster.cpus * share
@@ -73,8 +73,7 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
     store = object_store_bytes * share * 0.5 / (2 * wanted.workers)
     limits = StreamLimits(
         cpus=window_cpus,
-        # A window alone has half of the free CPUs, so these are two tasks for each CPU: one works while the other's block is
-        # fetched or its successor is yet to be started.
+        # Two tasks per CPU of the window: one works while the block of the other is fetched or its successor is started.
         cpus_per_task=min(0.25, window_cpus / 2),
         object_store_bytes=int(store),
         threads=max(1, round(per_worker)),
@@ -83,7 +82,7 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
 
 
 def worker_group(spec: Spec, placement: Placement) -> ScalingConfig:
-    """The workers of a run, as Ray Train places them."""
+    """The number of workers and the resources of each, for Ray Train."""
     wanted = spec.resources
     gpu = {"GPU": float(wanted.gpus_per_worker)} if wanted.gpus_per_worker else {}
     return ScalingConfig(

@@ -1,6 +1,6 @@
-"""`starlab submit -- train penn_action`: the same command, run as a job on a Ray cluster, its log followed here.
+"""`starlab submit -- train penn_action` runs the same command as a job on a Ray cluster and follows its log.
 
-The job gets a working folder with this package and the YAML files that the command names; nothing else travels.
+The job gets a working folder with this package and the YAML files that the command names, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,75 +30,78 @@ from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.package import copy_package, package_version
 
 _SILENCE_SECONDS = 60.0
-"""A log that is silent for this long is asked for anew: a connection may have died unnoticed."""
+"""A log that is silent for this long is requested again: the connection may have died unnoticed."""
 _AGENT_SECONDS = 60.0
-"""A head that has just started answers before it can start jobs."""
+"""Time for a head that has just started: it answers before it can start jobs."""
 _STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
-"""`ray job stop` gives a job 3 seconds otherwise, and a checkpoint may take longer; --env gives another number."""
+"""Without it `ray job stop` gives a job 3 seconds, and a checkpoint may take longer; --env overrides it."""
 _RETRY_SECONDS = 3.0
 _MAX_RETRIES = 20
 
 
-def submit(
-    arguments: Sequence[str],
-    *,
-    address: str | None = None,
-    runs: str | None = None,
-    environment: Sequence[str] = (),
-    files: Sequence[Path] = (),
-    submission_id: str | None = None,
-    follow: bool = True,
-    insecure: bool = False,
-    module: str = "starlab.platform.cli",
-) -> int:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRequest:
+    """A command to run as a job, and what the job gets."""
+
+    arguments: Sequence[str]
+    """As typed after `starlab`. An experiment given as a path (*.yaml) is shipped, with its base."""
+    runs: str | None = None
+    """An absolute path that every node shares; None leaves the STARLAB_RUNS of the cluster's nodes."""
+    environment: Sequence[str] = ()
+    """NAME (with its value here) or NAME=VALUE, for the job and its workers; Ray expands $VARIABLES in it. Everyone who can
+    open the dashboard can read it: no secrets."""
+    files: Sequence[Path] = ()
+    """More files to copy into the job's working folder, under their own names."""
+    submission_id: str | None = None
+    """Letters, digits, '_', '.' and '-'; None makes one from the command and the time."""
+    module: str = "starlab.platform.cli"
+    """What `python -m` runs with the arguments."""
+
+
+def submit(request: JobRequest, *, address: str | None = None, follow: bool = True, insecure: bool = False) -> int:
     """Run `starlab ARGUMENTS` as a job of the cluster and follow its log to the end.
 
     Args:
-        arguments: as typed after `starlab`. An experiment given as a path (*.yaml) is shipped, with its base.
+        request: the command, and what the job gets.
         address: of the dashboard; None takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's port 8265.
-        runs: an absolute path that every node shares; None leaves the STARLAB_RUNS of the cluster's nodes.
-        environment: NAME (its value here) or NAME=VALUE, for the job and its workers; Ray fills in $VARIABLES there.
-            Whoever can open the dashboard can read them: no secrets.
-        files: more files to lay into the job's working folder, by their names.
-        submission_id: letters, digits, '_', '.' and '-'; None makes one from the command and the time.
         follow: print the log until the job ends; False returns once the cluster has accepted the job.
         insecure: accept a cluster on another machine that asks for no token.
-        module: what `python -m` runs with the arguments.
 
     Returns:
-        0 succeeded (or accepted, without `follow`), 2 the job met a user's mistake, 1 it failed or was stopped,
-        130 Ctrl-C here: the job goes on.
+        Exit code: 0 if the job succeeded (without `follow`: was accepted), 2 if it ended with a user's mistake, 1 if it
+        failed or was stopped, 130 after Ctrl-C here, which leaves the job running.
 
     Raises:
-        UserError: no cluster there, no token or a wrong one, another Ray, a file that is not there.
-        SpecError: an experiment file that cannot be read.
+        UserError: no cluster answers, the token is missing or wrong, the cluster runs another Ray, or a file is missing.
+        SpecError: an experiment file cannot be read.
         RunFailedError: the cluster did not accept the job, or could not be reached again.
     """
-    if not arguments:
+    if not request.arguments:
         raise UserError("nothing to submit: write the command after --, e.g. starlab submit -- train penn_action")
+    runs = request.runs
     if runs is not None and not PurePosixPath(runs).is_absolute():
         raise UserError(f"--runs is {runs}; the cluster needs an absolute path that all its nodes share")
-    job = submission_id or _make_id(arguments)
+    job = request.submission_id or _make_id(request.arguments)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
         raise UserError(f"--id is {job!r}; use up to 100 letters, digits, '_', '.' and '-', a letter or digit first")
-    job_environment = SETTINGS | _STOPPING | _read_environment(environment)
+    job_environment = SETTINGS | _STOPPING | _read_environment(request.environment)
     if runs is not None:
         job_environment["STARLAB_RUNS"] = runs
     dashboard = find_dashboard(address, insecure=insecure)
-    for name in ("dashboard_sdk", "job.sdk"):  # they tell every upload and every closed connection
+    for name in ("dashboard_sdk", "job.sdk"):  # they log every upload and every closed connection
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     client = JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
     with tempfile.TemporaryDirectory(prefix="starlab-submit-") as folder:
         copy_package(Path(folder))
-        arguments = _ship_files(arguments, files, Path(folder))
-        request = {
-            "entrypoint": _entrypoint(module, arguments, runs),
+        arguments = _ship_files(request.arguments, request.files, Path(folder))
+        submission = {
+            "entrypoint": _entrypoint(request.module, arguments, runs),
             "submission_id": job,
             "runtime_env": {"working_dir": folder, "env_vars": job_environment},
             "metadata": {"starlab": package_version(), "command": shlex.join(arguments)},
         }
-        _hand_over(client, request, dashboard)
+        _hand_over(client, submission, dashboard)
     print(f"Submitted {job} to {dashboard.address}", flush=True)
     if not follow:
         print(_how_to_go_on(job, dashboard))
@@ -105,14 +109,14 @@ def submit(
     return _follow(client, job, dashboard)
 
 
-def _hand_over(client: JobSubmissionClient, request: dict[str, Any], dashboard: Dashboard) -> None:
+def _hand_over(client: JobSubmissionClient, submission: dict[str, Any], dashboard: Dashboard) -> None:
     deadline = time.monotonic() + _AGENT_SECONDS
     while True:
         try:
-            client.submit_job(**request)
+            client.submit_job(**submission)
         except (RuntimeError, OSError) as error:
             if "already exists" in str(error):
-                raise UserError(f"the cluster already knows a job {request['submission_id']}; give another --id") from None
+                raise UserError(f"the cluster already knows a job {submission['submission_id']}; give another --id") from None
             if "No available agent" not in str(error):
                 raise RunFailedError(f"the cluster at {dashboard.address} did not accept the job: {error}") from None
             if time.monotonic() > deadline:
@@ -138,13 +142,13 @@ def _follow(client: JobSubmissionClient, job: str, dashboard: Dashboard) -> int:
     print(f"{job}: {info.status.value.lower()}", flush=True)
     if info.status == "SUCCEEDED":
         return 0
-    if info.driver_exit_code is None and info.message:  # it never ran, so the log does not say why
+    if info.driver_exit_code is None and info.message:  # it never ran, so its log does not give the reason
         print(info.message, file=sys.stderr)
     return 2 if info.driver_exit_code == 2 else 1
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Print the log as it grows until the job has ended. A new connection starts over, so count what was printed."""
+    """Print the log as it grows until the job has ended. A new connection starts it over; what was printed is skipped."""
     printed = retries = 0
     ended = False
     while True:
@@ -163,9 +167,9 @@ async def _print_log(client: JobSubmissionClient, job: str) -> None:
             gave_up = not silence.expired() and retries >= _MAX_RETRIES
             if gave_up and not ended:
                 raise
-            complete = ended and (gave_up or silence.expired())  # as complete as it gets
+            complete = ended and (gave_up or silence.expired())  # no more of it will come
             retries += not silence.expired()
-        with contextlib.suppress(OSError):  # not reachable just now: for the next connection to find out
+        with contextlib.suppress(OSError):  # unreachable just now; the next connection shows whether it stays so
             ended = client.get_job_status(job).is_terminal()
         if ended and complete:
             return
@@ -181,7 +185,7 @@ def _how_to_go_on(job: str, dashboard: Dashboard) -> str:
 
 
 def _entrypoint(module: str, arguments: Sequence[str], runs: str | None) -> str:
-    # Without it the runs would lie in the working folder, which Ray removes some time after the job.
+    # Without it the runs would go to the working folder, which Ray removes some time after the job.
     need_runs = "" if runs else ': "${STARLAB_RUNS:?is not set on the cluster; submit with --runs}" && '
     return f"{need_runs}exec python -m {shlex.join([module, *arguments])}"
 
@@ -205,7 +209,7 @@ def _read_environment(entries: Sequence[str]) -> dict[str, str]:
 
 
 def _ship_files(arguments: Sequence[str], files: Sequence[Path], folder: Path) -> list[str]:
-    """Copy the named files below `folder`; returns the arguments as the job must read them there."""
+    """Copy the named files below `folder`. Returns the arguments with the paths that the files have there."""
     for file in files:
         if not file.is_file():
             raise UserError(f"no file {file} to ship")
@@ -222,7 +226,7 @@ def _ship_files(arguments: Sequence[str], files: Sequence[Path], folder: Path) -
 
 
 def _ship(name: str, folder: Path) -> str:
-    """Copy a file to the same relative path below `folder`; one from elsewhere goes to the top, under its own name."""
+    """Copy a file to the same relative path below `folder`, or to its top if it is outside this folder. Returns the path."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
         name = path.name

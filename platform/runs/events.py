@@ -1,4 +1,4 @@
-"""What happened to a run besides its metrics: one JSON line an event, printed for the user when it happens.
+"""Events of a run besides its metrics: one JSON line per event, printed for the user when it is written.
 
 {"time": 1790000000.0, "kind": "bad_loss", "rank": 0, "step": 120, "says": "the loss was nan; the step was left out"}
 """
@@ -21,7 +21,7 @@ _READ_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened."""
+    """An event of a run."""
 
     time: float
     """Seconds since 1970."""
@@ -33,22 +33,22 @@ class Event:
 
 
 def record(folder: Path, kind: str, says: str, *, rank: int | None = None, step: int | None = None) -> None:
-    """Append an event to the run's. A full disk loses the event and stops nothing."""
+    """Append an event to the run's file. On a full disk the event is lost and nothing fails."""
     with contextlib.suppress(OSError):
         append_line(folder / FILE, asdict(Event(time.time(), kind, rank, step, says)))
 
 
 def read_events(folder: Path) -> list[Event]:
-    """All events of a run, oldest first; torn lines are left out."""
+    """All events of a run, oldest first; incomplete lines are skipped."""
     return [event for line, _ in read_lines(folder / FILE) if (event := _event(line)) is not None]
 
 
 class EventPrinter:
-    """Prints new events of a run from a thread of the driver."""
+    """Prints new events of a run, from a thread of the driver."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._lines, self._say = LineFollower(folder / FILE), say
-        self._reading = Background("starlab-events", self._read, _READ_SECONDS)
+        self._reading = Background("starlab-events", self._read, _READ_SECONDS, last_call=True)
 
     def __enter__(self) -> Self:
         self._reading.start()
@@ -56,7 +56,6 @@ class EventPrinter:
 
     def __exit__(self, *_: object) -> None:
         self._reading.stop()
-        self._read()
 
     def _read(self) -> None:
         for line in self._lines.new_lines():
@@ -69,5 +68,5 @@ class EventPrinter:
 def _event(line: Mapping[str, Any]) -> Event | None:
     try:
         return Event(**line)
-    except TypeError:  # a line that is no event
+    except TypeError:  # a line that is not an event
         return None

@@ -1,4 +1,4 @@
-"""By which code, libraries and machine a run was made: the tags that every run carries."""
+"""Tags that every run carries: the code, the libraries and the machine that made it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "pyarrow", "nump
 
 
 def provenance() -> dict[str, str]:
-    """Tags: git commit and dirty flag (of the checkout that the code runs from), code hash, library versions, device."""
+    """Tags with the commit and dirty flag of the checkout that the code runs from, code hash, library versions and device."""
     root = package_root()
     tags = {
         "starlab.version": importlib.metadata.version("starlab"),
@@ -37,7 +37,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git says of this checkout; None outside one. A checkout that merely contains our installed package is not ours."""
+    """Output of a git command in this checkout; None outside one and in one that only contains an installed starlab."""
     if not (root / "pyproject.toml").is_file():
         return None
     try:

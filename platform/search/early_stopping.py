@@ -1,8 +1,8 @@
-"""ASHA that asks. A hopeless trial of a search is told to end itself; Ray Tune would end its process.
+"""Early stopping by ASHA: a hopeless trial is asked to end itself, where Ray Tune would kill its process.
 
 A killed trial takes its Ray Train controller with it, and the placement group that the controller made then keeps its CPUs and
 GPUs until the whole search is over (Ray 2.60: a group outlives its creator while the job lives). On a small machine the next
-trial would wait for them in vain. A trial that ends itself gives everything back, and closes its own MLflow run.
+trial would wait for them in vain. A trial that ends itself frees them, and closes its own MLflow run.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 
 class AskingASHA(ASHAScheduler):
-    """Asynchronous successive halving over epochs; `ask` is called once with the values of each trial that is to end."""
+    """Asynchronous successive halving over epochs, which calls `ask` once for each trial that should end."""
 
     def __init__(
         self, metric: str, epochs: int, grace_epochs: int, reduction: int, ask: Callable[[dict[str, Any], str], None]
     ) -> None:
-        """`ask(values, reason)` gets a trial's point of the space; a trial in its last epoch is left alone."""
+        """`ask(values, reason)` gets a trial's point of the space; it is not called for a trial in its last epoch."""
         super().__init__(
             time_attr="epoch",
             metric=metric,
@@ -33,7 +33,7 @@ class AskingASHA(ASHAScheduler):
         self._asked: set[str] = set()
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
-        """Always lets Tune continue; ASHA's verdict goes to the trial itself."""
+        """Pass ASHA's verdict to the trial itself, and always tell Tune to continue."""
         if trial.trial_id in self._asked:
             return str(TrialScheduler.CONTINUE)
         verdict = super().on_trial_result(tune_controller, trial, result)

@@ -1,4 +1,4 @@
-"""Why a rank should end its training before the end, looked at before every step."""
+"""Checks before every step whether the training should end early."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from starlab.platform.runs.records import EndRequest
 
 
 def why_to_end(folder: RunFolder, rank: int) -> str | None:
-    """The reason why this run should end now; None when it should not.
+    """The reason why this run should end now, or None.
 
-    Rank 0 sees a request of the driver (SIGTERM, Ctrl-C) in the run's folder; every rank sees that Ray takes its node away.
+    Rank 0 sees a request of the driver (SIGTERM, Ctrl-C) in the run's folder; every rank sees that a node is taken away.
     """
     if rank == 0 and (folder.path / EndRequest.FILE).exists():
         return folder.require(EndRequest).reason

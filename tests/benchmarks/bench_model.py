@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from starlab.models.attention import Pattern, SpatioTemporalAttention
+from starlab.models.attention import SpatioTemporalAttention
 from starlab.models.cost import cost
 from starlab.models.heatmaps import joint_heatmaps
 from starlab.models.star import StarConfig, StarTransformer
@@ -156,7 +156,7 @@ def qkv_shape(module: SpatioTemporalAttention) -> tuple[int, ...]:
 
 def bench_attention() -> list[Row]:
     """Z and B against F, with and without projections; fused against materialised, in time and memory."""
-    patterns: tuple[Pattern, ...] = ("F", "Z", "B")
+    patterns: tuple[str, ...] = ("F", "Z", "B")
     modules = {pattern: SpatioTemporalAttention(DIM, HEADS, pattern) for pattern in patterns}
     runs: dict[str, Run] = {}
     for pattern, module in modules.items():
@@ -187,7 +187,7 @@ def peak_in_child(kind: str, pattern: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(kind: str, pattern: Pattern) -> None:
+def print_peak(kind: str, pattern: str) -> None:
     """The child's side of `peak_in_child`: the run's inputs and libraries are there before it counts."""
     module = SpatioTemporalAttention(DIM, HEADS, pattern)
     function = core if kind == "fused" else materialised

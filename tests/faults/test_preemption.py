@@ -1,4 +1,4 @@
-"""A run is asked to end: a checkpoint, an honest status, and the same command goes on. Row 17 of docs/reliability.md."""
+"""A run that is asked to end writes a checkpoint and its status; the same command resumes. Row 17 of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlab.platform.runs.journal import read_points
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
 
 LONG = ["train.epochs=100", "train.evaluate_every_epochs=100", "train.checkpoint_every_steps=null"]
-"""No checkpoint of its own accord before its end."""
+"""Long enough that it writes no checkpoint before it is asked to."""
 
 DRAINED = """
 import threading, time

@@ -1,14 +1,12 @@
 """What FAttn, ZAttn and BAttn depend on, and what they must not depend on."""
 
-from typing import cast
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from starlab.models.attention import Pattern, SpatioTemporalAttention
+from starlab.models.attention import SpatioTemporalAttention
 from starlab.models.layers import StarLayer
 
 DIM = 8
@@ -23,7 +21,7 @@ def attention_and_tokens(
     pattern: str, frames: int, size: int, seed: int, projections: str = "shared"
 ) -> tuple[SpatioTemporalAttention, Tensor]:
     torch.manual_seed(seed)
-    module = SpatioTemporalAttention(DIM, 2, cast(Pattern, pattern), projections)  # type: ignore[arg-type]
+    module = SpatioTemporalAttention(DIM, 2, pattern, projections)  # type: ignore[arg-type]
     return module.double(), torch.randn(1, frames, size, DIM, dtype=torch.float64)
 
 
@@ -114,7 +112,7 @@ def test_a_layer_keeps_the_tokens_shape_and_commutes_with_frame_reversal(pattern
 
 
 @pytest.mark.parametrize("pattern", ["Z", "B"])
-def test_an_odd_number_of_frames_is_refused_with_the_number_and_the_fix(pattern: Pattern) -> None:
+def test_an_odd_number_of_frames_is_refused_with_the_number_and_the_fix(pattern: str) -> None:
     module = SpatioTemporalAttention(DIM, 2, pattern)
     with pytest.raises(ValueError, match=r"have 5 frames; use an even number such as 6"):
         module(torch.randn(1, 5, 2, DIM))
@@ -126,14 +124,14 @@ def test_full_attention_takes_an_odd_number_of_frames() -> None:
 
 def test_an_unknown_pattern_or_a_width_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="'X'"):
-        SpatioTemporalAttention(DIM, 2, "X")  # type: ignore[arg-type]
+        SpatioTemporalAttention(DIM, 2, "X")
     with pytest.raises(ValueError, match="dim 8 does not divide into 3 heads"):
         SpatioTemporalAttention(DIM, 3, "F")
 
 
 @pytest.mark.parametrize("pattern", ["F", "Z", "B"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_training_keeps_no_matrix_of_tokens_by_tokens(pattern: Pattern, masked: bool) -> None:
+def test_training_keeps_no_matrix_of_tokens_by_tokens(pattern: str, masked: bool) -> None:
     frames, size = 16, 40
     length = frames * size
     module = SpatioTemporalAttention(32, 4, pattern)
@@ -151,7 +149,7 @@ def test_training_keeps_no_matrix_of_tokens_by_tokens(pattern: Pattern, masked: 
 
 
 @pytest.mark.parametrize("pattern", ["Z", "B"])
-def test_both_groups_go_through_one_fused_attention_call(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_groups_go_through_one_fused_attention_call(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
     fused = torch.nn.functional.scaled_dot_product_attention
 

@@ -1,4 +1,4 @@
-"""`connect` in fresh processes, the copy of the package, and cluster.yaml against Ray's own check."""
+"""`connect` in new processes, the copy of the package, and cluster.yaml against Ray's own check."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOCK = ROOT / "requirements.lock"
 
 
 def run_python(code: str, cwd: Path, environment: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter that inherits nothing about Ray."""
+    """Run `code` in a new interpreter that inherits no settings of Ray."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "STARLAB_"))}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=180, check=False)
@@ -131,7 +131,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
-    """Ray's launcher's own check, before it talks to a cloud. Private to Ray, hence pinned with it."""
+    """Run the check of Ray's launcher that needs no cloud. It is private to Ray; the pinned version keeps it."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(config))
@@ -187,7 +187,7 @@ def test_every_command_of_cluster_yaml_is_valid_shell(config: dict[str, Any]) ->
 
 
 def locked(text: str) -> dict[str, Requirement]:
-    """The requirements of a lock file, each with its hashes checked to be there, and nothing between them."""
+    """The requirements of a lock file; asserts that each has its hashes and that nothing else is between them."""
     found = {}
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -202,7 +202,7 @@ def locked(text: str) -> dict[str, Requirement]:
 
 
 def needed_only_by_torch(text: str) -> set[str]:
-    """From the lock's `via` comments: torch, torchvision, and what nothing else asks for that is built for CUDA."""
+    """Names of torch, torchvision and the CUDA packages that only they need, from the `via` comments of the lock."""
     reasons: dict[str, set[str]] = {}
     for block in re.split(r"\n(?=[^ #\n])", text):
         name = re.split(r"[=\[]", block, maxsplit=1)[0]

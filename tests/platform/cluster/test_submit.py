@@ -1,4 +1,4 @@
-"""`submit` against a real head with token authentication, and what it says to servers that are no such head."""
+"""`submit` against a real head with token authentication, and its messages about servers that are not a Ray head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from starlab.experiments.catalog import SpecError
 from starlab.platform.cluster import submit as submit_module
 from starlab.platform.cluster.dashboard import Dashboard, find_dashboard
-from starlab.platform.cluster.submit import submit
+from starlab.platform.cluster.submit import JobRequest, submit
 from starlab.platform.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 @pytest.fixture(autouse=True)
 def stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Somebody without a token, whose commands start in an empty folder."""
+    """A user without a token, whose commands start in an empty folder."""
     for name in (*TOKEN_VARIABLES, *ADDRESS_VARIABLES, "STARLAB_RUNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -47,7 +47,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def head(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> Head:
-    """The head, and its token in our hands."""
+    """The head, with its token set for the test."""
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_head.token_path))
     return ray_head
 
@@ -83,15 +83,15 @@ def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of
     (tmp_path / "below" / "mine.yaml").write_text("base: below/base.yaml\nname: mine")
     (tmp_path / "below" / "base.yaml").write_text("name: base")
     monkeypatch.setenv("COLOR", "a 'b' é")
-    code = submit(
-        ["train", "below/mine.yaml", "x=a 'b' $HOME é;exit 9"],
-        address=head.dashboard,
+    request = JobRequest(
+        arguments=["train", "below/mine.yaml", "x=a 'b' $HOME é;exit 9"],
         runs="/shared/my runs",
         environment=["COLOR"],
         files=[Path("probe.py")],
         submission_id="probe",
         module="probe",
     )
+    code = submit(request, address=head.dashboard)
     printed = capsys.readouterr().out
     assert code == 0, printed
     assert printed.endswith("probe: succeeded\n")
@@ -100,7 +100,7 @@ def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of
     assert found["experiment"]["name"] == "mine"
     assert found["base"]["name"] == "base"
     assert found["environment"] == submit_module.SETTINGS | {"STARLAB_RUNS": "/shared/my runs", "COLOR": "a 'b' é"}
-    # starlab is installed in the head's Python, too, as a link to the checkout: what was shipped must win.
+    # starlab is installed in the head's Python too, as a link to the checkout; the shipped copy must win.
     shipped = f"{found['folder']}/starlab/platform/cluster/connect.py"
     assert found["driver"] == found["worker"] == shipped
     assert shipped.startswith(str(head.folder))
@@ -109,7 +109,7 @@ def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of
     assert job.metadata is not None
     assert job.metadata["starlab"] == submit_module.package_version()
     with pytest.raises(UserError, match="already knows a job probe; give another --id"):
-        submit(["train"], address=head.dashboard, submission_id="probe")
+        submit(JobRequest(arguments=["train"], submission_id="probe"), address=head.dashboard)
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_a_job_that_meets_a_users_mistake_ends_with_2_and_runs_default_to_those_
     head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mistake.py").write_text("import os, sys; print('runs:', os.environ['STARLAB_RUNS']); sys.exit(2)")
-    code = submit(["train"], address=head.dashboard, files=[Path("mistake.py")], module="mistake")
+    code = submit(JobRequest(arguments=["train"], files=[Path("mistake.py")], module="mistake"), address=head.dashboard)
     printed = capsys.readouterr().out
     assert code == 2
     assert f"runs: {head.folder}/runs-of-the-cluster\n" in printed
@@ -132,8 +132,9 @@ def test_the_log_comes_as_it_is_written_and_ctrl_c_leaves_the_job_running_and_sa
     program = f"""
 import sys
 from pathlib import Path
-from starlab.platform.cluster.submit import submit
-sys.exit(submit(["train"], address="{head.dashboard}", files=[Path("wait.py")], submission_id="waits", module="wait"))
+from starlab.platform.cluster.submit import JobRequest, submit
+request = JobRequest(arguments=["train"], files=[Path("wait.py")], submission_id="waits", module="wait")
+sys.exit(submit(request, address="{head.dashboard}"))
 """
     terminal = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert terminal.stdout is not None
@@ -159,7 +160,7 @@ sys.exit(submit(["train"], address="{head.dashboard}", files=[Path("wait.py")], 
 
 def test_without_a_token_the_head_refuses_and_the_message_says_where_tokens_lie(ray_head: Head) -> None:
     with pytest.raises(UserError, match=r"asks for its token and there is none here: put it into ~/\.ray/auth_token"):
-        submit(["train"], address=ray_head.dashboard)
+        submit(JobRequest(arguments=["train"]), address=ray_head.dashboard)
 
 
 def test_a_wrong_token_is_refused_and_the_message_says_where_it_came_from(
@@ -167,7 +168,7 @@ def test_a_wrong_token_is_refused_and_the_message_says_where_it_came_from(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
     with pytest.raises(UserError, match="refuses the token from RAY_AUTH_TOKEN: ask its owner"):
-        submit(["train"], address=ray_head.dashboard)
+        submit(JobRequest(arguments=["train"]), address=ray_head.dashboard)
 
 
 def test_the_token_is_looked_for_where_ray_looks_for_it(ray_head: Head, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_the_token_is_looked_for_where_ray_looks_for_it(ray_head: Head, tmp_path
 def test_a_token_file_that_is_named_and_missing_is_not_passed_over(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "nowhere")
     with pytest.raises(UserError, match="RAY_AUTH_TOKEN_PATH is nowhere, which cannot be read"):
-        submit(["train"], address=ray_head.dashboard)
+        submit(JobRequest(arguments=["train"]), address=ray_head.dashboard)
 
 
 class Server(ThreadingHTTPServer):
@@ -254,7 +255,7 @@ def test_a_server_that_is_no_dashboard_is_named_as_such(serve: Any, status: int,
 
 def test_where_nothing_listens_the_message_says_how_to_get_there() -> None:
     with pytest.raises(UserError, match=r"no cluster answers at http://127\.0\.0\.1:1 .*ray dashboard cluster\.yaml"):
-        submit(["train", "demo"], address="127.0.0.1:1")
+        submit(JobRequest(arguments=["train", "demo"]), address="127.0.0.1:1")
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://", "ftp://head"])
@@ -283,7 +284,7 @@ def test_a_variable_that_ray_would_obey_instead_of_the_option_is_named(monkeypat
 )
 def test_a_mistake_in_the_options_is_found_before_any_cluster_is_asked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        submit(**{"arguments": ["train"], "address": "127.0.0.1:1"} | options)
+        submit(JobRequest(**{"arguments": ["train"]} | options), address="127.0.0.1:1")
 
 
 def ship(arguments: list[str], folder: Path, files: tuple[Path, ...] = ()) -> list[str]:
@@ -321,7 +322,7 @@ def test_what_cannot_be_shipped_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Client:
-    """A job's end of the line: its log in pieces, its connection lost after some of them."""
+    """A client whose job's log arrives in pieces and whose connection is lost after some of them."""
 
     def __init__(self, log: str, cuts: list[list[int]], **info: Any) -> None:
         self.log, self.cuts = log, cuts
@@ -379,7 +380,7 @@ def test_the_jobs_outcome_becomes_the_exit_code_and_what_the_log_cannot_tell_is_
 
 def test_a_cluster_that_stays_away_is_given_up_with_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
-    client = Client("log", [[1, 1]] * 100)  # what comes again and again is no sign of life
+    client = Client("log", [[1, 1]] * 100)  # a log that is only repeated does not count as progress
     with pytest.raises(RunFailedError, match=r"job may still run there\n  follow it: ray job logs --follow"):
         submit_module._follow(client, "job", DASHBOARD)
 

@@ -1,4 +1,4 @@
-"""`starlab submit -- train demo` in small, on a real head: the job makes its data, trains, records, and its end is ours."""
+"""`starlab submit -- train demo` on a real head: the job makes its data, trains, records and ends with its exit code."""
 
 from __future__ import annotations
 
