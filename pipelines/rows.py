@@ -75,7 +75,7 @@ class Subset(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
         if isinstance(index, slice):
             return tuple(self._rows[place] for place in self._places[index])
-        return self._rows[self._places[index]]
+        return self._rows[int(self._places[index])]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
