@@ -59,6 +59,9 @@ class DataConfig:
     """Largest relative change of brightness and contrast."""
     validation_fraction: float = 0.1
     """Share of the official training part that is held out for selection; 0 holds out nothing."""
+    train_fraction: float = 1.0
+    """Share of the training clips that is used, the same of every class; validation and test stay as they are. A smaller share
+    is a subset of a larger one, drawn by `split_seed`."""
     split_seed: int = 0
     """Seed of the validation part. It is not the training seed, so that seeds are compared on the same clips."""
     select: Literal["validation", "test"] = "validation"
@@ -104,6 +107,8 @@ class DataConfig:
             raise ValueError(f"data.size is {self.size} px; the backbone needs at least 16")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction is {self.validation_fraction}; it must be in [0, 1)")
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(f"data.train_fraction is {self.train_fraction}; it must be in (0, 1], where 1 takes every clip")
         if self.validation_fraction == 0 and self.select == "validation":
             raise ValueError(
                 "data.validation_fraction is 0, so data.select: validation has nothing to select by; "
