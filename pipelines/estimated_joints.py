@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.joint_checks import flat_numbers, joint_problems
 from starlab.pipelines.retry import MISSING, read_patiently
 from starlab.pipelines.rows import Subset
 from starlab.pipelines.skeletons import COCO, NTU, PENN_ACTION, Skeleton
@@ -39,8 +39,6 @@ SCHEMA = pa.schema(
 MAX_ROW_GROUP_BYTES = 32 * 2**20
 CLIPS_PER_ROW_GROUP = 8
 """Fewer make the file's footer, which every process keeps, large; more make a clip slow to read."""
-FAR_OUTSIDE = 1.0
-"""A place further than this outside the frame, in frames, is not one that an estimator gives in fractions."""
 
 
 def write_joints(path: Path, clips: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
@@ -111,7 +109,7 @@ class EstimatedJoints:
         self._groups, self._rows = (
             np.array([places[reasons[place][0]][part] for place in self._kept], np.int32) for part in (1, 2)
         )
-        for problem in _joint_problems(path, kept, skeleton, clamp):
+        for problem in joint_problems(path, kept, skeleton, clamp):
             raise DataError(f"the estimated joints {path}: {problem}")
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -187,7 +185,7 @@ class EstimatedJoints:
                 raise pa.ArrowInvalid(str(error)) from error
             raise
         clip_id, num_frames, num_bodies = (table[name][0].as_py() for name in SCHEMA.names[:3])
-        return clip_id, num_frames, num_bodies, np.asarray(_numbers(table["joints"].chunk(0)), np.float32)
+        return clip_id, num_frames, num_bodies, np.asarray(flat_numbers(table["joints"].chunk(0)), np.float32)
 
 
 @lru_cache(maxsize=2)
@@ -212,65 +210,13 @@ def _index(path: Path) -> Iterator[tuple[int, int, str, int, int]]:
     try:
         with pq.ParquetFile(path) as file:
             _check_schema(path, file)
-            groups = [file.read_row_group(group, columns=SCHEMA.names[:3]) for group in range(file.num_row_groups)]
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            table = file.read(columns=SCHEMA.names[:3])
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"the estimated joints {path} cannot be read: {error}") from None
-    for number, group in enumerate(groups):
-        columns = (group[name].to_pylist() for name in SCHEMA.names[:3])
-        yield from ((number, at, *row) for at, row in enumerate(zip(*columns, strict=True)))
-
-
-def _numbers(lists: pa.Array) -> NDArray[np.float32]:
-    """The numbers of all lists of an array, end to end."""
-    flat: NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False)
-    return flat
-
-
-def _joint_problems(path: Path, wanted: set[str], skeleton: Skeleton, clamp: bool) -> Iterator[str]:
-    """What makes the joints of the wanted clips unusable as a whole, from one pass over the file."""
-    outside, total, lowest, highest, example = 0, 0, 0.0, 1.0, ""
-    for clip_id, values_per_joint, flat in _clips_in(path, wanted):
-        num_joints, rest = divmod(flat.size, values_per_joint) if values_per_joint else (0, flat.size)
-        if rest or not num_joints:
-            continue  # found when the clip is read
-        if num_joints != len(skeleton.joints):
-            yield (
-                f"clip {clip_id} has {num_joints} joints, the skeleton {skeleton.name} has {len(skeleton.joints)}: "
-                "is data.estimated_skeleton right?"
-            )
-        x, y, confidence = flat.reshape(-1, 3).T
-        seen = np.isfinite(x) & np.isfinite(y) & (confidence > 0)
-        far = (np.minimum(x, y)[seen] < -FAR_OUTSIDE) | (np.maximum(x, y)[seen] > 1 + FAR_OUTSIDE)
-        if 2 * far.sum() > len(far):
-            yield (
-                f"x reaches {x[seen].max():.6g} and y {y[seen].max():.6g} in clip {clip_id}: pixels? They must be fractions of "
-                "the frame: divide x by its width and y by its height"
-            )
-        wrong = int((~((confidence >= 0) & (confidence <= 1))).sum())
-        outside, total = outside + wrong, total + len(confidence)
-        if wrong:
-            example = example or clip_id
-            lowest, highest = min(lowest, float(confidence.min())), max(highest, float(confidence.max()))
-    if outside and not clamp:
-        yield (
-            f"{outside:,} of {total:,} confidences lie outside [0, 1], from {lowest:.4g} to {highest:.4g}, first in clip "
-            f"{example}: clamp them with data.clamp_confidence=true, or scale them in the file"
-        )
-
-
-def _clips_in(path: Path, wanted: set[str]) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
-    """Clip id, numbers per joint (3 × frames × bodies) and all numbers of each wanted clip."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=SCHEMA.names).combine_chunks()
-            lists = table["joints"].chunk(0)
-            flat, ends = _numbers(lists), np.cumsum(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False))
-            counts = zip(*(table[name].to_pylist() for name in SCHEMA.names[:3]), ends.tolist(), strict=True)
-            start = 0
-            for clip_id, num_frames, num_bodies, end in counts:
-                if clip_id in wanted:
-                    yield clip_id, 3 * num_frames * num_bodies, flat[start:end]
-                start = end
+    places = ((group, at) for group, size in enumerate(sizes) for at in range(size))
+    columns = (table[name].to_pylist() for name in SCHEMA.names[:3])
+    yield from ((*place, *row) for place, row in zip(places, zip(*columns, strict=True), strict=True))
 
 
 def _check_schema(path: Path, file: pq.ParquetFile) -> None:
