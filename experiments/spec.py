@@ -23,7 +23,11 @@ from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
 
-_ADDED_LATER: tuple[tuple[str, str, object], ...] = (("train", "select_by", "top1"),)
+_ADDED_LATER: tuple[tuple[str, str, object], ...] = (
+    ("train", "select_by", "top1"),
+    ("data", "clamp_confidence", False),
+    ("data", "train_fraction", 1.0),
+)
 """Keys (section, key, default) that do not count for a run's identity at their default, so that earlier runs keep their ids."""
 
 

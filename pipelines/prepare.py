@@ -2,7 +2,8 @@
 
 The contents of each shard are fixed before anything is written: the clips are ordered by a hash of their names and cut into
 equal pieces, so that classes and subjects mix and every attempt writes the same bytes. A shard is complete when it has a
-record and its bytes have the hash in that record; every other shard is written again.
+record, which is written after it, and the size in that record; every other shard is written again. The hash is compared
+where a shard was modified after its record was written, and by `retry`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def prepare(
 
     def work(tasks: Columns) -> Columns:
         [shard] = tasks["shard"].tolist()
-        record = whole_shard(folder, shard)
+        record = whole_shard(folder, shard, hashed=retry)
         kept = record is not None and not (retry and record["quarantine"])
         if record is None or not kept:
             record = write_shard(folder, shard, source, shards[shard], short_side_px)
@@ -130,7 +131,7 @@ def prepare(
     return StoreSource(uri)
 
 
-def shard_rows(rows: tuple[ClipRow, ...], clips_per_shard: int) -> list[tuple[ClipRow, ...]]:
+def shard_rows(rows: Sequence[ClipRow], clips_per_shard: int) -> list[tuple[ClipRow, ...]]:
     """The clips of each shard: a pure function of the clips' names."""
     if clips_per_shard < 1:
         raise DataError(f"clips per shard is {clips_per_shard}; a shard holds at least 1")
@@ -173,7 +174,7 @@ def verify(
 def check_shard(source: StoreSource, shard: int, decode: bool) -> list[str]:
     """The problems of one shard; empty where there are none."""
     name, expected = shard_name(shard) + ".parquet", source.manifest["shards"][shard]
-    clips = sorted((clip for clip in source.stored if clip.shard == shard), key=lambda clip: clip.row)
+    clips = source.stored_in(shard)
     try:
         if source.folder.sha256(name) != expected["sha256"]:
             return [f"{name}: its bytes are not those that were written"]

@@ -120,6 +120,7 @@ def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
     classes = len(data.facts().classes)
     train, test = generated_clips_per_class(data)
     held_out = max(1, round(data.validation_fraction * train)) if data.validation_fraction else 0
+    train = held_out + max(1, math.floor(data.train_fraction * (train - held_out) + 0.5))
     if data.limit is not None:
         kept = [min(count, data.limit) for count in (train - held_out, held_out, test)]
         train, held_out, test = kept[0] + kept[1], kept[1], kept[2]

@@ -6,7 +6,7 @@ A new key of a spec must leave them as they are at its default. If an id changes
 import pytest
 
 from starlab.experiments.catalog import experiment_names
-from starlab.experiments.spec import load_search, load_spec
+from starlab.experiments.spec import SpecError, load_search, load_spec
 
 RUN_IDS = {
     "demo": "demo-51d0d706",
@@ -30,3 +30,10 @@ def test_the_base_of_a_packaged_search_keeps_its_run_id() -> None:
 
 def test_every_packaged_experiment_stands_here() -> None:
     assert {*RUN_IDS, "demo_search"} == set(experiment_names())
+
+
+def test_a_share_of_train_is_a_run_of_its_own_and_all_of_it_is_not() -> None:
+    assert load_spec("demo", ["data.train_fraction=1.0"]).run_id("x") == RUN_IDS["demo"]
+    assert load_spec("demo", ["data.train_fraction=0.5"]).run_id("x") != RUN_IDS["demo"]
+    with pytest.raises(SpecError, match=r"data.train_fraction is 0.0; it must be in \(0, 1\]"):
+        load_spec("demo", ["data.train_fraction=0.0"])
