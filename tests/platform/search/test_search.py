@@ -1,15 +1,12 @@
 """A search in small: trials nested in MLflow, the best alone tested, an interrupted one taken up."""
 
 import json
-from pathlib import Path
 
-import optuna
 import pytest
 from mlflow import MlflowClient
 
 from starlab.experiments.spec import SearchSpec, load_search
 from starlab.platform.cluster.connect import Cluster
-from starlab.platform.search.ledger import take_up
 from starlab.platform.search.search import SearchResult, search, search_id, trials_at_once
 from starlab.platform.summary import search_lines
 
@@ -24,8 +21,6 @@ SMALL = [
     "train.epochs=2",
     "search.grace_epochs=1",
 ]
-
-POINT = {"model.layers": 1, "model.encoder": "FF", "model.decoder": "FZ", "train.lr": 0.001}
 
 
 def spec(trials: int, *overrides: str) -> SearchSpec:
@@ -78,32 +73,6 @@ def test_the_same_search_again_tries_nothing_new_and_more_trials_only_the_rest(
     assert more.folder == result.folder
     assert len(more.trials) == 4
     assert len([line for line in said if "starts:" in line]) == 1
-
-
-@pytest.mark.longer
-def test_a_point_that_is_proposed_while_it_is_under_way_is_trained_once_and_counts_twice(
-    local_ray: Cluster, tmp_path: Path
-) -> None:
-    one_point = [f"space.{key}={{choice: [{value}]}}" for key, value in POINT.items()]
-    said: list[str] = []
-    result = search(spec(2, "search.concurrent=2", *one_point), runs=tmp_path, say=said.append)
-    assert not [line for line in said if "failed" in line]
-    assert [trial.values for trial in result.trials] == [POINT, POINT]
-    assert len(list(result.folder.glob("trials/*"))) == 1
-    [first, second] = (index for index, line in enumerate(said) if "starts:" in line)
-    assert not [line for line in said[first:second] if "ends after" in line]  # both were under way at once
-
-
-def test_a_trial_that_was_under_way_is_proposed_again_at_the_same_point(tmp_path: Path) -> None:
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
-    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
-    done, killed = study.ask(), study.ask()
-    done.suggest_float("lr", 0, 1)
-    study.tell(done, 0.5)
-    point = killed.suggest_float("lr", 0, 1)
-    assert take_up("s", storage) == 1
-    proposed = optuna.load_study(study_name="s", storage=storage).ask()
-    assert proposed.suggest_float("lr", 0, 1) == point
 
 
 def test_the_packaged_search_keeps_its_id() -> None:
