@@ -155,7 +155,7 @@ def _test_best(study: Study, trials: Sequence[Trial], cluster: Cluster, say: Cal
         say(f"note     the test part was evaluated before, with {', '.join(earlier)}: this is another look at it")
     spec = study.spec.spec_of(whole[0].values)
     request = RunRequest(spec=spec, source=study.source, parts=study.parts, runs=study.runs, cluster=cluster, parent=folder)
-    return run_training(request, say=say)
+    return run_training(request)  # silently: it only evaluates, and goes on from the trial's last checkpoint to do so
 
 
 def search_id(spec: SearchSpec, fingerprint: str) -> str:

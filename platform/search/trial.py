@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def run_trial(values: dict[str, Any], study: Study) -> None:
             return
         raise  # its nodes go away: Tune starts it again, on others
     except RunFailedError as error:  # its workers were restarted already, so starting it again would end the same way
-        tune.report({FAILED: str(error).splitlines()[0]})
+        tune.report({METRIC: math.nan, FAILED: " ".join(str(error).split())})
         return
     folder = RunFolder(result.folder)
     keep_best_checkpoint(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def run_trials(
     )
     grace_seconds = study.spec.base.resources.grace_seconds
     try:
-        with _own_signal_handlers(), end_on_signal(folder, grace_seconds):
+        with _without_tunes_signal_handler(), _without_tunes_tracebacks(), end_on_signal(folder, grace_seconds):
             tuner.fit()
     except (TuneError, RunPreemptedError, KeyboardInterrupt):
         if folder.read(EndRequest) is None:
@@ -77,7 +78,7 @@ def _beside_this_process() -> dict[str, float]:
 
 
 @contextmanager
-def _own_signal_handlers() -> Iterator[None]:
+def _without_tunes_signal_handler() -> Iterator[None]:
     """Inside, Tune leaves Ctrl-C alone. Its own handler ends the loop and returns as if all trials were done."""
     before = os.environ.get(_TUNE_HANDLES_NO_SIGNAL)
     os.environ[_TUNE_HANDLES_NO_SIGNAL] = "1"
@@ -87,6 +88,18 @@ def _own_signal_handlers() -> Iterator[None]:
         del os.environ[_TUNE_HANDLES_NO_SIGNAL]
         if before is not None:
             os.environ[_TUNE_HANDLES_NO_SIGNAL] = before
+
+
+@contextmanager
+def _without_tunes_tracebacks() -> Iterator[None]:
+    """Inside, Tune prints no traceback for a trial whose process died; `_Reporter` prints a line."""
+    logger = logging.getLogger("ray.tune.execution.tune_controller")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _EndTrials(Callback):
@@ -132,6 +145,10 @@ class _Reporter(Callback):
             self._say(f"trial    {trial.trial_id} ends after epoch {last[EPOCHS]}: {reached}")
         else:
             self._say(f"trial    {trial.trial_id} pauses with a checkpoint")
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Print that its process failed, and that it goes on."""
+        self._say(f"trial    {trial.trial_id} starts again from its newest checkpoint: its process failed")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Print where its log is; the search goes on."""
