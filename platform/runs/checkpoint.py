@@ -167,7 +167,8 @@ def remove_orphans(place: Place) -> list[str]:
 def prune_checkpoints(place: Place, keep_steps: set[int], newest: int = 2) -> None:
     """Delete all complete checkpoints except the `newest` ones and those of the steps in `keep_steps`."""
     storage = _storage(place)
-    for name in _complete(storage)[:-newest]:
+    complete = _complete(storage)
+    for name in complete[: max(0, len(complete) - newest)]:
         if int(name[5:13]) not in keep_steps:
             storage.delete(f"{name}/{_MANIFEST}")  # deleted first: a half-deleted checkpoint must not look whole
             storage.delete(name)
