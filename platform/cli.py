@@ -106,7 +106,7 @@ def compare(
     from starlab.platform.runs.folder import find_runs, runs_folder
 
     root = runs_folder(runs)
-    heads, rows = comparison([folder for name in names for folder in find_runs(root, name, _complain)])
+    heads, rows = comparison([folder for name in names for folder in find_runs(root, name, _complain)], _complain)
     table = Table(*heads)
     for row in rows:
         table.add_row(*row)

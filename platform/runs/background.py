@@ -11,7 +11,13 @@ class Background:
     """Calls `work` every so many seconds from a daemon thread, between `start` and `stop` or inside a `with` block."""
 
     def __init__(
-        self, name: str, work: Callable[[], float | None], every_seconds: float, *, first_seconds: float | None = None
+        self,
+        name: str,
+        work: Callable[[], float | None],
+        every_seconds: float,
+        *,
+        first_seconds: float | None = None,
+        last_call: bool = False,
     ) -> None:
         """Prepare the thread; nothing runs yet.
 
@@ -19,9 +25,11 @@ class Background:
             name: what the thread is called.
             work: may return the seconds to wait before its next call; None waits `every_seconds`.
             first_seconds: the wait before the first call, if it is another.
+            last_call: call `work` once more when it is stopped.
         """
         self._work, self._every_seconds = work, every_seconds
         self._first_seconds = every_seconds if first_seconds is None else first_seconds
+        self._last_call = last_call
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -31,7 +39,7 @@ class Background:
         return self
 
     def stop(self, timeout_seconds: float | None = None) -> bool:
-        """End the thread after the call that may be under way. Returns False when that takes longer than the timeout."""
+        """End the thread after the call that may be under way, and the last one. Returns False when the timeout ends first."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
@@ -53,3 +61,5 @@ class Background:
         while not self._stopping.wait(wait):
             said = self._work()
             wait = self._every_seconds if said is None else said
+        if self._last_call:
+            self._work()

@@ -48,7 +48,7 @@ class EventPrinter:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._lines, self._say = LineFollower(folder / FILE), say
-        self._reading = Background("starlab-events", self._read, _READ_SECONDS)
+        self._reading = Background("starlab-events", self._read, _READ_SECONDS, last_call=True)
 
     def __enter__(self) -> Self:
         self._reading.start()
@@ -56,7 +56,6 @@ class EventPrinter:
 
     def __exit__(self, *_: object) -> None:
         self._reading.stop()
-        self._read()
 
     def _read(self) -> None:
         for line in self._lines.new_lines():

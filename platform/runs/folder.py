@@ -31,7 +31,7 @@ from typing import Any
 from starlab.pipelines.storage import Folder, below
 from starlab.platform.errors import UserError
 from starlab.platform.runs.locking import file_lock
-from starlab.platform.runs.records import DamagedRecordError, EarlyEnd, R, Result, RunInfo, parse, plain
+from starlab.platform.runs.records import DamagedRecordError, EarlyEnd, R, Result, RunInfo, parse, parse_json, plain
 
 SPEC = "spec.json"
 MODEL = "model"
@@ -113,12 +113,15 @@ class RunFolder:
             raise
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of this run as it is; empty when there is none."""
+        """A JSON file of this run as it is; empty when there is none.
+
+        Raises:
+            DamagedRecordError: it cannot be read.
+        """
         try:
-            value: dict[str, Any] = json.loads((self.path / name).read_text())
+            return parse_json((self.path / name).read_text(), self.path / name)
         except FileNotFoundError:
             return {}
-        return value
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -21,6 +21,8 @@ from starlab.platform.runs.process import is_dead, this_machine, this_process
 from starlab.platform.runs.provenance import provenance
 from starlab.platform.runs.records import DamagedRecordError, LeaseState, ProcessId, RunInfo, Status, plain
 
+_BEFORE_OUTCOME = ("preempted.json", "stopped.json")
+"""What earlier versions wrote instead of `outcome.json`; stale once the run goes on."""
 _CLOCKS_DIFFER_SECONDS = 600.0
 """The clocks of two machines surely differ by less."""
 
@@ -53,6 +55,8 @@ def open_run(
                 f"run {folder.path.name} keeps its checkpoints in {earlier.checkpoints or folder.checkpoints}, and "
                 f"resources.checkpoints is {spec.resources.checkpoints!r}; leave it out to go on, or start again with --fresh"
             )
+        for name in _BEFORE_OUTCOME:
+            (folder.path / name).unlink(missing_ok=True)
         if not earlier:
             folder.write_json(SPEC, resolved or spec.to_dict())
             folder.write_json("skipped.json", {clip.clip_id: clip.reason for clip in source.skipped})

@@ -244,16 +244,28 @@ def parse(kind: type[R], text: str, path: Path) -> R:
         DamagedRecordError: it is not JSON, or a value is missing or of the wrong type.
     """
     try:
-        record: R = _adapter(kind).validate_python(json.loads(text))
+        record: R = _adapter(kind).validate_python(parse_json(text, path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        says = f"{place}: {first['msg']}" if place else first["msg"]
-        raise DamagedRecordError(_damage(path, says)) from None
+        raise DamagedRecordError(_damage(path, f"{place}: {first['msg']}" if place else first["msg"])) from None
+    return record
+
+
+def parse_json(text: str, path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file's text.
+
+    Raises:
+        DamagedRecordError: it is none.
+    """
+    try:
+        value = json.loads(text)
     except ValueError as error:
         says = "it is empty" if not text.strip() else f"it is not whole JSON ({error})"
         raise DamagedRecordError(_damage(path, says)) from None
-    return record
+    if not isinstance(value, dict):
+        raise DamagedRecordError(_damage(path, "it holds no mapping"))
+    return value
 
 
 @functools.cache  # making one takes a thousand times as long as using it

@@ -43,7 +43,7 @@ class LiveView:
         self._memory = _Memory(run / SYSTEM_FILE)
         self._losses: list[float] = []
         self._began = time.monotonic()
-        self._reading = Background("starlab-live-view", self._read, _READ_SECONDS)
+        self._reading = Background("starlab-live-view", self._read, _READ_SECONDS, last_call=True)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self.render)
 
     def __enter__(self) -> Self:
@@ -53,7 +53,6 @@ class LiveView:
 
     def __exit__(self, *_: object) -> None:
         self._reading.stop()
-        self._read()
         self._live.stop()
 
     def _read(self) -> None:

@@ -68,7 +68,7 @@ class Progress:
     ) -> None:
         self._follower, self._say, self._every_seconds = JournalFollower(run, total_steps, epochs), say, every_seconds
         self._said_at = time.monotonic()
-        self._reading = Background("starlab-progress", self._read, _READ_SECONDS)
+        self._reading = Background("starlab-progress", self._read, _READ_SECONDS, last_call=True)
 
     def __enter__(self) -> Self:
         self._say("workers  starting")
@@ -77,7 +77,6 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._reading.stop()
-        self._read()
 
     def _read(self) -> None:
         keys = {point.key for point in self._follower.new_points()}

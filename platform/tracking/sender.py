@@ -12,7 +12,6 @@ import copy
 import itertools
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -174,7 +173,7 @@ class Sender:
     def __init__(self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0) -> None:
         self._folder, self._uri, self._every_seconds = folder, uri, every_seconds
         self._wait = every_seconds
-        self._sending = Background("starlab-sender", self._send_in_turn, every_seconds)
+        self._sending = Background("starlab-sender", self._send_in_turn, every_seconds, last_call=True)
         self.problem: str | None = None
         """Why the last try failed; None when all is sent."""
         self.sent = 0
@@ -186,20 +185,13 @@ class Sender:
 
     def __exit__(self, *_: object) -> None:
         """Try a last time, for half a minute at most, and longer the more there is to upload."""
-        last = threading.Thread(target=self._send_last, name="starlab-sender-last", daemon=True)
-        last.start()
-        last.join(timeout=_LAST_TRY_SECONDS + _artifact_seconds(self._folder))
-        if last.is_alive():
+        if not self._sending.stop(_LAST_TRY_SECONDS + _artifact_seconds(self._folder)):
             self.problem = "the tracking server does not answer"
 
     def _send_in_turn(self) -> float:
         self.send_now()
         self._wait = self._every_seconds if self.problem is None else min(30.0, 2 * self._wait)
         return self._wait
-
-    def _send_last(self) -> None:
-        self._sending.stop()
-        self.send_now()
 
     def send_now(self) -> None:
         """Send what is new. A failure is kept in `problem`."""

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from starlab.experiments.sections import TrainConfig
+from starlab.platform.recipe.step_plan import StepPlan
+
+plans = st.builds(
+    lambda epochs, batch, every, checkpoints, clips: StepPlan(
+        TrainConfig(epochs=epochs, global_batch=batch, evaluate_every_epochs=every, checkpoint_every_steps=checkpoints), clips
+    ),
+    st.one_of(st.integers(1, 9), st.floats(0.1, 9)),
+    st.integers(1, 16),
+    st.integers(1, 4),
+    st.none() | st.integers(1, 50),
+    st.integers(16, 200),
+)
+
+
+@given(plans)
+def test_the_last_step_is_evaluated_and_no_step_lies_behind_it(plan: StepPlan) -> None:
+    steps = [*plan.evaluations(), *plan.checkpoints_between(), *plan.epoch_ends()]
+    assert plan.total_steps in plan.evaluations()
+    assert all(1 <= step <= plan.total_steps for step in steps)
+
+
+@given(plans)
+def test_every_epochs_end_has_a_checkpoint_by_an_evaluation_or_between_two(plan: StepPlan) -> None:
+    between, evaluated = plan.checkpoints_between(), plan.evaluations().keys()
+    assert not between & evaluated
+    assert plan.epoch_ends() <= between | evaluated
+
+
+def test_the_steps_of_the_papers_penn_action_run() -> None:
+    plan = StepPlan(TrainConfig(epochs=300, global_batch=16), 1258)
+    assert plan.total_steps == 23_588
+    assert plan.steps_of(1) == 79
