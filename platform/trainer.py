@@ -117,7 +117,8 @@ def train(
     source, parts = open_data(spec, root, say)
     for abandoned in close_abandoned_everywhere(root):
         say(f"closed   {abandoned.path.name}: its driver was gone")
-    cluster = join_cluster(spec, 1, say)
+    with Lease.claim(root / spec.run_id(source.fingerprint)):  # refuse a second process now, not when the cluster has room
+        cluster = join_cluster(spec, 1, say)
     request = RunRequest(spec=spec, source=source, parts=parts, runs=root, cluster=cluster, fresh=fresh)
     return run_training(request, say=say, live=live)
 
