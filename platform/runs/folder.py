@@ -4,7 +4,8 @@ runs/demo-1a2b3c4d/
   spec.json  run.json        what was asked, and by which code and machine
   journal.jsonl              every metric; journal.differences.jsonl: values that a replay computed differently
   journal.system.jsonl       CPU, memory and GPUs of the driver's machine; journal.system.node-N.jsonl: of a worker's
-  events.jsonl               what happened besides
+  events.jsonl               what happened besides, by the driver; events.rank-N.jsonl: by a rank (see events.py)
+  provenance.jsonl           code, libraries and device of each start that differ from those of the start before
   checkpoints/               see checkpoint.py
   result.json                the end: test metrics, confusion matrix
   outcome.json               how the last attempt ended: finished, stopped or preempted

@@ -30,6 +30,7 @@ from starlab.platform.recipe.training_state import TrainingState, weights_to_eva
 from starlab.platform.runs import metric_names as names
 from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.runs.lease import check_fence
+from starlab.platform.runs.provenance import note_device
 from starlab.platform.runs.records import BadSteps, Result
 from starlab.platform.runs.system_metrics import worker_metrics
 from starlab.platform.worker.end_requests import why_to_end
@@ -50,6 +51,8 @@ def train_loop(config: dict[str, TrainTask]) -> None:
     device = ray.train.torch.get_device()
     check_device(device)
     check_fence(task.folder.path, task.fence)  # a group that Ray starts again may come after another process took the run over
+    if ranks.rank == 0:
+        note_device(task.folder, ranks.world, device)
     watchdog = Watchdog(task.folder.path, ranks.rank, task.spec.resources.stuck_after_seconds)
     worker = _Worker(task, ranks, device, watchdog)
     try:

@@ -98,9 +98,10 @@ def run_ranks(machines: Machines, hosts: tuple[str, str], how: str) -> list[tupl
     "hosts",
     [
         ("127.0.0.1 localhost\n",) * 2,
-        ("127.0.0.1 localhost\n127.0.1.1 sl-node-0\n", "127.0.0.1 localhost\n10.77.0.2 sl-node-1\n"),
+        ("127.0.0.1 localhost\n10.77.0.1 sl-node-0\n", "127.0.0.1 localhost\n127.0.1.1 sl-node-1\n"),
+        ("127.0.1.1 sl-node-0\n", "127.0.1.1 sl-node-1\n"),
     ],
-    ids=["names that do not resolve", "127.0.1.1 on one of them"],
+    ids=["names that do not resolve", "127.0.1.1 on one of them", "127.0.1.1 on both"],
 )
 def test_two_machines_add_their_numbers_whatever_their_names_resolve_to(machines: Machines, hosts: tuple[str, str]) -> None:
     assert [(code, "total 3.0" in text) for code, text in run_ranks(machines, hosts, "ours")] == [(0, True)] * 2
