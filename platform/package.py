@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOMS = ("platform", "models", "pipelines", "experiments")
 """Top-level folders of the package. The packages below them are found automatically."""
+_COMMIT_FILE = "commit.json"
 _PATTERNS = ("*.py", "*.yaml", "py.typed")
 
 
@@ -52,6 +55,30 @@ def copy_package(destination: Path) -> None:
     metadata = destination / f"starlab-{package_version()}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: starlab\nVersion: {package_version()}\n")
+    metadata.with_name(_COMMIT_FILE).write_text(json.dumps(source_commit(root)))
+
+
+def source_commit(root: Path) -> tuple[str | None, str]:
+    """Commit of the package at `root` and whether it was edited since: "true", "false" or "unknown".
+
+    A copy made by `copy_package` has those of the checkout that it was made from; elsewhere the commit is None.
+    """
+    for copied in root.parent.glob(f"starlab-*.dist-info/{_COMMIT_FILE}"):
+        commit, dirty = json.loads(copied.read_text())
+        return commit, dirty
+    commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
+    return commit, "unknown" if changes is None else str(bool(changes)).lower()
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Output of a git command in this checkout; None outside one and in one that only contains an installed starlab."""
+    if not (root / "pyproject.toml").is_file():
+        return None
+    try:
+        answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
 
 
 def package_version() -> str:

@@ -26,7 +26,7 @@ from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST, VAL
-from starlab.platform.runs.records import MlflowState, Result
+from starlab.platform.runs.records import MlflowState, Result, RunInfo
 from starlab.platform.runs.system_metrics import SystemMetrics
 from starlab.platform.serving.registry import write_best_model
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
@@ -118,7 +118,8 @@ def train(
     source, parts = open_data(spec, root, say)
     for abandoned in close_abandoned_everywhere(root):
         say(f"closed   {abandoned.path.name}: its driver had died")
-    cluster = join_cluster(spec, 1, say)
+    with Lease.claim(root / spec.run_id(source.fingerprint)):  # refuse a second process now, not when the cluster has room
+        cluster = join_cluster(spec, 1, say)
     request = RunRequest(spec=spec, source=source, parts=parts, runs=root, cluster=cluster, fresh=fresh)
     return run_training(request, say=say, live=live)
 
@@ -127,7 +128,7 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
     """Train as `train` does, with the data already open and the cluster connected."""
     began = datetime.now(UTC)
     spec, folder = request.spec, request.folder
-    if request.fresh and folder.path.exists():
+    if request.fresh and (folder.path / RunInfo.FILE).exists():
         with Lease.claim(folder.path):  # fails while another process trains the run
             kept = folder.set_aside()
         say(f"fresh    the earlier run is kept as {kept}")

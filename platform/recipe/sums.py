@@ -21,6 +21,16 @@ class Totals(NamedTuple):
     unreadable: float
     """Number of clips that could not be read and were replaced."""
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of a clip, in nats. There must be clips."""
+        return self.loss / self.clips
+
+    @property
+    def top1(self) -> float:
+        """Share of clips whose most likely class was the true one, in [0, 1]. There must be clips."""
+        return self.hits / self.clips
+
 
 @dataclass(frozen=True, slots=True)
 class Sums:

@@ -4,7 +4,8 @@ runs/demo-1a2b3c4d/
   spec.json  run.json        the resolved spec; the run's status, code version and driver process
   journal.jsonl              every metric; journal.differences.jsonl: values that a replay computed differently
   journal.system.jsonl       CPU, memory and GPUs of the driver's machine; journal.system.node-N.jsonl: of a worker's
-  events.jsonl               notable events, such as restarts and bad losses
+  events.jsonl               notable events, by the driver; events.rank-N.jsonl: by a rank (see events.py)
+  provenance.jsonl           code, libraries and device of each start that differ from those of the start before
   checkpoints/               see checkpoint.py
   result.json                final result: test metrics, confusion matrix
   outcome.json               how the last attempt ended: finished, stopped or preempted

@@ -18,7 +18,7 @@ from starlab.platform.errors import UserError
 from starlab.platform.runs.folder import SPEC, RunFolder, read_infos
 from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.process import is_dead, this_machine, this_process
-from starlab.platform.runs.provenance import provenance
+from starlab.platform.runs.provenance import DEVICE, note_start, provenance
 from starlab.platform.runs.records import DamagedRecordError, LeaseState, ProcessId, RunInfo, Status, plain
 
 _BEFORE_OUTCOME = ("preempted.json", "stopped.json")
@@ -61,8 +61,11 @@ def open_run(
         if not earlier:
             folder.write_json(SPEC, resolved or spec.to_dict())
             folder.write_json("skipped.json", {clip.clip_id: clip.reason for clip in source.skipped})
+        made_by = provenance()
+        # The driver's device is a guess until rank 0 names the one that trains; a later start does not guess again.
+        note_start(folder, {key: value for key, value in made_by.items() if key != DEVICE})
         tags = {
-            **provenance(),
+            **made_by,
             "starlab.spec_hash": folder.path.name.rpartition("-")[2],
             "starlab.data_fingerprint": source.fingerprint,
             "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else "validation",

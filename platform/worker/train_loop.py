@@ -30,6 +30,7 @@ from starlab.platform.recipe.training_state import TrainingState, weights_to_eva
 from starlab.platform.runs import metric_names as names
 from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.runs.lease import check_fence
+from starlab.platform.runs.provenance import note_device
 from starlab.platform.runs.records import BadSteps, Result
 from starlab.platform.runs.system_metrics import worker_metrics
 from starlab.platform.worker.end_requests import why_to_end
@@ -50,6 +51,8 @@ def train_loop(config: dict[str, TrainTask]) -> None:
     device = ray.train.torch.get_device()
     check_device(device)
     check_fence(task.folder.path, task.fence)  # another process may own the run when Ray restarts a group
+    if ranks.rank == 0:
+        note_device(task.folder, ranks.world, device)
     watchdog = Watchdog(task.folder.path, ranks.rank, task.spec.resources.stuck_after_seconds)
     worker = _Worker(task, ranks, device, watchdog)
     try:
@@ -190,8 +193,8 @@ class _Worker:
             self.writer.points(
                 state.step,
                 {
-                    names.TRAIN_LOSS: totals.loss / totals.clips,
-                    names.TRAIN_TOP1: totals.hits / totals.clips,
+                    names.TRAIN_LOSS: totals.mean_loss,
+                    names.TRAIN_TOP1: totals.top1,
                     names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.total_steps),
                     names.CLIPS_PER_SECOND: timer.steps_per_second(state.step) * self.spec.train.global_batch,
                     names.DATA_WAIT: timer.waiting_share(),
@@ -215,13 +218,14 @@ class _Worker:
         if better and is_kept:  # a checkpoint that could not be written cannot be the best
             state.best = self.last_evaluation
         state.epoch.clear()
-        loss, hits = (totals.loss / totals.clips, totals.hits / totals.clips) if totals.clips else (None, None)
-        train = {names.EPOCH_TRAIN_LOSS: loss, names.EPOCH_TRAIN_TOP1: hits}
+        train = {}
+        if totals.clips:  # none where every step was left out
+            train = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1}
         self.writer.points(
             state.step,
             {
                 names.EPOCH: float(epoch),
-                **{name: value for name, value in train.items() if value is not None},
+                **train,
                 names.UNREADABLE_CLIPS: float(len(state.unreadable)),
                 **{f"{names.VAL}{name}": value for name, value in selected.items()},
                 names.VAL_CLIPS: float(len(evaluation.clips)),

@@ -41,7 +41,7 @@ class Watchdog:
         os.set_blocking(self._pipe, False)
         command = [sys.executable, "-I", __file__, str(os.getpid()), str(reader), str(stuck_after_seconds), str(path)]
         self._supervisor = subprocess.Popen(
-            [*command, str(folder / "events.jsonl"), str(rank)], pass_fds=[reader], start_new_session=True
+            [*command, str(folder / f"events.watchdog-{rank}.jsonl"), str(rank)], pass_fds=[reader], start_new_session=True
         )
         os.close(reader)
 

@@ -25,3 +25,16 @@ def test_events_after_a_truncated_line_are_printed(tmp_path: Path) -> None:
         (tmp_path / FILE).write_text('{"time": 1.0, "ki')
         record(tmp_path, "preempted", "a node goes away", rank=0, step=7)
     assert said == ["notice   preempted rank 0 step 7: a node goes away"]
+
+
+def test_every_writer_has_a_file_of_its_own_and_readers_see_the_events_in_the_order_of_time(tmp_path: Path) -> None:
+    record(tmp_path, "resumed", "one", rank=1)
+    said: list[str] = []
+    with EventPrinter(tmp_path, said.append):
+        record(tmp_path, "bad_loss", "two", rank=2)
+        record(tmp_path, "waiting", "three")
+        record(tmp_path, "bad_loss", "four", rank=1)
+    assert [event.says for event in read_events(tmp_path)] == ["one", "two", "three", "four"]
+    assert sorted(line.rpartition(" ")[2] for line in said) == ["four", "three", "two"]
+    written = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
+    assert written == {"events.jsonl": 1, "events.rank-1.jsonl": 2, "events.rank-2.jsonl": 1}

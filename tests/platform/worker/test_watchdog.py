@@ -50,6 +50,7 @@ def test_a_rank_that_makes_no_progress_is_killed_and_its_stacks_are_kept(tmp_pat
     [event] = read_events(tmp_path)
     assert (event.kind, event.rank) == ("stuck", 1)
     assert "rank-1.txt" in event.says
+    assert [path.name for path in tmp_path.glob("events*")] == ["events.watchdog-1.jsonl"]  # the rank writes another
 
 
 def test_a_rank_that_works_and_ends_is_not_killed(tmp_path: Path) -> None:
