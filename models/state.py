@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from starlab.models.backbone import CHANNELS
 
@@ -25,11 +26,25 @@ def load_state(model: StarTransformer, state: Mapping[str, Tensor]) -> None:
         ValueError: a key is missing or unexpected or a shape differs; names the StarConfig fields that differ, with
             the value of the state dict and that of the model.
     """
+    state = with_unseen_joints(model, state)
     given = {key: tuple(value.shape) for key, value in state.items()}
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if given != expected:
         raise ValueError(explain(given, expected))
     model.load_state_dict(dict(state))
+
+
+def with_unseen_joints(model: StarTransformer, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Complete a state dict from before unseen joints had a learned token: with what such a joint's token was then.
+
+    Under `token_norm` it was the norm of the projection of a zero feature, and so the norm of the projection's bias.
+    """
+    joints = "tokens.joint_tokens"
+    parts = [f"{joints}.{name}" for name in ("projection.bias", "norm.weight", "norm.bias")]
+    if f"{joints}.unseen" in state or f"{joints}.unseen" not in model.state_dict() or not state.keys() >= set(parts):
+        return state
+    bias, scale, shift = (state[part] for part in parts)
+    return {**state, f"{joints}.unseen": layer_norm(bias, bias.shape, scale, shift)}
 
 
 def explain(given: Shapes, expected: Shapes) -> str:

@@ -70,7 +70,7 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
     if outcome and outcome.kind == "stopped":
         raise RunFailedError(f"run {folder.path.name} stopped at step {outcome.step}: {outcome.reason}")
     check_fence(folder.path, task.fence)
-    if folder.result is None:
+    if outcome is None or folder.result is None:
         raise RunFailedError(
             f"run {folder.path.name} ended without a result: the workers do not see {folder.path}; "
             "the runs folder (--runs, STARLAB_RUNS) must be on storage that all nodes share"
@@ -125,8 +125,10 @@ def _fit(
     placement: Placement,
     callbacks: tuple[UserCallback, ...],
 ) -> None:
-    with _ray_folder(task.folder) as ray_folder:
-        _Trainer(
+    is_training = isinstance(task, TrainTask)
+    trainer = _Trainer if is_training else TorchTrainer  # Ctrl-C in an evaluation is Ray's, which aborts the workers
+    with _ray_folder(task.folder, "train" if is_training else "evaluate") as ray_folder:
+        trainer(
             loop,
             train_loop_config={"task": task},
             # Longer than the watchdog waits: ranks that wait for a stuck rank must not fail before it is found.
@@ -194,10 +196,13 @@ class _Trainer(TorchTrainer):
 
 
 @contextmanager
-def _ray_folder(folder: RunFolder) -> Iterator[Path]:
+def _ray_folder(folder: RunFolder, kind: str) -> Iterator[Path]:
     """A new folder for Ray's own records of one group. Ray would resume from a folder that it has used before."""
-    path = folder.path / "ray" / uuid.uuid4().hex[:8]
+    path = folder.path / "ray" / f"{kind}-{uuid.uuid4().hex[:8]}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "train":  # only one process trains a run, so these are those of killed drivers
+        for left in path.parent.glob("train-*"):
+            shutil.rmtree(left, ignore_errors=True)
     try:
         yield path
     finally:

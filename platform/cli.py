@@ -85,7 +85,7 @@ def evaluate(
     """Evaluate a checkpoint of a run: starlab evaluate demo-1a2b3c4d --checkpoint last --part validation"""
     from starlab.platform.runs.folder import find_runs, runs_folder
 
-    find_runs(runs_folder(runs), run)  # reject a wrong name before heavy imports
+    find_runs(runs_folder(runs), run, _complain)  # reject a wrong name before heavy imports
     from starlab.platform.evaluation import evaluate_run
     from starlab.platform.summary import evaluation_lines
 
@@ -124,7 +124,8 @@ def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")
 
     root = runs_folder(runs)
     closed = close_abandoned(root)  # sent too, because nothing else would send them later
-    sync_all([*(folder for name in names for folder in find_runs(root, name)), *closed], _say)
+    skipped: list[str] = []
+    sync_all([*(folder for name in names for folder in find_runs(root, name, skipped.append)), *closed], _say, skipped)
 
 
 @app.command()

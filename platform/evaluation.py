@@ -90,7 +90,7 @@ def evaluate_run(
     if part not in PARTS:
         raise UserError(f"--part is {part!r}; it must be one of {', '.join(PARTS)}")
     root = runs_folder(runs)
-    folder = _one_run(root, name)
+    folder = _one_run(root, name, say)
     stored = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
     spec = override_spec(stored, overrides, CHANGEABLE, folder.path.name)
     if any(override.startswith("resources.checkpoints=") for override in overrides):
@@ -168,8 +168,8 @@ def _best_step(folder: RunFolder, last: int) -> int:
     return int(best)
 
 
-def _one_run(root: Path, name: str) -> RunFolder:
-    folders = find_runs(root, name)
+def _one_run(root: Path, name: str, say: Callable[[str], None]) -> RunFolder:
+    folders = find_runs(root, name, say)
     if len(folders) > 1:
         listed = ", ".join(folder.path.name for folder in folders[-8:])
         raise UserError(f"'{name}' means {len(folders)} runs; name one of them: {listed}")
@@ -199,6 +199,10 @@ def _precision(folder: RunFolder) -> str | None:
     return choices.precision if choices else None
 
 
+def _looks(folder: RunFolder) -> dict[str, str]:
+    return {"starlab.test_looks": str(folder.looks_at_test())}
+
+
 def _finish(task: EvaluationTask, part: str) -> EvaluationResult:
     from starlab.platform.reports.figures import confusion_figure  # matplotlib takes seconds to import
 
@@ -222,8 +226,7 @@ def _finish(task: EvaluationTask, part: str) -> EvaluationResult:
         classes=tuple(classes),
     )
     RunFolder(task.target).write(record)
-    looks = {"starlab.test_looks": str(task.folder.looks_at_test())}
-    task.folder.update(RunInfo, lambda run: replace(run, tags={**run.tags, **looks}))
+    task.folder.update(RunInfo, lambda run: replace(run, tags={**run.tags, **_looks(task.folder)}))
     sender = Sender(task.folder)
     sender.send_now()
     return EvaluationResult(

@@ -30,7 +30,7 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Compute every metric in `METRICS`, by name. Empty if there are no clips."""
-        return {name: metric.value(self) for name, metric in METRICS.items()} if len(self.labels) else {}
+        return {name: float(metric.value(self)) for name, metric in METRICS.items()} if len(self.labels) else {}
 
     def hits(self, k: int) -> NDArray[np.bool_]:
         """Return (n,) whether the true class is among the `k` most likely ones."""
@@ -109,8 +109,14 @@ def is_better(new: Mapping[str, float], best: Mapping[str, float], select_by: st
     """
     if not best:
         return True
+    return _rank(new, select_by) > _rank(best, select_by)
+
+
+def _rank(metrics: Mapping[str, float], select_by: str) -> tuple[float, float]:
+    """Sort key, larger is better. NaN counts as the worst value."""
     sign = 1 if METRICS[select_by].higher_is_better else -1
-    return (sign * new[select_by], -new["loss"]) > (sign * best[select_by], -best["loss"])
+    keys = (sign * metrics[select_by], -metrics["loss"])
+    return (-np.inf if np.isnan(keys[0]) else keys[0], -np.inf if np.isnan(keys[1]) else keys[1])
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:

@@ -62,7 +62,7 @@ def _run_row(folder: RunFolder, complain: Callable[[str], None]) -> _Row | None:
     try:
         spec, result = flatten(folder.read_json(SPEC)), folder.result
         return _Row(folder.path.name, folder.info.status, spec, result, folder.looks_at_test())
-    except DamagedRecordError as error:
+    except (DamagedRecordError, OSError) as error:
         complain(f"skipped  {error}")
         return None
 
@@ -71,7 +71,7 @@ def _search_row(folder: RunFolder, trials: Sequence[_Row], complain: Callable[[s
     """The row of a search, with the result of its best trial; None where a record is damaged."""
     try:
         status, summary = folder.info.status, folder.read(SearchSummary)
-    except DamagedRecordError as error:
+    except (DamagedRecordError, OSError) as error:
         complain(f"skipped  {error}")
         return None
     best = next((row.result for row in trials if summary and row.name == summary.best), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Self
 
@@ -60,7 +61,14 @@ class Background:
     def _run(self) -> None:
         wait = self._first_seconds
         while not self._stopping.wait(wait):
-            next_wait = self._work()
+            next_wait = self._call()
             wait = self._every_seconds if next_wait is None else next_wait
         if self._last_call:
-            self._work()
+            self._call()
+
+    def _call(self) -> float | None:
+        try:
+            return self._work()
+        except Exception:  # one failure must not end what the thread is there for
+            traceback.print_exc()
+            return None

@@ -56,7 +56,7 @@ class RunFolder:
         """
         path = self.path / kind.FILE
         try:
-            return parse(kind, path.read_text(), path)
+            return parse(kind, path.read_bytes(), path)
         except FileNotFoundError:
             return None
 
@@ -109,7 +109,7 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())  # an empty file after a power failure would be worse than none
             draft.replace(self.path / name)
-        except OSError:
+        except BaseException:  # Ctrl-C included
             draft.unlink(missing_ok=True)
             raise
 
@@ -120,7 +120,7 @@ class RunFolder:
             DamagedRecordError: The file is not a JSON object.
         """
         try:
-            return parse_json((self.path / name).read_text(), self.path / name)
+            return parse_json((self.path / name).read_bytes(), self.path / name)
         except FileNotFoundError:
             return {}
 
@@ -208,10 +208,12 @@ def read_infos(folders: Iterable[RunFolder]) -> tuple[dict[RunFolder, RunInfo], 
             infos[folder] = folder.info
         except DamagedRecordError as error:
             damaged.append(error)
+        except OSError as error:
+            damaged.append(DamagedRecordError(f"{folder.path / RunInfo.FILE} cannot be read: {error}"))
     return infos, damaged
 
 
-def find_runs(runs: Path, name: str, complain: Callable[[str], None] = lambda _: None) -> list[RunFolder]:
+def find_runs(runs: Path, name: str, complain: Callable[[str], None]) -> list[RunFolder]:
     """Find the run or trial called `name`, or else all runs of the experiment `name`, oldest first.
 
     Args:

@@ -106,6 +106,20 @@ class Journal:
             self._syncing.stop()
             self._lines.close()
 
+    def drop(self) -> None:
+        """Close the journal without writing what waits in memory: the run belongs to another process."""
+        if not self._syncing.stopped:
+            self._syncing.stop()
+            self._lines.drop()
+
+    def pad(self, num_bytes: int) -> None:
+        """Append empty lines, so that offsets from before the file lost its end still hold. Readers skip them.
+
+        Raises:
+            OSError: As for `sync`.
+        """
+        self._lines.pad(num_bytes)
+
     @property
     def num_bytes(self) -> int:
         """Length that the file has once everything logged so far is written."""
@@ -113,7 +127,7 @@ class Journal:
 
     def _try_to_sync(self) -> None:
         with contextlib.suppress(OSError):  # raised again by `sync`, before a checkpoint relies on it
-            self._lines.sync()
+            self._lines.sync_written()
 
     def _note_difference(self, key: str, step: int, stored: float, value: float) -> None:
         with contextlib.suppress(OSError):

@@ -104,6 +104,28 @@ class LineWriter:
         self._flush()
         os.fsync(self._file)
 
+    def sync_written(self) -> None:
+        """Flush what is in the file to the disk, without writing what waits in memory.
+
+        Raises:
+            OSError: The disk is failing.
+        """
+        os.fsync(self._file)
+
+    def pad(self, num_bytes: int) -> None:
+        """Append so many newlines.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        with self._lock:
+            self._unwritten += b"\n" * num_bytes
+        self._flush()
+
+    def drop(self) -> None:
+        """Close the file without writing what waits in memory."""
+        os.close(self._file)
+
     def close(self) -> None:
         """Sync and close the file.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +47,7 @@ def open_run(
     Raises:
         UserError: `resources.checkpoints` names another place than the one that an existing run uses.
     """
+    made_by = provenance()  # takes a while, so before the lock
     folder.path.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.path / f".{RunInfo.FILE}.lock"):
         earlier = folder.read(RunInfo)
@@ -61,7 +64,6 @@ def open_run(
         if not earlier:
             folder.write_json(SPEC, resolved or spec.to_dict())
             folder.write_json("skipped.json", {clip.clip_id: clip.reason for clip in source.skipped})
-        made_by = provenance()
         # The driver's device is a guess until rank 0 names the one that trains; a later start does not guess again.
         note_start(folder, {key: value for key, value in made_by.items() if key != DEVICE})
         tags = {
@@ -90,10 +92,16 @@ def open_run(
 
 def close_run(folder: RunFolder, status: Status, tags: Mapping[str, str] = MappingProxyType({})) -> RunInfo:
     """Record how a run ended, and add `tags` to it. Returns the new record."""
-    more = {"starlab.ended_early": "true"} if folder.ended_early else {}
-    if (looks := folder.looks_at_test()) > 1:  # evaluated by hand before the run ended
-        more["starlab.test_looks"] = str(looks)
-    return folder.update(RunInfo, lambda run: replace(run, status=status, tags={**run.tags, **more, **tags}))
+
+    def close(run: RunInfo) -> RunInfo:
+        if run.driver is not None and run.driver != this_process():
+            return run  # another process has taken the run over, and says itself how it ends
+        more = {"starlab.ended_early": "true"} if folder.ended_early else {}
+        if (looks := folder.looks_at_test()) > 1:  # evaluated by hand before the run ended
+            more["starlab.test_looks"] = str(looks)
+        return replace(run, status=status, tags={**run.tags, **more, **tags})
+
+    return folder.update(RunInfo, close)
 
 
 def close_abandoned(runs: Path) -> list[RunFolder]:
@@ -106,13 +114,25 @@ def close_abandoned(runs: Path) -> list[RunFolder]:
     found = sorted([*runs.glob(f"*/{RunInfo.FILE}"), *runs.glob(f"*/trials/*/{RunInfo.FILE}")])
     infos, _ = read_infos(RunFolder(path.parent) for path in found)
     for folder, run in infos.items():
-        driver = run.driver
-        if run.status == "RUNNING" and driver and (is_dead(driver) or _lease_is_over(folder, driver)):
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            tag = {"starlab.interrupted": f"process {driver.pid} on {driver.host} was gone at {now}"}
-            folder.update(RunInfo, lambda run, tag=tag: replace(run, status="KILLED", tags={**run.tags, **tag}))  # type: ignore[misc]
-            closed.append(folder)
+        if _is_abandoned(folder, run):
+            with suppress(OSError, DamagedRecordError):  # set aside, read-only or damaged in the meantime
+                if folder.update(RunInfo, partial(_close_if_abandoned, folder)).status == "KILLED":
+                    closed.append(folder)
     return closed
+
+
+def _close_if_abandoned(folder: RunFolder, run: RunInfo) -> RunInfo:
+    """Look again under the lock: the run may have ended, or another process may have taken it up."""
+    if run.driver is None or not _is_abandoned(folder, run):
+        return run
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    tag = {"starlab.interrupted": f"process {run.driver.pid} on {run.driver.host} was gone at {now}"}
+    return replace(run, status="KILLED", tags={**run.tags, **tag})
+
+
+def _is_abandoned(folder: RunFolder, run: RunInfo) -> bool:
+    driver = run.driver
+    return run.status == "RUNNING" and driver is not None and (is_dead(driver) or _lease_is_over(folder, driver))
 
 
 def _lease_is_over(folder: RunFolder, driver: ProcessId) -> bool:

@@ -239,7 +239,7 @@ def plain(record: Record) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in omitted}
 
 
-def parse(kind: type[R], text: str, path: Path) -> R:
+def parse(kind: type[R], text: bytes, path: Path) -> R:
     """Parse the text of a file as a record.
 
     Args:
@@ -258,7 +258,7 @@ def parse(kind: type[R], text: str, path: Path) -> R:
     return record
 
 
-def parse_json(text: str, path: Path) -> dict[str, Any]:
+def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     """Parse the text of a file as a JSON object.
 
     Raises:

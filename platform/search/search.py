@@ -80,7 +80,8 @@ def search(
     """
     began = time.monotonic()
     root = runs_folder(runs)
-    check_spec(spec.base)
+    for point in ({}, *({key: value} for key, kind in spec.space.items() for value in kind.edges)):
+        check_spec(spec.spec_of(point))
     make_sampler(spec.search.sampler, spec.search.seed)  # an unknown name is refused before anything starts
     source, parts = open_data(spec.base, root, say)
     folder = RunFolder(root / search_id(spec, source.fingerprint))

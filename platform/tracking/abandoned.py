@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.folder import RunFolder, read_infos
 from starlab.platform.runs.lifecycle import close_abandoned
 from starlab.platform.tracking.sender import Sender
 
@@ -23,5 +23,6 @@ def close_abandoned_everywhere(runs: Path) -> list[RunFolder]:
 
 def _update_mlflow(closed: list[RunFolder]) -> None:
     for folder in closed:
-        if folder.info.status == "KILLED":  # it may have been resumed in the meantime
+        infos, _ = read_infos([folder])
+        if folder in infos and infos[folder].status == "KILLED":  # it may have been resumed in the meantime
             Sender(folder).send_now()

@@ -100,7 +100,8 @@ def status_line(status: Status, with_validation: bool) -> str:
     parts = [f"step {status.step:>5}/{status.total_steps}"]
     if with_validation:
         parts.insert(0, f"epoch {value[names.EPOCH]:>3.0f}/{status.epochs:g}")
-        parts.append(f"loss {value[names.EPOCH_TRAIN_LOSS]:.3f}  train {value[names.EPOCH_TRAIN_TOP1]:.3f}")
+        if names.EPOCH_TRAIN_LOSS in value:  # not where every step of the epoch was left out
+            parts.append(f"loss {value[names.EPOCH_TRAIN_LOSS]:.3f}  train {value[names.EPOCH_TRAIN_TOP1]:.3f}")
         parts.append(f"val {value[names.VAL_TOP1]:.3f}")
     else:
         parts.append(f"loss {value[names.TRAIN_LOSS]:.3f}")

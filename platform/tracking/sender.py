@@ -127,24 +127,25 @@ def is_sent(folder: RunFolder) -> bool:
     return state is not None and state.status == folder.info.status
 
 
-def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
+def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None], skipped: Sequence[str] = ()) -> None:
     """Call `sync` for each run, and for a search also for its trials. A run that fails does not stop the others.
 
     Args:
         say: Called with a line per run.
+        skipped: Why further runs could not even be read; they count as not sent.
 
     Raises:
         StarlabError: Some runs could not be sent completely. The message lists them and the reasons.
     """
-    failed = []
+    failed = list(skipped)
     for folder in dict.fromkeys(itertools.chain.from_iterable((run, *run.trials()) for run in folders)):
         sender = Sender(folder)
         sender.send_now()
-        total = sum(count_points(path) for path in journals(folder.path))
-        where = folder.info.tracking_uri
         if sender.problem:
             failed.append(f"{folder.path.name}: {sender.problem}")
         else:
+            total = sum(count_points(path) for path in journals(folder.path))
+            where = folder.info.tracking_uri
             say(f"{folder.path.name}: {sender.sent} points sent to {where}, which now has all {total}")
     if failed:
         raise StarlabError("not everything was sent; run the same command again to send the rest.\n" + "\n".join(failed))

@@ -54,6 +54,8 @@ class RunWriter:
             missing = newest.state["journal_bytes"] - (self._folder.path / journal.FILE).stat().st_size
             if missing > 0:
                 self.event("journal_failed", f"{missing} bytes of metrics from before this checkpoint are missing", newest.step)
+                if self._journal:
+                    self._journal.pad(missing)
         if self._journal:
             self._journal.expect_replay(newest.state["journal_bytes"] if newest else 0)
         return newest
@@ -106,6 +108,8 @@ class RunWriter:
         """Report to the driver that the run was asked to end and ended at `step`."""
         if self._rank == 0 and self._own():
             written = self.wait()
+            if not self._own():  # waiting can take minutes
+                return
             kept = f"the checkpoint of step {step} is complete"
             if written != step:
                 kept = f"the checkpoint of step {step} could not be written, so an older one counts"
@@ -132,7 +136,9 @@ class RunWriter:
     def close(self) -> None:
         """Wait until no checkpoint is being written, and close the journal."""
         self.wait()
-        if self._journal:
+        if self._journal and not self._own():
+            self._journal.drop()
+        elif self._journal:
             try:
                 self._journal.close()
             except OSError as error:

@@ -9,7 +9,6 @@ numbers. recipe/training_state.py holds everything that a step changes; run_writ
 
 from __future__ import annotations
 
-import ray.train
 import ray.train.torch
 import torch
 
@@ -82,7 +81,6 @@ class _Worker:
         self.last_evaluation: dict[str, float] = {}  # step and the selection's metrics
         self.ending: str | None = None
         """Why this rank wants the run to end. All ranks agree on it before the next step."""
-
         checkpoint = self._agree_on_checkpoint()
         # Started before the model is built, so that the first batch is ready when the model is.
         self.batches = self._stream(checkpoint.step if checkpoint else 0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from starlab.models.star import StarConfig, StarTransformer
+from starlab.models.star import StarConfig, StarTransformer, load_state
 from starlab.models.tokens import FOURIER_BANDS, JointTokenOptions, JointTokens, fourier_code, present_keys, sincos_position
 
 
@@ -183,3 +183,15 @@ def test_token_norm_makes_the_tokens_of_a_new_model_unit_scale_before_positions(
     z = model.tokens(*model.backbone(frames), joints_of(model.config), (48, 48)).tokens
     cells = z[:, :, 1:10]
     torch.testing.assert_close(cells.square().mean(-1), torch.ones(2, 4, 9), rtol=1e-2, atol=1e-2)
+
+
+def test_a_state_dict_from_before_the_learned_token_gives_unseen_joints_the_token_that_they_had() -> None:
+    model = StarTransformer(tiny(token_norm=True)).eval()
+    old = {name: value for name, value in model.state_dict().items() if name != "tokens.joint_tokens.unseen"}
+    again = StarTransformer(tiny(token_norm=True)).eval()
+    load_state(again, old)
+    jm = again.tokens.joint_tokens
+    assert jm is not None
+    assert jm.unseen is not None
+    zero_feature = jm.norm(jm.projection(torch.zeros(jm.projection.in_features)))
+    torch.testing.assert_close(jm.unseen, zero_feature)

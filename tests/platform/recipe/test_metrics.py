@@ -57,3 +57,15 @@ def test_softmax_and_its_logarithm_agree_and_do_not_overflow() -> None:
     assert np.allclose(softmax(logits).sum(-1), 1)
     assert np.allclose(np.exp(log_softmax(logits)), softmax(logits))
     assert softmax(logits.astype(np.float32)).dtype == np.float32
+
+
+def test_a_value_that_is_not_a_number_is_the_worst_one() -> None:
+    broken, fine = {"top1": 0.5, "loss": float("nan")}, {"top1": 0.5, "loss": 3.0}
+    for select_by in ("top1", "loss"):
+        assert is_better(fine, broken, select_by)
+        assert not is_better(broken, fine, select_by)
+
+
+def test_a_metric_may_return_a_numpy_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "margin", Metric(lambda evaluation: np.float32(evaluation.logits.max())))  # type: ignore[arg-type, return-value]
+    assert type(evaluation([0], [[1, 0]]).metrics()["margin"]) is float

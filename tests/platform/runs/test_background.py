@@ -58,3 +58,17 @@ def test_work_is_called_once_more_after_stop_if_requested(last_call: bool) -> No
 
 def test_a_thread_that_was_never_started_can_be_stopped() -> None:
     assert Background("test", lambda: None, 1.0).stop()
+
+
+def test_work_that_fails_once_is_done_again(capsys: pytest.CaptureFixture[str]) -> None:
+    calls, again = [], threading.Event()
+
+    def fail_first() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("once")
+        again.set()
+
+    with Background("test", fail_first, 0.001):
+        assert again.wait(30)
+    assert "ValueError: once" in capsys.readouterr().err

@@ -49,8 +49,8 @@ def test_runs_of_the_same_name_have_separate_folders_of_checkpoints(people: tupl
     elsewhere = opened(people, tmp_path / "b", bucket)
     kept = RunFolder(first.set_aside())
     fresh = opened(people, tmp_path / "a", bucket)
-    assert find_runs(tmp_path / "a", "demo") == [fresh]  # the name of the experiment does not select a run that was set aside
-    assert find_runs(tmp_path / "a", kept.path.name) == [kept]
+    assert find_runs(tmp_path / "a", "demo", print) == [fresh]  # the name of the experiment does not select a run that was set aside
+    assert find_runs(tmp_path / "a", kept.path.name, print) == [kept]
     places = {str(folder.stored_checkpoints) for folder in (kept, elsewhere, fresh)}
     assert len(places) == 3
 
@@ -74,4 +74,4 @@ def test_an_address_that_cannot_be_opened_is_refused_before_the_run_is_recorded(
 
 def test_a_trial_is_found_by_its_name(people: tuple[Spec, ClipSource], tmp_path: Path) -> None:
     trial = opened(people, tmp_path / "demo_search-1" / "trials", None)
-    assert find_runs(tmp_path, "demo-1") == [trial]
+    assert find_runs(tmp_path, "demo-1", print) == [trial]

@@ -2,6 +2,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from starlab.platform.runs.journal import FILE, Journal, Point, count_differences, read_points, read_points_with_ends
 
 
@@ -103,3 +105,40 @@ def test_points_before_a_complete_checkpoint_are_removed_from_memory_and_stay_in
     journal.log(3, {"train/loss": 1.0})
     journal.close()
     assert [point.step for point in read_points(tmp_path / FILE)] == list(range(1, 11))
+
+
+def test_a_journal_that_lost_its_end_keeps_the_offsets_of_checkpoints_and_each_point_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / FILE)
+    for step in range(1, 6):
+        journal.log(step, {"train/loss": float(step)})
+    offset = journal.num_bytes  # the checkpoint of step 5
+    journal.close()
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[: len(whole) // 2])  # an old copy of the folder
+    for _ in range(2):  # resumed twice from that checkpoint
+        again = Journal(tmp_path / FILE, read=False)
+        again.pad(max(0, offset - (tmp_path / FILE).stat().st_size))
+        again.expect_replay(offset)
+        for step in range(6, 9):
+            again.log(step, {"train/loss": float(step)})
+        again.close()
+    steps = [point.step for point in read_points(tmp_path / FILE)]
+    assert steps == [1, 2, 6, 7, 8]
+
+
+def test_points_that_wait_in_memory_are_dropped_when_the_run_belongs_to_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / FILE)
+    journal.log(1, {"train/loss": 1.0})
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.log(2, {"train/loss": 2.0})
+    journal._try_to_sync()  # what the thread does every second
+    journal.drop()
+    assert [point.step for point in read_points(tmp_path / FILE)] == [1]

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from starlab.platform import cli
-from starlab.platform.runs import records
+from starlab.platform.errors import StarlabError
+from starlab.platform.runs import lifecycle, records
 from starlab.platform.runs.folder import RunFolder, find_runs
 from starlab.platform.runs.lifecycle import close_abandoned, close_run
 from starlab.platform.runs.process import this_process
@@ -97,11 +98,12 @@ def test_a_record_of_an_older_version_without_newer_keys_can_be_read(tmp_path: P
 
 
 DAMAGE = {
-    "empty": ("", "run.json is damaged: it is empty"),
-    "truncated": ('{"run_id": "x", "key"', "run.json is damaged: it is not whole JSON"),
-    "a list": ("[]", "run.json is damaged"),
-    "another type": ('{"tags": 7}', "run.json is damaged"),
-    "binary": ("\0\0\0\0", "run.json is damaged"),
+    "empty": (b"", "run.json is damaged: it is empty"),
+    "truncated": (b'{"run_id": "x", "key"', "run.json is damaged: it is not whole JSON"),
+    "a list": (b"[]", "run.json is damaged"),
+    "another type": (b'{"tags": 7}', "run.json is damaged"),
+    "binary": (b"\0\0\0\0", "run.json is damaged"),
+    "not UTF-8": (b'{"run_id": "\xff\xfe"}', "run.json is damaged"),
 }
 
 
@@ -109,9 +111,9 @@ DAMAGE = {
 def test_the_error_for_a_damaged_record_names_its_file_and_other_runs_still_work(tmp_path: Path, kind: str) -> None:
     text, says = DAMAGE[kind]
     good, bad = new_run(tmp_path, "demo-good"), new_run(tmp_path, "demo-bad")
-    (bad.path / "run.json").write_text(text)
+    (bad.path / "run.json").write_bytes(text)
     with pytest.raises(DamagedRecordError, match=says):
-        find_runs(tmp_path, "demo-bad")
+        find_runs(tmp_path, "demo-bad", print)
     complaints: list[str] = []
     assert find_runs(tmp_path, "demo", complaints.append) == [good]
     [complaint] = complaints
@@ -177,3 +179,44 @@ def test_no_draft_is_left_behind_when_a_record_cannot_be_written(tmp_path: Path,
         folder.write(RESULT)
     assert sorted(path.name for path in folder.path.iterdir()) == before
     assert json.loads((folder.path / "run.json").read_text())["status"] == "RUNNING"
+
+
+def test_a_run_that_is_taken_up_or_ends_while_others_look_for_abandoned_ones_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = replace(this_process(), started=1)
+    for name in ("taken-up", "ended"):
+        folder = new_run(tmp_path, name)
+        folder.write(info(name, tmp_path, driver=dead))
+    read = lifecycle.read_infos
+
+    def read_then_change(folders: object) -> object:
+        found = read(folders)  # type: ignore[arg-type]
+        RunFolder(tmp_path / "taken-up").write(info("taken-up", tmp_path))
+        RunFolder(tmp_path / "ended").write(info("ended", tmp_path, driver=dead, status="FINISHED"))
+        return found
+
+    monkeypatch.setattr(lifecycle, "read_infos", read_then_change)
+    assert close_abandoned(tmp_path) == []
+    assert RunFolder(tmp_path / "taken-up").info == info("taken-up", tmp_path)
+    assert RunFolder(tmp_path / "ended").info.status == "FINISHED"
+
+
+def test_a_run_that_another_process_took_over_is_not_closed_by_the_old_one(tmp_path: Path) -> None:
+    folder = new_run(tmp_path, "demo-1")
+    folder.write(info("demo-1", tmp_path, driver=replace(this_process(), pid=1)))
+    close_run(folder, "FINISHED")
+    assert folder.info.status == "RUNNING"
+
+
+def test_syncing_names_the_runs_that_it_cannot_read_sends_the_others_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new_run(tmp_path, "demo-good")
+    bad = new_run(tmp_path, "demo-bad")
+    (bad.path / "run.json").write_text("{")
+    done = CliRunner().invoke(cli.app, ["sync", "demo", "--runs", str(tmp_path)])
+    assert "demo-good: 0 points sent" in done.output
+    assert isinstance(done.exception, StarlabError)
+    assert done.exception.exit_code == 1
+    assert str(bad.path / "run.json") in str(done.exception)
