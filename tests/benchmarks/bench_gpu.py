@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     import_from_checkout()
     import torch
+    import torch._dynamo  # torch imports it late, and the end of a part's time must not cut that import in half
     from gpu.report import Report, run_parts
     from gpu.setup import PAPER, QUICK, Bench
     from gpu.summary import figures, print_tables

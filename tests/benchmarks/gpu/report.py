@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,8 @@ def reason(error: Exception) -> str:
 def release() -> None:
     """Forget compiled code and give unused memory back to the device."""
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
+        with suppress(Exception):  # an interrupted compilation may leave it in no state to be reset
+            torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
