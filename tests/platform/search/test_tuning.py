@@ -118,7 +118,7 @@ def test_a_trial_whose_process_dies_is_started_again_and_a_failed_one_is_named_a
     assert again.failed() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_trials_and_the_search_and_the_next_call_goes_on_with_the_same_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
