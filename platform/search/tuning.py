@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune import Callback, TuneError
 from ray.tune.experiment import Trial as TuneTrial
 
+from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.runs.records import EndRequest
 from starlab.platform.search.early_stopping import AskingASHA
@@ -34,6 +35,7 @@ def run_trials(
     """Run up to `left` trials that the ledger proposes, `concurrent` at once.
 
     Raises:
+        RunFailedError: Tune failed; names the cause.
         RunPreemptedError: SIGTERM or Ctrl-C asked the search to end; its trials have written checkpoints.
     """
     config, folder = study.spec.search, study.folder
@@ -58,8 +60,11 @@ def run_trials(
     try:
         with _without_tunes_signal_handler(), _without_tunes_tracebacks(), end_on_signal(folder, grace_seconds):
             tuner.fit()
-    except (TuneError, RunPreemptedError, KeyboardInterrupt):
+    except (TuneError, RunPreemptedError, KeyboardInterrupt) as error:
         if folder.read(EndRequest) is None:
+            if isinstance(error, TuneError):
+                last_line = str(error).strip().splitlines()[-1]
+                raise RunFailedError(f"search {folder.path.name} failed; the same command goes on. {last_line}") from error
             raise
     if request := folder.read(EndRequest):
         raise RunPreemptedError(

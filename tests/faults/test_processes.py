@@ -105,7 +105,7 @@ def test_a_killed_search_goes_on_and_finishes_every_trial_once(training, kill_fa
 
 
 @pytest.mark.slow_fault
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_search_that_is_asked_to_end_checkpoints_its_trials_tests_nothing_and_goes_on(
     training, kill_family, until, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -17,6 +17,7 @@ from starlab.experiments.spec import SearchSpec, load_search
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.platform.cluster.connect import Cluster
+from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import EndRequest
@@ -118,7 +119,7 @@ def test_a_trial_whose_process_dies_is_started_again_and_a_failed_one_is_named_a
     assert again.failed() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_trials_and_the_search_and_the_next_call_goes_on_with_the_same_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -180,3 +181,15 @@ def test_a_trials_driver_sits_beside_the_search_and_takes_no_cpu(local_ray: Clus
     [(name, share)] = wanted.items()
     here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
     assert here["Resources"][name] >= 1000 * share
+
+
+def test_a_failure_of_tune_itself_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reports_no_metric(values: dict[str, Any], study: Any) -> None:
+        from ray import tune
+
+        tune.report({"epoch": 1})
+
+    monkeypatch.setattr(tuning, "run_trial", reports_no_metric)
+    with pytest.raises(RunFailedError, match=r"^search search failed; the same command goes on\. .*val_top1") as caught:
+        Tried(tmp_path, spec_of()).run(1)
+    assert "\n" not in str(caught.value)
