@@ -95,7 +95,10 @@ class ResourcesConfig:
     accelerator: str | None = None
     """Ray's accelerator type, e.g. V100; null takes any."""
     max_failures: int = 3
-    """Restarts of the worker group, each from the newest valid checkpoint, before the run fails."""
+    """Restarts of the worker group, each from the newest valid checkpoint, before the run fails. Each new checkpoint starts the
+    count again."""
+    wait_for_room_seconds: float = 3600.0
+    """How long to wait, at the start and after a lost node, until a cluster has room for the workers."""
     stuck_after_seconds: float = 600.0
     """A worker without a forward pass for so long is stuck: its stacks are written and its group is restarted."""
     grace_seconds: float = 20.0
@@ -126,7 +129,7 @@ class ResourcesConfig:
             "an address with a user's name or key in it",
             "have none: it is stored; keys belong in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
         )
-        for name in ("stuck_after_seconds", "grace_seconds"):
+        for name in ("wait_for_room_seconds", "stuck_after_seconds", "grace_seconds"):
             _require(getattr(self, name) > 0, f"resources.{name}", getattr(self, name), "be above 0")
 
 

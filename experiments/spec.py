@@ -16,7 +16,7 @@ from starlab.experiments.catalog import SpecError, parse_value
 from starlab.experiments.credentials import without_password
 from starlab.experiments.overrides import flatten, read_layers, set_key
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
-from starlab.experiments.space import Distribution
+from starlab.experiments.space import Distribution, why_not_searchable
 from starlab.experiments.strict import read_section, refuse_unknown_keys
 from starlab.models.star import StarConfig
 from starlab.pipelines.sources import DataConfig
@@ -70,6 +70,10 @@ class Spec:
             plain["tracking"]["uri"] = without_password(self.tracking.uri)
         return plain
 
+    def fixed_by_data(self) -> dict[str, int]:
+        """The keys of `model` that the data decide."""
+        return _fixed_by(self.data)
+
     def without_password(self) -> Spec:
         """The spec that the workers get: they never talk to the tracking server."""
         return spec_from_dict(self.to_dict(), self.name)
@@ -104,6 +108,16 @@ class SearchSpec:
         plain: dict[str, Any] = json.loads(json.dumps({"space": space, "search": asdict(self.search)}))
         return self.base.to_dict() | plain
 
+    def without_password(self) -> SearchSpec:
+        """The same search with a base that holds no password."""
+        return replace(self, base=self.base.without_password())
+
+    @property
+    def longest_epochs(self) -> float:
+        """Epochs of the longest trial."""
+        epochs = self.space.get("train.epochs")
+        return float(max(epochs.edges) if epochs else self.base.train.epochs)
+
     def spec_of(self, values: Mapping[str, Any]) -> Spec:
         """The experiment at one point of the space.
 
@@ -111,6 +125,8 @@ class SearchSpec:
             SpecError: the point is not a valid experiment.
         """
         raw = self.base.to_dict()
+        for key in self.base.fixed_by_data():  # decided again, because the space may vary data.frames
+            del raw["model"][key]
         for key, value in values.items():
             set_key(raw, key, value)
         spec = spec_from_dict(raw, f"{self.base.name} at {dict(values)}")
@@ -149,12 +165,19 @@ def load_search(experiment: str, overrides: Sequence[str] = ()) -> SearchSpec:
         space={key: _distribution(key, form, where) for key, form in space.items()},
         search=read_section(SearchConfig, search, "search", where),
     )
+    if spec.base.data.select == "test":
+        raise SpecError(
+            f"{where}: data.select is 'test', so every trial would be chosen by the test part; a search compares its trials on "
+            "the validation part: leave the key out, and give data.validation_fraction a share"
+        )
     for key, distribution in spec.space.items():
         for value in distribution.edges:
             try:
                 spec.spec_of({key: value})
             except SpecError as error:
                 raise SpecError(f"{where}: space.{key} reaches {value!r}, which is not a valid experiment: {error}") from None
+        if reason := why_not_searchable(key):
+            raise SpecError(f"{where}: space.{key} cannot be searched: {reason}")
     return spec
 
 
@@ -170,16 +193,9 @@ def spec_from_dict(raw: Mapping[str, Any], where: str) -> Spec:
         missing = [section for section in ("data", "model") if section not in merged]
         raise SpecError(f"{where}: section '{missing[0]}' is missing")
     data = read_section(DataConfig, merged["data"], "data", where)
-    facts = data.facts()
-    fixed = {
-        "num_classes": len(facts.classes),
-        "num_joints": len(facts.skeleton.joints),
-        "max_bodies": facts.max_bodies,
-        "frames": data.frames,
-    }
     if not isinstance(merged["model"], dict):
         raise SpecError(f"{where}: 'model' must be a mapping of keys, not {merged['model']!r}")
-    for key, value in fixed.items():
+    for key, value in _fixed_by(data).items():
         if merged["model"].setdefault(key, value) != value:
             raise SpecError(f"{where}: model.{key} is {merged['model'][key]!r}, but the data fix it at {value}; remove the key")
     return read_section(Spec, merged, "", where)
@@ -201,6 +217,16 @@ def override_spec(spec: Spec, overrides: Sequence[str], allowed: Sequence[str], 
             raise SpecError(f"{where}: override {override!r}: only {', '.join(allowed)} can be changed for an existing run")
         set_key(raw, key, parse_value(value, override))
     return replace(spec_from_dict(raw, where), tracking=spec.tracking)
+
+
+def _fixed_by(data: DataConfig) -> dict[str, int]:
+    facts = data.facts()
+    return {
+        "num_classes": len(facts.classes),
+        "num_joints": len(facts.skeleton.joints),
+        "max_bodies": facts.max_bodies,
+        "frames": data.frames,
+    }
 
 
 def _distribution(key: str, form: object, where: str) -> Distribution:

@@ -57,13 +57,22 @@ class Progress:
         return "  ".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreLayout:
+    """How a store holds its clips."""
+
+    short_side_px: int = SHORT_SIDE_PX
+    """Short side of the stored video frames; JPEGs of the authors stay unchanged."""
+    clips_per_shard: int = CLIPS_PER_SHARD
+    """Clips per file."""
+
+
 def prepare(
     source: ClipSource,
     dataset: str,
     uri: str | Path,
+    layout: StoreLayout = StoreLayout(),
     *,
-    short_side_px: int = SHORT_SIDE_PX,
-    clips_per_shard: int = CLIPS_PER_SHARD,
     max_bad_fraction: float = 0.05,
     retry: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -76,8 +85,7 @@ def prepare(
         source: the data set in its authors' files.
         dataset: its name in a spec.
         uri: the store's place: a path, or any URI that pyarrow knows.
-        short_side_px: short side of the stored video frames; JPEGs of the authors stay unchanged.
-        clips_per_shard: clips per file.
+        layout: how frames and clips are stored.
         max_bad_fraction: fail when a larger share of the clips cannot be used.
         retry: check the shards of a complete store as well, and rewrite those that are damaged or have a clip in quarantine.
         on_progress: called after every shard.
@@ -94,8 +102,8 @@ def prepare(
         "skeleton": source.skeleton.name,
         "max_bodies": source.max_bodies,
         "source_fingerprint": source.fingerprint,
-        "short_side_px": short_side_px,
-        "clips_per_shard": clips_per_shard,
+        "short_side_px": layout.short_side_px,
+        "clips_per_shard": layout.clips_per_shard,
     }
     _claim(folder, plan)
     if folder.read_json(MANIFEST) is not None:
@@ -103,7 +111,7 @@ def prepare(
             return StoreSource(uri)
         folder.remove(MANIFEST)
 
-    shards = shard_rows(source.clips, clips_per_shard)
+    shards = shard_rows(source.clips, layout.clips_per_shard)
     total = len(source.clips) + len(source.skipped)
     quarantine = {clip.clip_id: clip.reason for clip in source.skipped}
     records: dict[int, dict[str, Any]] = {}
@@ -114,7 +122,7 @@ def prepare(
         record = whole_shard(folder, shard, hashed=retry)
         kept = record is not None and not (retry and record["quarantine"])
         if record is None or not kept:
-            record = write_shard(folder, shard, source, shards[shard], short_side_px)
+            record = write_shard(folder, shard, source, shards[shard], layout.short_side_px)
         return {"shard": np.array([shard]), "kept": np.array([kept]), "record": np.array([json.dumps(record)])}
 
     began, worked = time.monotonic(), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
+from starlab.platform.cluster.connect import connect
+from starlab.platform.cluster.failures import explain, is_lack_of_room
+from starlab.platform.cluster.network import NodeAddressTorchConfig
 from starlab.platform.cluster.placement import Placement, worker_group
+from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, wait_for_room
 from starlab.platform.errors import RunFailedError
-from starlab.platform.preemption import RunPreemptedError, room_elsewhere
+from starlab.platform.preemption import RunPreemptedError
+from starlab.platform.runs import events
+from starlab.platform.runs.checkpoint import checkpoint_steps
+from starlab.platform.runs.end_request import read_request
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import check_fence
-from starlab.platform.runs.records import EndRequest, Outcome
+from starlab.platform.runs.records import Outcome
 from starlab.platform.worker.evaluate import evaluation_loop
 from starlab.platform.worker.tasks import EvaluationTask, TrainTask
 from starlab.platform.worker.train_loop import train_loop
@@ -29,20 +37,31 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
     """Train to the end, on other nodes if some go away. Workers that fail start again from the newest checkpoint.
 
     Raises:
-        RunFailedError: a worker failed more than `resources.max_failures` times, or the run stopped itself.
-        RunPreemptedError: the run was asked to end, or its nodes go away and the others have no room.
+        RunFailedError: the workers failed more than `resources.max_failures` times without a new checkpoint, the cluster had
+            no room for them within `resources.wait_for_room_seconds`, or the run stopped itself.
+        RunPreemptedError: the run was asked to end, or this machine goes away.
         LeaseLostError: another process has taken the run over.
     """
     folder, resources = task.folder, task.spec.resources
+    failures, reached = 0, _newest_step(folder)
     while True:
         folder.remove(Outcome)
-        _run_workers(train_loop, task, placement, callbacks, max_failures=resources.max_failures)
+        try:
+            _run_workers(train_loop, task, placement, callbacks)
+        except _WorkersFailedError as error:
+            newest = _newest_step(folder)
+            failures, reached = (1, newest) if newest > reached else (failures + 1, reached)
+            _end_if_asked(folder)
+            if failures > resources.max_failures:
+                raise
+            count = f"{failures} of {resources.max_failures} failures without a new checkpoint"
+            events.record(folder.path, "restarted", f"{error.cause}; the workers start again ({count})")
+            continue
         outcome = folder.read(Outcome)
         if outcome is None or outcome.kind != "preempted":
             break
-        request = folder.read(EndRequest)
-        wanted = resources.workers * placement.cpus_per_worker, float(resources.workers * resources.gpus_per_worker)
-        if request or not room_elsewhere(*wanted):
+        request = read_request(folder)
+        if request or (connect().local and not could_hold(_demand(task, placement))):
             raise RunPreemptedError(
                 f"run {folder.path.name} ended at step {outcome.step} because {outcome.reason}; {outcome.kept} and the same "
                 "command goes on from there",
@@ -62,9 +81,17 @@ def evaluate_on_workers(task: EvaluationTask, placement: Placement) -> None:
     """Predict the clips of an evaluation; rank 0 writes `predictions.parquet` to the task's target folder.
 
     Raises:
-        RunFailedError: a worker failed; names the failure.
+        RunFailedError: a worker failed, or the cluster had no room; names the cause.
     """
     _run_workers(evaluation_loop, task, placement)
+
+
+class _WorkersFailedError(RunFailedError):
+    """A worker failed; `cause` says why in one line."""
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(f"{message}.\n{cause}")
+        self.cause = cause
 
 
 def _run_workers(
@@ -72,32 +99,91 @@ def _run_workers(
     task: TrainTask | EvaluationTask,
     placement: Placement,
     callbacks: tuple[UserCallback, ...] = (),
-    max_failures: int = 0,
 ) -> None:
-    """Run `loop` on a group of workers, which Ray starts again up to `max_failures` times."""
-    resources = task.spec.resources
+    """Run `loop` once on a group of workers. Waits while the cluster has no room for them."""
+    what, again = f"run {task.folder.path.name} failed", "it goes on from its newest checkpoint when started again"
+    if isinstance(task, EvaluationTask):
+        what, again = f"the evaluation of {task.folder.path.name} failed", "the run itself is as it was"
+    deadline = time.monotonic() + task.spec.resources.wait_for_room_seconds
+    while True:
+        try:
+            _fit(loop, task, placement, callbacks)
+        except TrainingFailedError as error:
+            if not is_lack_of_room(error):
+                raise _WorkersFailedError(f"{what}; {again}", explain(error)) from error
+        else:
+            return
+        try:
+            _wait_for_room(task, placement, deadline)
+        except NoRoomError as error:
+            raise RunFailedError(f"{what}; {again}.\n{error}") from None
+
+
+def _fit(
+    loop: Callable[[dict[str, Any]], None],
+    task: TrainTask | EvaluationTask,
+    placement: Placement,
+    callbacks: tuple[UserCallback, ...],
+) -> None:
     with _ray_folder(task.folder) as ray_folder:
-        trainer = _Trainer(
+        _Trainer(
             loop,
             train_loop_config={"task": task},
             # Longer than the watchdog waits: ranks that wait for a stuck rank must not fail before it is found.
-            torch_config=TorchConfig(timeout_s=math.ceil(resources.stuck_after_seconds) + 120),
+            torch_config=NodeAddressTorchConfig(timeout_s=math.ceil(task.spec.resources.stuck_after_seconds) + 120),
             scaling_config=worker_group(task.spec, placement),
             run_config=RunConfig(
                 name=ray_folder.name,
                 storage_path=str(ray_folder.parent),
-                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
+                # Restarts are counted here: Ray Train counts failures over its whole life, not those without progress.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
                 logging_config=LoggingConfig(log_level="WARNING"),
                 callbacks=list(callbacks),
             ),
+        ).fit()
+
+
+def _wait_for_room(task: TrainTask | EvaluationTask, placement: Placement, deadline: float) -> None:
+    """Wait until the workers fit. For a trial, time in which others use the room does not count."""
+    folder, said = task.folder, set[str]()
+
+    def say(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            events.record(folder.path, "waiting", line)
+
+    is_trial = isinstance(task, TrainTask) and task.is_trial
+    left = task.spec.resources.wait_for_room_seconds if is_trial else max(0.0, deadline - time.monotonic())
+    wait_for_room(
+        _demand(task, placement),
+        timeout_seconds=left,
+        say=say,
+        queue=is_trial,
+        check=lambda: _end_if_asked(folder) if isinstance(task, TrainTask) else None,
+    )
+
+
+def _demand(task: TrainTask | EvaluationTask, placement: Placement) -> Demand:
+    resources = task.spec.resources
+    return Demand(
+        resources.workers,
+        cpus_per_worker=placement.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+        accelerator=resources.accelerator if resources.gpus_per_worker else None,
+    )
+
+
+def _end_if_asked(folder: RunFolder) -> None:
+    """Raise `RunPreemptedError` if the run was asked to end while no worker was there to see it."""
+    if request := read_request(folder):
+        raise RunPreemptedError(
+            f"run {folder.path.name} ended because {request.reason}; the same command goes on from its newest checkpoint",
+            by=request.signal,
         )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            what, again = f"run {task.folder.path.name} failed", "it goes on from its newest checkpoint when started again"
-            if isinstance(task, EvaluationTask):
-                what, again = f"the evaluation of {task.folder.path.name} failed", "the run itself is as it was"
-            raise RunFailedError(f"{what}; {again}.\n{_cause(error)}") from error
+
+
+def _newest_step(folder: RunFolder) -> int:
+    return max(checkpoint_steps(folder.stored_checkpoints), default=-1)
 
 
 class _Trainer(TorchTrainer):
@@ -118,11 +204,3 @@ def _ray_folder(folder: RunFolder) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):  # another group of the run still uses it
             path.parent.rmdir()
-
-
-def _cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        rank, first = sorted(failures.items())[0]
-        return f"worker {rank}: {str(first).strip().splitlines()[-1]}"
-    return str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)

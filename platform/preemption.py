@@ -14,9 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-import ray
-
 from starlab.platform.errors import StarlabError
+from starlab.platform.runs.end_request import clear_request, request_end
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import EndRequest
 
@@ -37,7 +36,7 @@ def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
     A run that has not ended within the grace time is left with `RunPreemptedError`. Outside the process's main thread, where
     Python does not allow signal handlers, the context does nothing.
     """
-    folder.remove(EndRequest)
+    clear_request(folder)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -49,8 +48,8 @@ def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
             raise KeyboardInterrupt
         asked.append(number)
         signal.setitimer(signal.ITIMER_REAL, grace_seconds)
-        with suppress(OSError):  # no room for the request: the grace time ends the run
-            folder.write(EndRequest(reason=f"the driver got {signal.Signals(number).name}", signal=number))
+        with suppress(OSError):  # the folder cannot be reached: the grace time ends the run
+            request_end(folder, EndRequest(reason=f"the driver got {signal.Signals(number).name}", signal=number))
 
     def on_alarm(_: int, __: FrameType | None) -> None:
         raise RunPreemptedError(
@@ -67,11 +66,3 @@ def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def room_elsewhere(cpus: float, gpus: float) -> bool:
-    """Whether the nodes that are not about to be taken away have that many CPUs and GPUs in total."""
-    leaving = ray._private.state.state.get_draining_nodes()
-    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    free = {kind: sum(resources.get(kind, 0.0) for resources in staying) for kind in ("CPU", "GPU")}
-    return bool(free["CPU"] >= cpus and free["GPU"] >= gpus)

@@ -54,12 +54,16 @@ def search_lines(result: SearchResult) -> list[str]:
         reached = "to the end" if trial.whole else f"{trial.epochs:.0f} epochs"
         rows.append(f"  {trial.val_top1:.3f}  {reached:<10}  {values_text(trial.values)}")
     best = result.best
+    look = f", look {result.looks_at_test} at the test part in this search" if result.looks_at_test > 1 else ""
     return [
         f"validation top-1 of {len(rows)} trials ({result.seconds:.0f} s):",
         *rows,
+        *(f"  failed            {run_id}: {reason}" for run_id, reason in sorted(result.failed.items())),
+        *(["the same command tries the failed ones again"] if result.failed else []),
         "",
-        f"best       {best.run_id}: test top-1 {best.metrics[TEST_TOP1]:.3f}",
+        f"best       {best.run_id}: test top-1 {best.metrics[TEST_TOP1]:.3f}{look}",
         f"search     {result.folder}",
+        f"compare    starlab compare {result.folder.name}",
         *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
 

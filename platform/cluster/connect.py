@@ -9,14 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 from ray.exceptions import AuthenticationError
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from starlab.platform.errors import UserError
 
@@ -31,7 +28,6 @@ SETTINGS = {
 _IDLE_WORKERS = 32
 _TEMP_DIR_LIMIT = 40
 """Characters. Ray's sockets have paths about 65 characters longer, and a socket's path may have 107."""
-_SAY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,55 +63,11 @@ def connect(*, num_cpus: int | None = None, object_store_bytes: int = 500_000_00
             _start(num_cpus, object_store_bytes)
         else:
             _join(address, missing)
-    return _describe()
+    return describe_cluster()
 
 
-def wait_for_room(
-    workers: int,
-    *,
-    cpus_per_worker: float = 1.0,
-    gpus_per_worker: float = 0.0,
-    accelerator: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
-    timeout_seconds: float = 3600.0,
-) -> Cluster:
-    """Ask a connected cluster for the machines that the workers need, wait for them, and count the cluster again.
-
-    A cluster that scales by itself begins as a head without a GPU. Nothing stays reserved when this returns; idle machines
-    stay for some minutes.
-
-    Args:
-        accelerator: Ray's name for the GPU that each worker needs; None takes any.
-        say: called with a line for the user every half minute of waiting.
-        timeout_seconds: how long to wait before the cluster counts as too small or too busy.
-
-    Raises:
-        UserError: there is still no room; names what is wanted and what is there.
-    """
-    bundle = {"CPU": cpus_per_worker}
-    if gpus_per_worker:
-        bundle["GPU"] = gpus_per_worker
-    if accelerator is not None:
-        bundle[f"accelerator_type:{accelerator}"] = 0.001
-    wanted = f"{workers} × {{{', '.join(f'{name}: {amount:g}' for name, amount in bundle.items())}}}"
-    group = placement_group([bundle] * workers)
-    deadline = time.monotonic() + timeout_seconds
-    try:
-        while not group.wait(max(0.0, min(_SAY_SECONDS, deadline - time.monotonic()))):
-            here = _describe()
-            there = f"{here.nodes} nodes with {here.cpus:g} CPUs and {here.gpus:g} GPUs {' '.join(here.accelerators)}".rstrip()
-            if time.monotonic() >= deadline:
-                raise UserError(
-                    f"no room for {wanted} after {timeout_seconds:g} s; the cluster has {there}, taken or not: use fewer "
-                    "resources.workers, wait for other jobs, or let the cluster grow (max_workers in cluster.yaml)"
-                )
-            say(f"waiting for {wanted}; the cluster has {there}")
-    finally:
-        remove_placement_group(group)
-    return _describe()
-
-
-def _describe() -> Cluster:
+def describe_cluster() -> Cluster:
+    """Count what the connected cluster has now."""
     resources = ray.cluster_resources()
     kinds = (name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:"))
     machines = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]

@@ -9,13 +9,13 @@ from starlab.experiments.catalog import experiment_names
 from starlab.experiments.spec import SpecError, load_search, load_spec
 
 RUN_IDS = {
-    "demo": "demo-90145d15",
-    "ntu120_xset": "ntu120_xset-50805495",
-    "ntu120_xsub": "ntu120_xsub-1ae0c211",
-    "ntu60_xsub": "ntu60_xsub-64c48e76",
-    "ntu60_xview": "ntu60_xview-a052f0c0",
-    "penn_action": "penn_action-0ddb5635",
-    "penn_action_modern": "penn_action_modern-2de6467d",
+    "demo": "demo-51d0d706",
+    "ntu120_xset": "ntu120_xset-6f83a616",
+    "ntu120_xsub": "ntu120_xsub-56163fac",
+    "ntu60_xsub": "ntu60_xsub-ddca17e1",
+    "ntu60_xview": "ntu60_xview-1913d367",
+    "penn_action": "penn_action-c38ee06a",
+    "penn_action_modern": "penn_action_modern-2b94b91f",
 }
 
 
@@ -25,7 +25,7 @@ def test_a_packaged_experiment_keeps_its_run_id(name: str) -> None:
 
 
 def test_the_base_of_a_packaged_search_keeps_its_run_id() -> None:
-    assert load_search("demo_search").base.run_id("x") == "demo_search-be511174"
+    assert load_search("demo_search").base.run_id("x") == "demo_search-758a4615"
 
 
 def test_every_packaged_experiment_stands_here() -> None:

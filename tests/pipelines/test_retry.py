@@ -19,7 +19,7 @@ from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES
 from starlab.pipelines.ntu import NtuSource
 from starlab.pipelines.ntu_names import NTU120_SETUPS
 from starlab.pipelines.penn_action import PennActionSource
-from starlab.pipelines.prepare import prepare
+from starlab.pipelines.prepare import StoreLayout, prepare
 from starlab.pipelines.retry import StorageError, read_file, read_patiently
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.sources import DataConfig
@@ -39,7 +39,9 @@ def paused(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture(scope="module")
 def store(small_source: PennActionSource, tmp_path_factory: pytest.TempPathFactory, local_ray: object) -> StoreSource:
-    return prepare(small_source, "synthetic_penn_action", tmp_path_factory.mktemp("retry") / "store", clips_per_shard=90)
+    return prepare(
+        small_source, "synthetic_penn_action", tmp_path_factory.mktemp("retry") / "store", StoreLayout(clips_per_shard=90)
+    )
 
 
 def ntu(root: Path) -> NtuSource:

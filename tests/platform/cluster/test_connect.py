@@ -32,8 +32,9 @@ def run_python(code: str, cwd: Path, environment: Mapping[str, str] = {}) -> sub
 
 CONNECT_TWICE = """
 import os, ray
-from starlab.platform.cluster import connect as cluster
-from starlab.platform.cluster.connect import SETTINGS, connect, wait_for_room
+from starlab.platform.cluster import room
+from starlab.platform.cluster.connect import SETTINGS, connect
+from starlab.platform.cluster.room import Demand, wait_for_room
 from starlab.platform.errors import UserError
 first = connect(num_cpus=3, object_store_bytes=80_000_000)
 assert first == connect(num_cpus=1)
@@ -42,16 +43,16 @@ seen = ray.get(ray.remote(lambda: {name: os.environ.get(name) for name in SETTIN
 assert seen == SETTINGS, seen
 assert ray.available_resources()["object_store_memory"] <= 80_000_000
 
-assert wait_for_room(3) == first
-said, cluster._SAY_SECONDS = [], 0.2
+assert wait_for_room(Demand(3), timeout_seconds=60) == first
+said, room._SAY_SECONDS = [], 0.2
 try:
-    wait_for_room(2, gpus_per_worker=1, accelerator="V100", say=said.append, timeout_seconds=0.5)
+    wait_for_room(Demand(2, gpus_per_worker=1, accelerator="V100"), say=said.append, timeout_seconds=0.5)
 except UserError as error:
     said.append(str(error))
 assert all("2 × {CPU: 1, GPU: 1, accelerator_type:V100: 0.001}" in line for line in said), said
 assert all("1 nodes with 3 CPUs" in line for line in said), said
 assert len(said) >= 2 and said[-1].startswith("no room for"), said
-assert wait_for_room(3) == first  # the attempt left nothing reserved
+assert wait_for_room(Demand(3), timeout_seconds=60) == first  # the attempt left nothing reserved
 """
 
 

@@ -16,7 +16,7 @@ def first_points(sampler: optuna.samplers.BaseSampler, count: int = 6) -> list[d
     study = optuna.create_study(sampler=sampler)
     for _ in range(count):
         trial = study.ask()
-        SPACE(trial)
+        SPACE.suggest(trial)
         study.tell(trial, 0.0)
     return [trial.params for trial in study.trials]
 

@@ -1,0 +1,152 @@
+"""What happens between two groups of workers: failures with and without progress, no room, nodes that go away, requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
+
+from starlab.experiments.spec import load_spec
+from starlab.pipelines.storage import Folder
+from starlab.pipelines.stream import StreamLimits
+from starlab.platform import attempt
+from starlab.platform.cluster.placement import Placement
+from starlab.platform.cluster.room import Demand, NoRoomError
+from starlab.platform.errors import RunFailedError
+from starlab.platform.preemption import RunPreemptedError
+from starlab.platform.runs.end_request import clear_request, request_end
+from starlab.platform.runs.events import read_events
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.records import EndRequest, Outcome, Result
+from starlab.platform.worker.tasks import TrainTask
+
+PLACEMENT = Placement(1.0, StreamLimits(cpus=1.0, cpus_per_task=0.25, object_store_bytes=10**8, threads=1))
+RESULT = Result(steps=9, total_steps=9, best_step=9, selected_by="validation", classes=("a",), val={"top1": 1.0})
+NO_ROOM = ControllerError(WorkerGroupStartupTimeoutError(num_workers=2))
+
+
+def crash() -> WorkerGroupError:
+    return WorkerGroupError("", {1: UserExceptionWithTraceback(RuntimeError("x"), "RuntimeError: a wire broke")})
+
+
+class Story:
+    """A training whose groups of workers end one after the other as told: a checkpoint's step, then an error or an outcome."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.newest, self.waits = RunFolder(path), -1, list[Demand]()
+        self.groups: list[tuple[int, Exception | str]] = []
+        self.queued: list[bool] = []
+        self.local, self.holds = False, True
+        clear_request(self.folder)
+        monkeypatch.setattr(attempt, "_fit", self._fit)
+        monkeypatch.setattr(attempt, "checkpoint_steps", lambda _: [self.newest] if self.newest >= 0 else [])
+        monkeypatch.setattr(RunFolder, "stored_checkpoints", property(lambda folder: Folder(folder.path)))
+        monkeypatch.setattr(attempt, "check_fence", lambda *_: None)
+        monkeypatch.setattr(attempt, "connect", lambda: SimpleNamespace(local=self.local))
+        monkeypatch.setattr(attempt, "could_hold", lambda _: self.holds)
+        monkeypatch.setattr(attempt, "wait_for_room", self._wait)
+
+    def _fit(self, *_: Any) -> None:
+        step, end = self.groups.pop(0)
+        self.newest = max(self.newest, step)
+        if isinstance(end, Exception):
+            raise end
+        self.folder.write(Outcome(kind=end, step=step, reason="a node goes away", kept="the checkpoint is complete"))  # type: ignore[arg-type]
+        if end == "finished":
+            self.folder.write(RESULT)
+
+    def _wait(self, demand: Demand, **options: Any) -> None:
+        self.waits.append(demand)
+        self.queued.append(options["queue"])
+        options["check"]()
+        options["say"]("waiting for a machine")
+        options["say"]("waiting for a machine")
+
+    def train(self, *groups: tuple[int, Exception | str], overrides: tuple[str, ...] = (), is_trial: bool = False) -> None:
+        self.groups = list(groups)
+        spec, nothing = load_spec("demo", list(overrides)), cast("Any", None)
+        task = TrainTask(spec, nothing, nothing, self.folder, PLACEMENT.limits, is_trial=is_trial, fence=1)
+        attempt.train_to_end(task, PLACEMENT, ())
+        assert self.groups == []
+
+    def said(self, kind: str) -> list[str]:
+        return [event.says for event in read_events(self.folder.path) if event.kind == kind]
+
+
+@pytest.fixture
+def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
+    return Story(tmp_path / "demo-1", monkeypatch)
+
+
+def test_a_failure_after_a_new_checkpoint_starts_the_count_again(story: Story) -> None:
+    steps = [3, 3, 6, 6, 9, 9, 12]
+    story.train(*[(step, crash()) for step in steps], (15, "finished"), overrides=("resources.max_failures=2",))
+    assert [line.split("(")[1][0] for line in story.said("restarted")] == ["1", "2", "1", "2", "1", "2", "1"]
+    assert story.said("restarted")[1] == (
+        "worker 1: RuntimeError: a wire broke; the workers start again (2 of 2 failures without a new checkpoint)"
+    )
+
+
+def test_failures_without_progress_end_the_run_with_the_cause_in_one_line(story: Story) -> None:
+    with pytest.raises(RunFailedError) as failed:
+        story.train(*[(3, crash())] * 9, overrides=("resources.max_failures=2",))
+    assert len(story.groups) == 9 - 3
+    assert str(failed.value) == (
+        "run demo-1 failed; it goes on from its newest checkpoint when started again.\nworker 1: RuntimeError: a wire broke"
+    )
+
+
+def test_without_restarts_the_first_failure_ends_the_run(story: Story) -> None:
+    with pytest.raises(RunFailedError):
+        story.train((3, crash()), overrides=("resources.max_failures=0",))
+
+
+def test_workers_that_find_no_room_wait_for_it_and_no_failure_is_counted(story: Story) -> None:
+    story.train(*[(-1, NO_ROOM)] * 9, (5, "finished"), overrides=("resources.max_failures=0",))
+    assert story.waits == [Demand(2)] * 9
+    assert set(story.said("waiting")) == {"waiting for a machine"}
+    assert story.said("restarted") == []
+
+
+def test_a_trial_waits_in_a_queue_for_the_room_of_others_and_a_run_of_its_own_does_not(story: Story) -> None:
+    story.train((-1, NO_ROOM), (5, "finished"), is_trial=True)
+    story.train((-1, NO_ROOM), (5, "finished"))
+    assert story.queued == [True, False]
+
+
+def test_a_wait_that_took_too_long_fails_the_run_and_says_that_it_goes_on(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_: object, **__: object) -> None:
+        raise NoRoomError("no room for 2 × {CPU: 1} after 3600 s")
+
+    monkeypatch.setattr(attempt, "wait_for_room", give_up)
+    with pytest.raises(RunFailedError, match=r"goes on from its newest checkpoint when started again\.\nno room for 2 ×"):
+        story.train((3, NO_ROOM))
+
+
+def test_a_drained_node_of_a_cluster_is_replaced_and_the_run_goes_on(story: Story) -> None:
+    story.holds = False
+    story.train((4, "preempted"), (4, NO_ROOM), (9, "finished"))
+    assert len(story.waits) == 1
+
+
+def test_a_machine_that_goes_away_ends_the_run_that_has_no_other(story: Story) -> None:
+    story.local, story.holds = True, False
+    with pytest.raises(
+        RunPreemptedError, match="ended at step 4 because a node goes away; the checkpoint is complete"
+    ) as ended:
+        story.train((4, "preempted"))
+    assert ended.value.exit_code == 143
+
+
+@pytest.mark.parametrize("end", [NO_ROOM, crash()], ids=["no room", "a failure"])
+def test_a_request_to_end_is_seen_while_no_worker_is_there_to_see_it(story: Story, end: Exception) -> None:
+    request_end(story.folder, EndRequest(reason="the driver got SIGINT", signal=2))
+    with pytest.raises(RunPreemptedError, match="because the driver got SIGINT; the same command goes on") as ended:
+        story.train((4, end))
+    assert ended.value.exit_code == 130
