@@ -16,6 +16,9 @@ from starlab.pipelines.skeletons import Skeleton
 
 Split = Literal["train", "test"]
 
+SYSTEM_NAMES = (".", "__MACOSX", "@eaDir", "lost+found")
+"""Names of files and folders that operating systems leave behind begin so; none is a sample."""
+
 
 class DataError(ValueError):
     """The data set as a whole cannot be used; the message names the path, what is wrong and the fix."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Dataset:
     """Classes that differ in left and right only: a mirrored clip would carry the wrong label."""
     protocols: tuple[Protocol, ...] = ()
     """The official splits to choose from; empty where there is only one."""
+    official_counts: Mapping[Protocol | None, tuple[int, int]] = field(default_factory=dict)
+    """Training and test clips by official split, as published; empty where nobody published any."""
     open_without_joints: Callable[[Path, Protocol | None, Mapping[str, int]], ClipSource] | None = None
     """As `open`, where joints come from elsewhere: also the number of frames of each clip. None where `open` serves."""
     generator: Generator | None = None
@@ -75,7 +77,11 @@ def _ntu_clips(settings: SyntheticNtuConfig) -> tuple[int, int]:
 
 DATASETS = {
     "penn_action": Dataset(
-        classes=PENN_ACTION_CLASSES, skeleton=PENN_ACTION, max_bodies=1, open=partial(_open_penn_action, PENN_ACTION_CLASSES)
+        classes=PENN_ACTION_CLASSES,
+        skeleton=PENN_ACTION,
+        max_bodies=1,
+        open=partial(_open_penn_action, PENN_ACTION_CLASSES),
+        official_counts={None: (1258, 1068)},
     ),
     "ntu60": Dataset(
         classes=NTU60_CLASSES,
@@ -84,6 +90,7 @@ DATASETS = {
         open=partial(_open_ntu, NTU60_CLASSES, NTU60_SETUPS),
         open_without_joints=partial(_open_ntu, NTU60_CLASSES, NTU60_SETUPS),
         protocols=("xsub", "xview"),
+        official_counts={"xsub": (40_091, 16_487), "xview": (37_646, 18_932)},
     ),
     "ntu120": Dataset(
         classes=NTU120_CLASSES,
@@ -92,6 +99,7 @@ DATASETS = {
         open=partial(_open_ntu, NTU120_CLASSES, NTU120_SETUPS),
         open_without_joints=partial(_open_ntu, NTU120_CLASSES, NTU120_SETUPS),
         protocols=("xsub", "xset"),
+        official_counts={"xsub": (63_026, 50_919), "xset": (54_468, 59_477)},
     ),
     "synthetic_penn_action": Dataset(
         classes=SYNTHETIC_CLASSES,
@@ -132,6 +140,25 @@ def find_dataset(name: str, separator: str = "_") -> Dataset:
     near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0].replace('_', separator)}'? " if near else ""
     raise DataError(f"unknown data set '{name}'; {hint}Known: {', '.join(known.replace('_', separator) for known in DATASETS)}")
+
+
+def differs_from_official(name: str, protocol: Protocol | None, train: int, test: int) -> str | None:
+    """A line that compares the clips found with the official counts; None where they agree or nobody published any.
+
+    Args:
+        name: The data set.
+        protocol: Its official split.
+        train: Usable clips of the official training part, validation included.
+        test: Usable clips of the test part.
+    """
+    official = find_dataset(name).official_counts.get(protocol)
+    if official is None or official == (train, test):
+        return None
+    split = f" by {protocol}" if protocol else ""
+    return (
+        f"{train:,} train and {test:,} test clips where {name}{split} officially has {official[0]:,} and {official[1]:,}: is "
+        "the download complete? Results on other clips cannot be compared with published ones"
+    )
 
 
 def find_skeleton(name: str) -> Skeleton:

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.clip import SYSTEM_NAMES, ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NtuName, Protocol, names_in, parse_name
 from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton, read_num_frames
 from starlab.pipelines.retry import MISSING, read_file, read_patiently
@@ -216,8 +216,9 @@ def _folders_below(root: Path, ending: str) -> dict[str, str]:
         relative = os.path.relpath(folder, root)
         if relative.count(os.sep) + 1 >= MAX_FOLDER_DEPTH:
             folders.clear()
+        folders[:] = [name for name in folders if not name.startswith(SYSTEM_NAMES)]
         for file in files:
-            if file.endswith(ending):
+            if file.endswith(ending) and not file.startswith(SYSTEM_NAMES):
                 clip_id = file.removesuffix(ending)
                 if clip_id in found:
                     raise DataError(f"{root} holds {file} twice, in {found[clip_id]} and in {relative}: keep one of the two")

@@ -5,6 +5,7 @@ Letters: T frames of the clip, K frames of one body, M tracks, N = 25 joints.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,9 @@ MAX_BODIES_IN_FRAME = 6
 MAX_NOISE_FRAMES = 11
 MAX_SPREAD_RATIO = 0.8
 MIN_FLAT_SHARE = 0.69754
+
+NEW_TRACK_M = 1.5
+"""A body that appears further than this from where a track ended starts a new track while one is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,23 +174,85 @@ def drop_ghosts(bodies: tuple[Body, ...]) -> tuple[Body, ...]:
     return bodies
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Frames of one body without a gap."""
+
+    body: Body
+    first: int
+    """Places in the body's arrays: from this one …"""
+    end: int
+    """… up to, not including, this one."""
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        return self.body.frames[self.first : self.end]
+
+    def place_m(self, at: int) -> NDArray[np.float64]:
+        """(3,), metres: the middle of the joints seen at a place in the body's arrays; NaN without any."""
+        seen = self.body.joints[at, :, 2] > 0
+        return self.body.joints_3d[at][seen].mean(axis=0, dtype=np.float64) if seen.any() else np.full(3, np.nan)
+
+
 def pack_tracks(skeleton: SkeletonFile, max_tracks: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The people of a clip on its own frame axis; nothing is shifted where nobody is seen, so joints stay with their picture.
 
-    Ghosts are dropped. The others are taken in the order of their motion, the liveliest first (the authors' rule for who is the
-    main actor); each goes into the first track in which none of its frames is taken, because the sensor gives somebody whom it
-    lost and found a new id. Who fits into no track is left out.
+    Ghosts are dropped. Where more than `max_tracks` bodies are seen at once, those that move most stay (the authors' rule for
+    the main actor). The others become tracks by time, because the sensor gives a new id to a person whom it lost and found: a
+    body that appears continues the free track whose last place is nearest. Tracks are ordered by their motion, the liveliest
+    first.
 
     Returns:
         Two float32 arrays (T, M, N, 3), M = `max_tracks`: x, y, confidence as in `Body.joints`, and metres; 0 where nobody is.
     """
+    tracks: list[list[_Run]] = [[] for _ in range(max_tracks)]
+    runs = [run for body in _main_actors(skeleton, max_tracks) for run in _runs(body)]
+    for start in sorted({int(run.frames[0]) for run in runs}):
+        appearing = [run for run in runs if run.frames[0] == start]
+        free = [track for track in tracks if not track or track[-1].frames[-1] < start]
+        # At most six bodies are seen at once, so every way to continue the free tracks can be tried.
+        ways = itertools.permutations(free, len(appearing))
+        best = min(ways, key=lambda way: sum(_distance_m(track, run) for track, run in zip(way, appearing, strict=True)))
+        for track, run in zip(best, appearing, strict=True):
+            track.append(run)
     shape = (skeleton.num_frames, max_tracks, NUM_JOINTS, 3)
     joints, joints_3d = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    taken = np.zeros(shape[:2], bool)
-    for body in sorted(drop_ghosts(skeleton.bodies), key=Body.motion, reverse=True):
-        free = np.flatnonzero(~taken[body.frames].any(axis=0))
-        if free.size:
-            track = free[0]
-            joints[body.frames, track], joints_3d[body.frames, track] = body.joints, body.joints_3d
-            taken[body.frames, track] = True
+    for number, track in enumerate(sorted(tracks, key=_motion, reverse=True)):
+        for run in track:
+            joints[run.frames, number] = run.body.joints[run.first : run.end]
+            joints_3d[run.frames, number] = run.body.joints_3d[run.first : run.end]
     return joints, joints_3d
+
+
+def _main_actors(skeleton: SkeletonFile, at_once: int) -> list[Body]:
+    """The bodies that move most, such that no frame has more than `at_once` of them."""
+    seen, kept = np.zeros(skeleton.num_frames, np.int64), []
+    for body in sorted(drop_ghosts(skeleton.bodies), key=Body.motion, reverse=True):
+        if (seen[body.frames] < at_once).all():
+            seen[body.frames] += 1
+            kept.append(body)
+    return kept
+
+
+def _runs(body: Body) -> list[_Run]:
+    ends = [*(np.flatnonzero(np.diff(body.frames) > 1) + 1).tolist(), len(body.frames)]
+    return [_Run(body, first, end) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def _distance_m(track: list[_Run], run: _Run) -> float:
+    """How far a body would have moved if it continued this track; a fixed cost for a new track or an unknown place."""
+    if not track:
+        return NEW_TRACK_M
+    if track[-1].body is run.body:
+        return 0.0
+    distance = float(np.linalg.norm(track[-1].place_m(track[-1].end - 1) - run.place_m(run.first)))
+    return distance if np.isfinite(distance) else NEW_TRACK_M
+
+
+def _motion(track: list[_Run]) -> float:
+    """Motion of a track as of a body (`Body.motion`); -1 for an empty one."""
+    if not track:
+        return -1.0
+    parts = [(run.body.joints[run.first : run.end], run.body.joints_3d[run.first : run.end]) for run in track]
+    joints, joints_3d = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Body("", np.arange(len(joints)), joints, joints_3d).motion()

@@ -17,7 +17,16 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, Split, UnreadableClipError
+from starlab.pipelines.clip import (
+    SYSTEM_NAMES,
+    ClipRow,
+    DataError,
+    DecodedClip,
+    EncodedClip,
+    SkippedClip,
+    Split,
+    UnreadableClipError,
+)
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.retry import MISSING, read_file, read_patiently
 from starlab.pipelines.skeletons import PENN_ACTION, Skeleton
@@ -271,8 +280,9 @@ def parse_label(data: bytes) -> Label:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Names of the files in a folder."""
-    return read_patiently(lambda: set(os.listdir(folder)), folder)  # noqa: PTH208 (names are all that is wanted)
+    """Names of the files in a folder, without those of the operating system."""
+    names = read_patiently(lambda: os.listdir(folder), folder)  # noqa: PTH208 (names are all that is wanted)
+    return {name for name in names if not name.startswith(SYSTEM_NAMES)}
 
 
 def _in_files(action: str) -> str:

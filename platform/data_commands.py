@@ -113,6 +113,7 @@ def stats(store: Store) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from starlab.pipelines.datasets import DATASETS, differs_from_official
     from starlab.pipelines.statistics import store_statistics
     from starlab.pipelines.store import StoreSource
 
@@ -127,6 +128,11 @@ def stats(store: Store) -> None:
     Console(width=None if console.is_terminal else 400).print(table)
     for line in statistics.lines():
         print(line)
+    dataset, everything = source.manifest["dataset"], statistics.classes[-1]
+    if dataset in DATASETS:
+        protocol = (*DATASETS[dataset].protocols, None)[0]  # the split that its clips were prepared with
+        if difference := differs_from_official(dataset, protocol, everything.train, everything.test):
+            print(f"official   {difference}")
 
 
 def _quiet_ray_data() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlab.experiments.spec import Spec
 from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.datasets import differs_from_official
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows, thin_train
 from starlab.platform.cluster.connect import Cluster, connect
@@ -44,6 +45,7 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
     source = open_source(spec.data, runs, say)
     parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
     held_out, official = len(parts.validation), len(parts.validation) + len(parts.train)
+    num_test = len(parts.test)
     parts = thin_train(parts, source.clips, spec.data.train_fraction, spec.data.split_seed)
     parts = limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
     for name in ("train", "test"):
@@ -53,6 +55,8 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
         f"data     {spec.data.dataset}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test "
         f"clips of {len(source.classes)} classes; fingerprint {source.fingerprint[:12]}"
     )
+    if difference := differs_from_official(spec.data.dataset, spec.data.protocol, official, num_test):
+        say(f"         {difference}")
     share, asked = held_out / official if official else 0.0, spec.data.validation_fraction
     if abs(share - asked) > 0.01:
         say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -13,7 +14,7 @@ import simplejpeg
 
 from starlab.experiments.spec import SpecError, load_spec
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip
-from starlab.pipelines.datasets import DATASETS, Dataset, Generator
+from starlab.pipelines.datasets import DATASETS, Dataset, Generator, differs_from_official
 from starlab.pipelines.prepare import StoreLayout, prepare
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.skeletons import Skeleton
@@ -129,3 +130,34 @@ def test_only_a_generated_data_set_can_go_without_a_place() -> None:
     assert [name for name, dataset in DATASETS.items() if dataset.generator] == ["synthetic_penn_action", "synthetic_ntu"]
     with pytest.raises(SpecError, match=r"data.store is missing: name the folder that holds penn_action"):
         load_spec("demo", ["data.dataset=penn_action"])
+
+
+def test_a_partial_download_is_told_from_the_official_counts() -> None:
+    for name, protocol, train, test in (
+        ("penn_action", None, 1258, 1068),
+        ("ntu60", "xsub", 40_091, 16_487),
+        ("ntu60", "xview", 37_646, 18_932),
+        ("ntu120", "xsub", 63_026, 50_919),
+        ("ntu120", "xset", 54_468, 59_477),
+    ):
+        assert differs_from_official(name, protocol, train, test) is None  # type: ignore[arg-type]
+        said = differs_from_official(name, protocol, train - 300, test)  # type: ignore[arg-type]
+        assert said is not None
+        assert f"{train - 300:,} train and {test:,} test clips where {name}" in said
+        assert f"officially has {train:,} and {test:,}: is the download complete?" in said
+    assert differs_from_official("synthetic_ntu", "xsub", 1, 1) is None
+
+
+def test_what_an_operating_system_leaves_behind_is_no_sample(small_folder: Path, ntu_folder: Path, tmp_path: Path) -> None:
+    for folder, name, protocol in ((small_folder, "synthetic_penn_action", None), (ntu_folder, "synthetic_ntu", "xsub")):
+        clean = DATASETS[name].open(folder, protocol)  # type: ignore[arg-type]
+        littered = Path(shutil.copytree(folder, tmp_path / name))
+        for path in [littered, *littered.rglob("*")]:
+            if path.is_dir():
+                for litter in (".DS_Store", "Thumbs.db", "desktop.ini"):
+                    (path / litter).write_bytes(b"system")
+            elif path.parent.name in ("labels", "0001", "nturgb+d_rgb", "nturgb+d_skeletons"):
+                (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        shutil.copytree(folder, littered / "__MACOSX")
+        found = DATASETS[name].open(littered, protocol)  # type: ignore[arg-type]
+        assert (found.clips, found.skipped, found.fingerprint) == (clean.clips, clean.skipped, clean.fingerprint)

@@ -236,3 +236,60 @@ def test_what_the_generator_writes_is_what_is_read() -> None:
     np.testing.assert_allclose(one.joints[..., :2], color / [1920, 1080], rtol=1e-5)
     np.testing.assert_allclose(one.joints_3d, places, rtol=1e-5)
     np.testing.assert_array_equal(one.joints[..., 2], states / 2)
+
+
+def person(pieces: list[range], x_m: float, motions: list[float], first_id: int) -> list[Body]:
+    """Somebody at one place whom the sensor gives a new id for each piece, and who moves more in one than in another."""
+    found = []
+    for number, (piece, motion) in enumerate(zip(pieces, motions, strict=True)):
+        one = body(str(first_id + number), list(piece), motion=motion)
+        one.joints_3d[..., 0] += x_m
+        one.joints[..., 0] += x_m / 4
+        found.append(one)
+    return found
+
+
+def where(joints_3d: np.ndarray, track: int) -> set[float]:
+    """Around which places (in metres, to a metre) a track is, over the frames in which it is seen."""
+    seen = joints_3d[joints_3d[:, track].any(axis=(1, 2)), track]
+    return {float(np.round(x)) for x in seen[..., 0].mean(axis=1) - 0.25}
+
+
+def test_two_people_who_are_renamed_at_different_moments_keep_a_track_each_and_lose_no_frame() -> None:
+    """Packed by motion alone, the second half of one of them was left out and the other one changed tracks."""
+    first = person([range(41), range(50, 101)], 0.0, [0.4, 0.1], 10)
+    second = person([range(61), range(61, 101)], 2.0, [0.05, 0.3], 20)
+    joints, joints_3d = pack_tracks(SkeletonFile(101, (first[0], second[0], first[1], second[1])), 2)
+    seen = joints[..., 2].any(axis=2)
+    assert np.flatnonzero(~seen[:, 0]).tolist() == list(range(41, 50))
+    assert seen[:, 1].all()
+    assert (where(joints_3d, 0), where(joints_3d, 1)) == ({0.0}, {2.0})  # the one who moves more comes first
+
+
+def test_two_people_lost_at_the_same_time_come_back_to_their_own_tracks_by_their_places() -> None:
+    for swapped in (False, True):
+        first, second = (person([range(20), range(30, 60)], x, [motion] * 2, 7) for x, motion in ((0.0, 0.3), (2.0, 0.1)))
+        bodies = [first[0], second[0], *((second[1], first[1]) if swapped else (first[1], second[1]))]
+        named = tuple(Body(str(number), one.frames, one.joints, one.joints_3d) for number, one in enumerate(bodies))
+        _, joints_3d = pack_tracks(SkeletonFile(60, named), 2)
+        assert (where(joints_3d, 0), where(joints_3d, 1)) == ({0.0}, {2.0})
+
+
+def test_a_body_that_appears_far_from_where_another_ended_starts_a_track_of_its_own() -> None:
+    one, other = person([range(20)], 0.0, [0.3], 1), person([range(25, 60)], 3.0, [0.1], 2)
+    _, joints_3d = pack_tracks(SkeletonFile(60, (*one, *other)), 2)
+    assert (where(joints_3d, 0), where(joints_3d, 1)) == ({0.0}, {3.0})
+
+
+@given(st.data())
+def test_where_never_more_than_two_are_there_nobody_loses_a_frame_whatever_the_sensor_calls_them(data: st.DataObject) -> None:
+    bodies: list[Body] = []
+    for number, x_m in enumerate((0.0, 2.0)):
+        cuts = sorted(data.draw(st.sets(st.integers(20, 80), max_size=2)))
+        pieces = [range(low, high) for low, high in zip([0, *cuts], [*cuts, 101], strict=True) if high - low > 11]
+        motions = data.draw(st.lists(st.floats(0.01, 0.4), min_size=len(pieces), max_size=len(pieces)))
+        bodies += person(pieces, x_m, motions, 100 * number)
+    order = data.draw(st.permutations(bodies))
+    joints, joints_3d = pack_tracks(SkeletonFile(101, tuple(order)), 2)
+    assert (joints[..., 2] > 0).sum() == sum((one.joints[..., 2] > 0).sum() for one in bodies)
+    assert sorted([where(joints_3d, 0), where(joints_3d, 1)], key=min) == [{0.0}, {2.0}]
