@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from starlab.experiments.catalog import SpecError, parse_value, read_experiment
 from starlab.experiments.credentials import without_password
+from starlab.experiments.paths import PATH_KEYS, absolute
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.models.star import StarConfig
 from starlab.pipelines.sources import DataConfig
@@ -194,6 +195,7 @@ def override_spec(spec: Spec, overrides: Sequence[str], allowed: Sequence[str], 
         if not equals or not any(key == name or key.startswith(f"{name}.") for name in allowed):
             raise SpecError(f"{where}: override {override!r}: only {', '.join(allowed)} can be changed of a run that is there")
         _put(raw, key, parse_value(value, override))
+    _resolve_paths(raw)
     return replace(spec_from_dict(raw, where), tracking=spec.tracking)
 
 
@@ -226,6 +228,7 @@ def _gather(experiment: str, overrides: Sequence[str]) -> tuple[dict[str, Any], 
             raw["space"] = {**(raw.get("space") or {}), dimension: parse_value(value, override)}
         else:
             _put(raw, key, parse_value(value, override))
+    _resolve_paths(raw)
     return raw, where
 
 
@@ -244,6 +247,14 @@ def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
         raw[section] = dict(below) if isinstance(below, Mapping) else {}
         raw = raw[section]
     raw[key] = value
+
+
+def _resolve_paths(raw: dict[str, Any]) -> None:
+    for dotted in PATH_KEYS:
+        section, _, key = dotted.partition(".")
+        below = raw.get(section)
+        if isinstance(below, Mapping) and isinstance(value := below.get(key), str) and value:
+            _put(raw, dotted, absolute(value))
 
 
 def _section(kind: type[T], raw: object, path: str, where: str) -> T:
