@@ -22,7 +22,7 @@ SMALL = [
 def test_a_run_that_waits_for_room_is_taken_already(
     small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = load_spec("demo", [f"data.store={small_folder}", *SMALL])
+    spec = load_spec("demo", [f"data.store={small_folder}", "data.validation_fraction=0.4", *SMALL])
     waits: list[Path] = []
 
     def wait(*_: object, **__: object) -> Cluster:
