@@ -1,4 +1,4 @@
-"""Which experiments there are, and how their YAML is read: strictly, with YAML 1.2's numbers and no double keys."""
+"""The packaged experiments, and the strict reading of their YAML: numbers as in YAML 1.2, and no key twice."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_experiment(experiment: str) -> dict[str, Any]:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """The value of an override: YAML, so that 2, 1e-3, null, [1, 2] and FF are what they look like.
+    """Read the value of an override as YAML, so that 2, 1e-3, null, [1, 2] and FF are what they look like.
 
     Raises:
         SpecError: not YAML.
@@ -80,7 +80,7 @@ class _StrictLoader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key given twice: one of the two would be lost without a word."""
+        """Refuse a key given twice: one of the two values would be lost silently."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

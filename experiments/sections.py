@@ -20,7 +20,7 @@ class TrainConfig:
     """Parts that a worker takes its share of a step in, one after the other: less memory, the same global batch."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 2e-4
-    """Peak learning rate; never rescaled behind your back."""
+    """Peak learning rate; never rescaled unless `lr_scaling` says so."""
     lr_scaling: Literal["none", "linear"] = "none"
     """"linear" takes `lr` as the rate for `reference_batch` and multiplies it by global_batch / reference_batch."""
     reference_batch: int = 16
@@ -60,7 +60,7 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps between two points of the training curve."""
     profile: bool = False
-    """Trace a few steps of rank 0 into the run's artifacts. No part of the run's identity."""
+    """Trace a few steps of rank 0 into the run's artifacts. Not part of the run's identity."""
 
     def __post_init__(self) -> None:
         _require(0 < self.epochs < math.inf, "train.epochs", self.epochs, "be above 0, and finite")
@@ -83,7 +83,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesConfig:
-    """The `resources` section: where a run computes. No part of the run's identity."""
+    """The `resources` section: where a run computes. Not part of the run's identity."""
 
     workers: int = 1
     """Ray Train workers, one model replica each."""
@@ -135,7 +135,7 @@ class ResourcesConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackingConfig:
-    """The `tracking` section. No part of the run's identity."""
+    """The `tracking` section. Not part of the run's identity."""
 
     uri: str | None = field(default=None, repr=False)
     """An MLflow server's address; null is sqlite under the runs folder. A password in it is never stored (docs/tracking.md)."""
@@ -155,6 +155,8 @@ class SearchConfig:
     """Trials in all, those of an earlier, interrupted call included."""
     seed: int = 0
     """Seeds the sampler."""
+    sampler: str = "tpe"
+    """What proposes the next point, by its name in platform/search/samplers.py: tpe, random."""
     concurrent: int | None = None
     """Trials at once; null takes as many as the cluster's GPUs (or CPUs) hold."""
     grace_epochs: int = 1

@@ -1,33 +1,34 @@
-"""One experiment, one spec: a short YAML file becomes frozen, typed objects, or an error that says how to mend it.
+"""One experiment, one spec: a short YAML file becomes frozen, typed objects, or an error that says how to fix it.
 
 Each section is the frozen dataclass of the room that owns it. A file with a `base` is that experiment with the file's own
-keys laid over it; a `space` makes it a search.
+keys laid over it (overrides.py); a `space` makes it a search (space.py).
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from starlab.experiments.catalog import SpecError, parse_value, read_experiment
+from starlab.experiments.catalog import SpecError, parse_value
 from starlab.experiments.credentials import without_password
-from starlab.experiments.paths import PATH_KEYS, absolute
+from starlab.experiments.overrides import flatten, read_layers, resolve_paths, set_key
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
+from starlab.experiments.space import Distribution, why_not_searchable
+from starlab.experiments.strict import read_section, refuse_unknown_keys
 from starlab.models.star import StarConfig
 from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
 
-T = TypeVar("T")
-_DISTRIBUTIONS = ("int", "float", "log", "choice")
-_ADDED_LATER: tuple[tuple[str, str, object], ...] = (("train", "select_by", "top1"),)
-"""Keys (section, key, default) that are no part of a run's identity at their default: the runs of before keep their ids."""
+_ADDED_LATER: tuple[tuple[str, str, object], ...] = (
+    ("train", "select_by", "top1"),
+    ("data", "clamp_confidence", False),
+    ("data", "train_fraction", 1.0),
+)
+"""Keys (section, key, default) that do not count for a run's identity at their default, so that earlier runs keep their ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +70,16 @@ class Spec:
             plain["tracking"]["uri"] = without_password(self.tracking.uri)
         return plain
 
+    def fixed_by_data(self) -> dict[str, int]:
+        """The keys of `model` that the data decide."""
+        return _fixed_by(self.data)
+
     def without_password(self) -> Spec:
-        """The spec as the workers get it: they never talk to the tracking server."""
+        """The spec that the workers get: they never talk to the tracking server."""
         return spec_from_dict(self.to_dict(), self.name)
 
     def run_id(self, fingerprint: str) -> str:
-        """Name + 8 hex digits over data, model and train: where the data lie and where it computes do not matter."""
+        """Name + 8 hex digits over data, model and train; where the data are and where it computes do not matter."""
         resolved = self.to_dict()
         for place in ("store", "source", "decode", "estimated_joints"):
             del resolved["data"][place]
@@ -93,14 +98,25 @@ class SearchSpec:
     """A base experiment and the space to search around it."""
 
     base: Spec
-    space: Mapping[str, Mapping[str, Any]]
-    """Dotted key → one of {int: [low, high]}, {float: [low, high]}, {log: [low, high]}, {choice: [values]}."""
+    space: Mapping[str, Distribution]
+    """By dotted key."""
     search: SearchConfig
 
     def to_dict(self) -> dict[str, Any]:
         """Base, space and search in plain JSON types, in the form of the YAML file."""
-        plain: dict[str, Any] = json.loads(json.dumps({"space": dict(self.space), "search": asdict(self.search)}))
+        space = {key: distribution.to_yaml() for key, distribution in self.space.items()}
+        plain: dict[str, Any] = json.loads(json.dumps({"space": space, "search": asdict(self.search)}))
         return self.base.to_dict() | plain
+
+    def without_password(self) -> SearchSpec:
+        """The same search with a base that holds no password."""
+        return replace(self, base=self.base.without_password())
+
+    @property
+    def longest_epochs(self) -> float:
+        """Epochs of the longest trial."""
+        epochs = self.space.get("train.epochs")
+        return float(max(epochs.edges) if epochs else self.base.train.epochs)
 
     def spec_of(self, values: Mapping[str, Any]) -> Spec:
         """The experiment at one point of the space.
@@ -109,8 +125,10 @@ class SearchSpec:
             SpecError: the point is not a valid experiment.
         """
         raw = self.base.to_dict()
+        for key in self.base.fixed_by_data():  # decided again, because the space may vary data.frames
+            del raw["model"][key]
         for key, value in values.items():
-            _put(raw, key, value)
+            set_key(raw, key, value)
         spec = spec_from_dict(raw, f"{self.base.name} at {dict(values)}")
         return replace(spec, tracking=self.base.tracking)  # with its password, which `to_dict` left out
 
@@ -125,7 +143,7 @@ def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: unknown experiment, unknown key, wrong type or a value out of its range.
     """
-    raw, where = _gather(experiment, overrides)
+    raw, where = read_layers(experiment, overrides)
     for key in ("space", "search"):
         if key in raw:
             raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {experiment}")
@@ -138,46 +156,49 @@ def load_search(experiment: str, overrides: Sequence[str] = ()) -> SearchSpec:
     Raises:
         SpecError: as `load_spec`; also a space that names an unknown key or an unknown distribution.
     """
-    raw, where = _gather(experiment, overrides)
+    raw, where = read_layers(experiment, overrides)
     space, search = raw.pop("space", None), raw.pop("search", {})
     if not isinstance(space, dict) or not space:
         raise SpecError(f"{where}: no 'space', so there is nothing to search; run it with: starlab train {experiment}")
-    base = spec_from_dict(raw, where)
-    spec = SearchSpec(base=base, space=space, search=_section(SearchConfig, search, "search", where))
-    for key, distribution in space.items():
-        for value in _probe(key, distribution, where):
+    spec = SearchSpec(
+        base=spec_from_dict(raw, where),
+        space={key: _distribution(key, form, where) for key, form in space.items()},
+        search=read_section(SearchConfig, search, "search", where),
+    )
+    if spec.base.data.select == "test":
+        raise SpecError(
+            f"{where}: data.select is 'test', so every trial would be chosen by the test part; a search compares its trials on "
+            "the validation part: leave the key out, and give data.validation_fraction a share"
+        )
+    for key, distribution in spec.space.items():
+        for value in distribution.edges:
             try:
                 spec.spec_of({key: value})
             except SpecError as error:
-                raise SpecError(f"{where}: space.{key} reaches {value!r}, which is no experiment: {error}") from None
+                raise SpecError(f"{where}: space.{key} reaches {value!r}, which is not a valid experiment: {error}") from None
+        if reason := why_not_searchable(key):
+            raise SpecError(f"{where}: space.{key} cannot be searched: {reason}")
     return spec
 
 
 def spec_from_dict(raw: Mapping[str, Any], where: str) -> Spec:
-    """Check a mapping of sections and make it a `Spec`; what the data fix (classes, joints, frames) need not be said.
+    """Check a mapping of sections and make it a `Spec`; what the data fix (classes, joints, frames) may be left out.
 
     Raises:
         SpecError: see `load_spec`.
     """
-    _refuse_unknown(Spec, raw, "", where)
+    refuse_unknown_keys(Spec, raw, "", where)
     merged = {section: dict(value) if isinstance(value, Mapping) else value for section, value in raw.items()}
     if "data" not in merged or "model" not in merged:
         missing = [section for section in ("data", "model") if section not in merged]
         raise SpecError(f"{where}: section '{missing[0]}' is missing")
-    data = _section(DataConfig, merged["data"], "data", where)
-    facts = data.facts()
-    fixed = {
-        "num_classes": len(facts.classes),
-        "num_joints": len(facts.skeleton.joints),
-        "max_bodies": facts.max_bodies,
-        "frames": data.frames,
-    }
+    data = read_section(DataConfig, merged["data"], "data", where)
     if not isinstance(merged["model"], dict):
         raise SpecError(f"{where}: 'model' must be a mapping of keys, not {merged['model']!r}")
-    for key, value in fixed.items():
+    for key, value in _fixed_by(data).items():
         if merged["model"].setdefault(key, value) != value:
             raise SpecError(f"{where}: model.{key} is {merged['model'][key]!r}, but the data fix it at {value}; remove the key")
-    return _section(Spec, merged, "", where)
+    return read_section(Spec, merged, "", where)
 
 
 def override_spec(spec: Spec, overrides: Sequence[str], allowed: Sequence[str], where: str) -> Spec:
@@ -193,128 +214,24 @@ def override_spec(spec: Spec, overrides: Sequence[str], allowed: Sequence[str], 
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not any(key == name or key.startswith(f"{name}.") for name in allowed):
-            raise SpecError(f"{where}: override {override!r}: only {', '.join(allowed)} can be changed of a run that is there")
-        _put(raw, key, parse_value(value, override))
-    _resolve_paths(raw)
+            raise SpecError(f"{where}: override {override!r}: only {', '.join(allowed)} can be changed for an existing run")
+        set_key(raw, key, parse_value(value, override))
+    resolve_paths(raw)
     return replace(spec_from_dict(raw, where), tracking=spec.tracking)
 
 
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys: {"a": {"b": 1}} → {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _fixed_by(data: DataConfig) -> dict[str, int]:
+    facts = data.facts()
+    return {
+        "num_classes": len(facts.classes),
+        "num_joints": len(facts.skeleton.joints),
+        "max_bodies": facts.max_bodies,
+        "frames": data.frames,
+    }
 
 
-def _gather(experiment: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The file's mapping over its base's, with the overrides laid on."""
-    raw = read_experiment(experiment)
-    where = experiment if experiment.endswith(".yaml") else f"{experiment}.yaml"
-    if "base" in raw:
-        base = read_experiment(str(raw.pop("base")))
-        if "base" in base:
-            raise SpecError(f"{where}: its base has a base of its own; one level is the limit")
-        raw = _merge(base, raw)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise SpecError(f"override {override!r}: write section.key=value, e.g. train.epochs=2")
-        section, _, dimension = key.partition(".")
-        if section == "space" and dimension:  # a dimension's own name has dots
-            raw["space"] = {**(raw.get("space") or {}), dimension: parse_value(value, override)}
-        else:
-            _put(raw, key, parse_value(value, override))
-    _resolve_paths(raw)
-    return raw, where
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        below = raw.get(section)
-        raw[section] = dict(below) if isinstance(below, Mapping) else {}
-        raw = raw[section]
-    raw[key] = value
-
-
-def _resolve_paths(raw: dict[str, Any]) -> None:
-    for dotted in PATH_KEYS:
-        section, _, key = dotted.partition(".")
-        below = raw.get(section)
-        if isinstance(below, Mapping) and isinstance(value := below.get(key), str) and value:
-            _put(raw, dotted, absolute(value))
-
-
-def _section(kind: type[T], raw: object, path: str, where: str) -> T:
-    """`raw` as a `kind`, strictly: no unknown key, no silent conversion."""
-    _refuse_unknown(kind, raw, path, where)
+def _distribution(key: str, form: object, where: str) -> Distribution:
     try:
-        # Through JSON, where strict mode still lets a list be a tuple.
-        return TypeAdapter(kind).validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # Where a value may be of several kinds, pydantic puts the kind it tried into the place: literal['balanced'], dict[…].
-        place = [str(part) for part in (*path.split("."), *first["loc"]) if part != "" and "[" not in str(part)]
-        key = ".".join(place)
-        if first["type"] == "value_error":  # a config's own check: it names the key itself
-            said = str(first["ctx"]["error"])
-            said = said.replace("StarConfig.frames", "data.frames").replace("StarConfig.", "model.")  # the data fix the frames
-            raise SpecError(f"{where}: {said}") from None
-        if first["type"] == "missing":
-            raise SpecError(f"{where}: {key} is missing") from None
-        said = first["msg"].replace("Input should be", "must be")
-        raise SpecError(f"{where}: {key} is {first['input']!r}; it {said}") from None
-    except TypeError as error:
-        raise SpecError(f"{where}: {path or 'the spec'} holds a value that is no plain YAML: {error}") from None
-
-
-def _refuse_unknown(kind: type, raw: object, path: str, where: str) -> None:
-    if not isinstance(raw, Mapping):
-        raise SpecError(f"{where}: '{path or 'the spec'}' must be a mapping of keys, not {raw!r}")
-    hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
-    for key, value in raw.items():
-        dotted = f"{path}.{key}" if path else str(key)
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            prefix = f"{path}." if path else ""
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-            raise SpecError(f"{where}: unknown key '{dotted}'; {hint}")
-        if is_dataclass(hints[key]) and isinstance(hints[key], type):
-            _refuse_unknown(hints[key], value, dotted, where)
-
-
-def _probe(key: str, distribution: object, where: str) -> list[Any]:
-    """The values at the edges of a distribution, after checking its form."""
-    form = "write {int: [low, high]}, {float: [low, high]}, {log: [low, high]} or {choice: [values]}"
-    if not isinstance(distribution, Mapping) or len(distribution) != 1 or next(iter(distribution)) not in _DISTRIBUTIONS:
-        raise SpecError(f"{where}: space.{key} is {distribution!r}; {form}")
-    kind, values = next(iter(distribution.items()))
-    if not isinstance(values, list) or not values or (kind != "choice" and len(values) != 2):
-        raise SpecError(f"{where}: space.{key} is {distribution!r}; {form}")
-    if kind == "choice":
-        return values
-    low, high = values
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if (
-        not numbers
-        or not low < high
-        or (kind == "log" and low <= 0)
-        or (kind == "int" and not all(isinstance(v, int) for v in values))
-    ):
-        raise SpecError(
-            f"{where}: space.{key} is {distribution!r}; low must be below high (and above 0 for log, whole for int)"
-        )
-    return [low, high]
+        return Distribution.from_yaml(form)
+    except ValueError as error:
+        raise SpecError(f"{where}: space.{key} is {form!r}; {error}") from None

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,10 +28,26 @@ CHANNELS: dict[BackboneName, dict[str, int]] = {
     "mc3_18": {"stem": 64, "layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512},
     "mc3_tiny": {"stem": 8, "layer1": 8, "layer2": 16, "layer3": 32, "layer4": 64},
 }
+LOCAL_STRIDE_PX: dict[LocalLayer, int] = {"layer2": 4, "layer3": 8}
+"""Pixels between neighbouring cells of a local map, in both trunks. Every convolution on the way has an odd kernel k and
+padding (k - 1) / 2, so cell i is centred on pixel stride · i exactly, whatever the size of the frame."""
 KINETICS_FILE = "mc3_18-a90a0ba3.pth"
 KINETICS_URL = f"https://download.pytorch.org/models/{KINETICS_FILE}"
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)  # RGB in [0, 1], as torchvision's Kinetics-400 weights expect
 KINETICS_STD = (0.22803, 0.22145, 0.216989)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneOptions:
+    """How a trunk is used; `StarConfig` explains each option."""
+
+    local_layer: LocalLayer = "layer2"
+    grid: int | None = None
+    pixel_norm: PixelNorm = "kinetics"
+    frozen_stages: int = 0
+    batch_norm: BatchNorm = "train"
+    channels_last: bool = True
+    activation_checkpointing: bool = False
 
 
 class Backbone(nn.Module):
@@ -39,37 +56,26 @@ class Backbone(nn.Module):
     Stem and layer1 work at half the frame's size, layer2 at a quarter, layer3 at an eighth, layer4 at a sixteenth.
     """
 
-    def __init__(
-        self,
-        name: BackboneName,
-        *,
-        local_layer: LocalLayer = "layer2",
-        grid: int | None = None,
-        pixel_norm: PixelNorm = "kinetics",
-        frozen_stages: int = 0,
-        batch_norm: BatchNorm = "train",
-        channels_last: bool = True,
-        activation_checkpointing: bool = False,
-    ) -> None:
-        """Build the trunk with random weights; `StarConfig` explains the options."""
+    def __init__(self, name: BackboneName, options: BackboneOptions = BackboneOptions()) -> None:
+        """Build the trunk with random weights."""
         super().__init__()
         trunk = mc3_18_trunk() if name == "mc3_18" else TinyTrunk()
         for stage in STAGES:
             self.add_module(stage, trunk.get_submodule(stage))
-        self.local_layer = local_layer
-        self.grid = grid
-        self.pixel_norm = pixel_norm
-        self.frozen_stages = frozen_stages
-        self.batch_norm = batch_norm
-        self.channels_last = channels_last
-        self.activation_checkpointing = activation_checkpointing
+        self.local_layer = options.local_layer
+        self.grid = options.grid
+        self.pixel_norm = options.pixel_norm
+        self.frozen_stages = options.frozen_stages
+        self.batch_norm = options.batch_norm
+        self.channels_last = options.channels_last
+        self.activation_checkpointing = options.activation_checkpointing
         self.register_buffer("mean", torch.tensor(KINETICS_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(KINETICS_STD), persistent=False)
-        if batch_norm == "sync":
+        if self.batch_norm == "sync":
             for stage in STAGES:
                 module = self.get_submodule(stage)
                 self.add_module(stage, nn.SyncBatchNorm.convert_sync_batchnorm(module))
-        for stage in STAGES[:frozen_stages]:
+        for stage in STAGES[: self.frozen_stages]:
             self.get_submodule(stage).requires_grad_(False)
         self.train()  # puts frozen parts into evaluation mode before the first pass
 
@@ -213,8 +219,9 @@ def once(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContext
 def statistics_untouched(stage: nn.Module) -> Iterator[None]:
     """Normalise by the batch without updating the running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(stage) if norm.training]
-    for norm, _, _ in before:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, _, count in before:
+        # A temporary counter rather than None: synchronised batch-norm requires one.
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else torch.zeros_like(count)
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from starlab.models.attention import PATTERNS, GroupProjections, divisible_frames
 from starlab.models.backbone import BackboneName, BatchNorm, LocalLayer, PixelNorm
 from starlab.models.heatmaps import HeatmapNorm
+from starlab.models.initialisation import Init
 from starlab.models.layers import Norm
 from starlab.models.tokens import ClassTokens, JointPosition, TemporalPosition
 
@@ -30,6 +31,7 @@ CHOICES: dict[str, object] = {
     "class_tokens": ClassTokens,
     "temporal_position": TemporalPosition,
     "norm": Norm,
+    "init": Init,
     "group_projections": GroupProjections,
 }
 
@@ -106,6 +108,8 @@ class StarConfig:
     """Hidden width of the MLP divided by `dim`."""
     norm: Norm = "post"
     """The paper's post-norm, or pre-norm with a final norm."""
+    init: Init = "depth_scaled"
+    """Start of the layers' weights. The paper names none; under post-norm "xavier" starts as an average of all tokens."""
     group_projections: GroupProjections = "shared"
     """Whether the groups of Z and B share their Q, K, V and output projections."""
     dropout: float = 0.0

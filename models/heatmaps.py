@@ -5,6 +5,7 @@ Letters: B clips, T frames, N joints (of all bodies), C channels, H W cells of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,13 +20,26 @@ def visible_joints(joints: Tensor) -> Tensor:
     return (confidence > 0) & (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
 
 
-def joint_heatmaps(joints: Tensor, size_cells: tuple[int, int], sigma_cells: float, norm: HeatmapNorm = "sum") -> Tensor:
+@dataclass(frozen=True, slots=True)
+class CellGrid:
+    """Where the cells of a feature map are in the frame: cell (i, j) is centred on pixel (stride · i, stride · j)."""
+
+    size_cells: tuple[int, int]
+    """Height and width of the map."""
+    size_px: tuple[int, int]
+    """Height and width of the frame."""
+    stride_px: int
+    """Distance of neighbouring cells."""
+
+
+def joint_heatmaps(joints: Tensor, grid: CellGrid, sigma_cells: float, norm: HeatmapNorm = "sum") -> Tensor:
     """One Gaussian per joint, sampled at the centres of the cells; all zero for a joint that is invisible or out of frame.
 
     Args:
-        joints: x, y as fractions of the frame (0 and 1 are its edges), confidence.
-        size_cells: (H, W) of the map.
-        sigma_cells: standard deviation, in cells.
+        joints: (B, T, N, 3): x, y as fractions of the frame (0 and 1 are its edges; the centre of pixel p of n is
+            (p + 0.5) / n), confidence.
+        grid: The cells of the map.
+        sigma_cells: Standard deviation of the Gaussian, in cells.
         norm: "sum" scales a map so that its cells add up to 1; "peak" so that it is 1 where a joint falls on a cell's centre.
 
     Returns:
@@ -33,17 +47,18 @@ def joint_heatmaps(joints: Tensor, size_cells: tuple[int, int], sigma_cells: flo
     """
     visible = visible_joints(joints)
     x, y = joints[..., 0], joints[..., 1]
-    height, width = size_cells
+    row, column = ((fraction * size_px - 0.5) / grid.stride_px for fraction, size_px in zip((y, x), grid.size_px, strict=True))
+    height, width = grid.size_cells
     # where() and not a product: 0 · NaN would be NaN
-    factor_y = torch.where(visible[..., None], _gaussian(y, height, sigma_cells, norm), 0)
-    factor_x = torch.where(visible[..., None], _gaussian(x, width, sigma_cells, norm), 0)
+    factor_y = torch.where(visible[..., None], _gaussian(row, height, sigma_cells, norm), 0)
+    factor_x = torch.where(visible[..., None], _gaussian(column, width, sigma_cells, norm), 0)
     return factor_y[..., :, None] * factor_x[..., None, :]
 
 
-def _gaussian(fraction: Tensor, cells: int, sigma_cells: float, norm: HeatmapNorm) -> Tensor:
-    """The factor of a separable Gaussian along one axis: (...) → (..., cells)."""
-    centres = (torch.arange(cells, dtype=fraction.dtype, device=fraction.device) + 0.5) - fraction[..., None] * cells
-    exponent = -0.5 * (centres / sigma_cells).square()
+def _gaussian(place_cells: Tensor, cells: int, sigma_cells: float, norm: HeatmapNorm) -> Tensor:
+    """The factor of a separable Gaussian along one axis: (...), 0 at the first cell's centre → (..., cells)."""
+    distance = torch.arange(cells, dtype=place_cells.dtype, device=place_cells.device) - place_cells[..., None]
+    exponent = -0.5 * (distance / sigma_cells).square()
     # A softmax is the Gaussian divided by its sum; unlike that quotient it never becomes 0 / 0 for a small sigma.
     return exponent.softmax(-1) if norm == "sum" else exponent.exp()
 

@@ -5,6 +5,7 @@ Letters: B clips, T frames, S tokens per frame, D width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -15,33 +16,37 @@ from starlab.models.attention import GroupProjections, SpatioTemporalAttention, 
 Norm = Literal["post", "pre"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerOptions:
+    """How a layer is built; `StarConfig` explains each option."""
+
+    mlp_ratio: float = 4.0
+    norm: Norm = "post"
+    group_projections: GroupProjections = "shared"
+    dropout: float = 0.0
+    """Probability."""
+    drop_path: float = 0.0
+    """Probability."""
+
+
 class StarLayer(nn.Module):
     """One or two attentions and an MLP, each with a residual and a LayerNorm. Encoder and decoder have the same structure.
 
     `norm` "post" is the paper's: x ← LN(branch(x) + x); "pre" is x ← x + branch(LN(x)).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        patterns: str,
-        *,
-        mlp_ratio: float = 4.0,
-        norm: Norm = "post",
-        group_projections: GroupProjections = "shared",
-        dropout: float = 0.0,
-        drop_path: float = 0.0,
-    ) -> None:
-        """`patterns`: letters of the attentions in order, such as "FZ"; `dropout` and `drop_path` are probabilities."""
+    def __init__(self, dim: int, heads: int, patterns: str, options: LayerOptions = LayerOptions()) -> None:
+        """`patterns`: letters of the attentions in order, such as "FZ"."""
         super().__init__()
-        self.attentions = nn.ModuleList(SpatioTemporalAttention(dim, heads, letter, group_projections) for letter in patterns)
+        self.attentions = nn.ModuleList(
+            SpatioTemporalAttention(dim, heads, letter, options.group_projections) for letter in patterns
+        )
         self.attention_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in patterns)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio), dropout)
+        self.mlp = Mlp(dim, round(dim * options.mlp_ratio), options.dropout)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.pre = norm == "pre"
-        self.dropout = dropout
-        self.drop_path = drop_path
+        self.pre = options.norm == "pre"
+        self.dropout = options.dropout
+        self.drop_path = options.drop_path
 
     def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """(B, T, S, D) → the same shape; `key_mask`: bool (B, T, S), False for a token that no token may attend to."""

@@ -9,17 +9,21 @@ Letters: B clips, T frames, H W pixels, M bodies, N joints per body, S tokens pe
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from starlab.models.attention import xavier_linear
-from starlab.models.backbone import CHANNELS, Backbone, load_kinetics400
+from starlab.models.backbone import CHANNELS, LOCAL_STRIDE_PX, Backbone, BackboneOptions, load_kinetics400
 from starlab.models.config import StarConfig
+from starlab.models.initialisation import initialise
 from starlab.models.inputs import check_inputs
-from starlab.models.layers import StarLayer
+from starlab.models.layers import LayerOptions, StarLayer
 from starlab.models.state import load_state
-from starlab.models.tokens import GlobalTokens, JointTokens, Tokenizer
+from starlab.models.tokens import GlobalTokens, JointTokenOptions, JointTokens, TimeOptions, Tokenizer
 
 __all__ = ["StarConfig", "StarTransformer", "load_state"]
 
@@ -41,6 +45,7 @@ class StarTransformer(nn.Module):
         drop_paths = [config.drop_path * index / max(1, sum(depths) - 1) for index in range(sum(depths))]
         self.encoder = nn.ModuleList(build_layer(config, config.encoder, p) for p in drop_paths[: depths[0]])
         self.decoder = nn.ModuleList(build_layer(config, config.decoder, p) for p in drop_paths[depths[0] :])
+        initialise([*self.encoder, *self.decoder], config.init)
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.head = nn.Sequential(
             nn.LayerNorm(config.dim),
@@ -59,19 +64,21 @@ class StarTransformer(nn.Module):
                 clip, and then its tokens are masked as keys (where `max_bodies` > 1).
 
         Returns:
-            (B, num_classes), float32, or the autocast dtype under autocast.
+            (B, num_classes), float32, under autocast too.
 
         Raises:
             TypeError, ValueError: a tensor has another dtype, layout or size; joints are NaN (checked on the CPU only,
                 where it costs no synchronisation; elsewhere such a joint counts as invisible).
         """
-        return self.head(self.embed(frames, joints))  # type: ignore[no-any-return]
+        embedding = self.embed(frames, joints)
+        with full_precision(embedding.device):
+            return self.head(embedding.to(self.tokens.cls_total.dtype))  # type: ignore[no-any-return]
 
     def embed(self, frames: Tensor, joints: Tensor) -> Tensor:
         """The mean of the class tokens of all frames, (B, D): the multi-feature representation of Fig. 1."""
         check_inputs(self.config, frames, joints)
         local, grid = (None, None) if self.backbone is None else self.backbone(frames)
-        z = self.tokens(local, grid, joints)
+        z = self.tokens(local, grid, joints, (frames.shape[2], frames.shape[3]))
         x = z.tokens
         for layer in (*self.encoder, *self.decoder):
             if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
@@ -82,17 +89,25 @@ class StarTransformer(nn.Module):
         return self.norm(class_tokens).mean((1, 2))  # type: ignore[no-any-return]
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A block without autocast. The head costs nothing, and half precision would round logits to two or three digits."""
+    available = torch.amp.is_autocast_available(device.type)  # the meta device has none
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def build_backbone(config: StarConfig) -> Backbone:
     """Build the backbone of a configuration, with its weights."""
     backbone = Backbone(
         config.backbone,
-        local_layer=config.local_layer,
-        grid=config.grid,
-        pixel_norm=config.pixel_norm,
-        frozen_stages=config.frozen_stages,
-        batch_norm=config.batch_norm,
-        channels_last=config.channels_last,
-        activation_checkpointing=config.activation_checkpointing,
+        BackboneOptions(
+            local_layer=config.local_layer,
+            grid=config.grid,
+            pixel_norm=config.pixel_norm,
+            frozen_stages=config.frozen_stages,
+            batch_norm=config.batch_norm,
+            channels_last=config.channels_last,
+            activation_checkpointing=config.activation_checkpointing,
+        ),
     )
     if config.weights == "kinetics400":
         load_kinetics400(backbone, config.weights_path)
@@ -106,22 +121,23 @@ def build_tokenizer(config: StarConfig) -> Tokenizer:
     joint = JointTokens(
         None if config.modality == "pose" else channels[config.local_layer],
         config.dim,
-        num_joints=config.num_joints,
-        max_bodies=config.max_bodies,
-        sigma_cells=config.sigma_cells,
-        heatmap_norm=config.heatmap_norm,
-        position=config.joint_position,
-        token_norm=config.token_norm,
-        init_std=config.token_init_std,
+        JointTokenOptions(
+            num_joints=config.num_joints,
+            max_bodies=config.max_bodies,
+            stride_px=LOCAL_STRIDE_PX[config.local_layer],
+            sigma_cells=config.sigma_cells,
+            heatmap_norm=config.heatmap_norm,
+            position=config.joint_position,
+            token_norm=config.token_norm,
+            init_std=config.token_init_std,
+        ),
     )
     return Tokenizer(
         config.dim,
         global_tokens=None if config.modality == "pose" else glob,
         joint_tokens=None if config.modality == "rgb" else joint,
         class_tokens=config.class_tokens,
-        frames=config.frames,
-        temporal_position=config.temporal_position,
-        temporal_position_scale=config.temporal_position_scale,
+        time=TimeOptions(frames=config.frames, position=config.temporal_position, scale=config.temporal_position_scale),
         init_std=config.token_init_std,
     )
 
@@ -132,9 +148,11 @@ def build_layer(config: StarConfig, patterns: str, drop_path: float) -> StarLaye
         config.dim,
         config.heads,
         patterns,
-        mlp_ratio=config.mlp_ratio,
-        norm=config.norm,
-        group_projections=config.group_projections,
-        dropout=config.dropout,
-        drop_path=drop_path,
+        LayerOptions(
+            mlp_ratio=config.mlp_ratio,
+            norm=config.norm,
+            group_projections=config.group_projections,
+            dropout=config.dropout,
+            drop_path=drop_path,
+        ),
     )

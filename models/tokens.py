@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from starlab.models.attention import xavier_linear
-from starlab.models.heatmaps import HeatmapNorm, joint_heatmaps, pool_joints, visible_joints
+from starlab.models.heatmaps import CellGrid, HeatmapNorm, joint_heatmaps, pool_joints, visible_joints
 
 ClassTokens = Literal["multi", "single"]
 JointPosition = Literal["index", "index_xy"]
@@ -49,47 +49,69 @@ class GlobalTokens(nn.Module):
         return cast(Tensor, self.norm(self.projection(cells)))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointTokenOptions:
+    """How JM-tokens are made; `StarConfig` explains each option."""
+
+    num_joints: int
+    max_bodies: int
+    stride_px: int
+    """Pixels between neighbouring cells of the local map."""
+    sigma_cells: float
+    heatmap_norm: HeatmapNorm
+    position: JointPosition
+    token_norm: bool
+    init_std: float
+
+
 class JointTokens(nn.Module):
     """JM-tokens + pos (Eq. 1 and the sum in Eq. 3): one token per joint and body."""
 
-    def __init__(
-        self,
-        channels: int | None,
-        dim: int,
-        *,
-        num_joints: int,
-        max_bodies: int,
-        sigma_cells: float,
-        heatmap_norm: HeatmapNorm,
-        position: JointPosition,
-        token_norm: bool,
-        init_std: float,
-    ) -> None:
-        """`channels`: those of the local map; None makes the token from the joint alone, without reading a pixel."""
+    def __init__(self, channels: int | None, dim: int, options: JointTokenOptions) -> None:
+        """`channels`: those of the local map; None makes tokens of the joint alone, without a pixel."""
         super().__init__()
-        self.sigma_cells = sigma_cells
-        self.heatmap_norm: HeatmapNorm = heatmap_norm
+        self.stride_px = options.stride_px
+        self.sigma_cells = options.sigma_cells
+        self.heatmap_norm = options.heatmap_norm
+        init_std = options.init_std
         self.projection = xavier_linear(4 * FOURIER_BANDS + 1 if channels is None else channels, dim)
-        self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
-        self.pos = nn.Parameter(torch.randn(num_joints, dim) * init_std)
-        self.body = nn.Parameter(torch.randn(max_bodies, dim) * init_std) if max_bodies > 1 else None
-        wants_xy = position == "index_xy" and channels is not None
+        self.norm = nn.LayerNorm(dim) if options.token_norm else nn.Identity()
+        # Eq. 1 gives an invisible joint the zero vector. LayerNorm would multiply the gradient of that by 1 / √ε = 316, so
+        # under token_norm such a joint has a learned token in its place.
+        self.unseen = nn.Parameter(torch.randn(dim) * init_std) if options.token_norm else None
+        self.pos = nn.Parameter(torch.randn(options.num_joints, dim) * init_std)
+        self.body = nn.Parameter(torch.randn(options.max_bodies, dim) * init_std) if options.max_bodies > 1 else None
+        wants_xy = options.position == "index_xy" and channels is not None
         self.xy = xavier_linear(4 * FOURIER_BANDS, dim, bias=False) if wants_xy else None
 
-    def forward(self, local_map: Tensor | None, joints: Tensor) -> Tensor:
-        """Map (B, C, T, H, W) and joints (B, T, M, N, 3) → (B, T, M·N, D); the map is None if `channels` was None."""
+    def forward(self, local_map: Tensor | None, joints: Tensor, size_px: tuple[int, int]) -> Tensor:
+        """Map (B, C, T, H, W) and joints (B, T, M, N, 3) → (B, T, M·N, D).
+
+        `local_map` is None if `channels` was None; `size_px` is the height and width of the frames.
+        """
         joints = rearrange(joints, "b t m n c -> b t (m n) c")
         if local_map is None:
             confidence = torch.where(visible_joints(joints), joints[..., 2], 0)
             features = torch.cat([fourier_code(joints), confidence[..., None]], dim=-1)
         else:
-            size_cells = (local_map.shape[-2], local_map.shape[-1])
-            maps = joint_heatmaps(joints, size_cells, self.sigma_cells, self.heatmap_norm)
+            grid = CellGrid((local_map.shape[-2], local_map.shape[-1]), size_px, self.stride_px)
+            maps = joint_heatmaps(joints, grid, self.sigma_cells, self.heatmap_norm)
             features = pool_joints(local_map, maps)
         tokens = cast(Tensor, self.norm(self.projection(features.to(self.pos.dtype))))
+        if self.unseen is not None:
+            tokens = torch.where(visible_joints(joints)[..., None], tokens, self.unseen)
         position = self.pos if self.body is None else rearrange(self.body[:, None] + self.pos, "m n d -> (m n) d")
         tokens = tokens + position
         return tokens if self.xy is None else tokens + self.xy(fourier_code(joints).to(self.pos.dtype))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeOptions:
+    """How a frame's place in time is added to its tokens; `StarConfig` explains each option."""
+
+    frames: int
+    position: TemporalPosition
+    scale: float
 
 
 class Tokenizer(nn.Module):
@@ -104,9 +126,7 @@ class Tokenizer(nn.Module):
         global_tokens: GlobalTokens | None,
         joint_tokens: JointTokens | None,
         class_tokens: ClassTokens,
-        frames: int,
-        temporal_position: TemporalPosition,
-        temporal_position_scale: float,
+        time: TimeOptions,
         init_std: float,
     ) -> None:
         """`global_tokens` or `joint_tokens` None leaves that modality out, with its class token."""
@@ -117,18 +137,21 @@ class Tokenizer(nn.Module):
         self.cls_glob = nn.Parameter(torch.randn(dim) * init_std) if multi and global_tokens else None
         self.cls_joint = nn.Parameter(torch.randn(dim) * init_std) if multi and joint_tokens else None
         self.cls_total = nn.Parameter(torch.randn(dim) * init_std)
-        self.temporal_position_scale = temporal_position_scale
-        if temporal_position == "learned":
-            self.time = nn.Parameter(torch.randn(frames, dim) * init_std)
+        self.temporal_position_scale = time.scale
+        if time.position == "learned":
+            self.time = nn.Parameter(torch.randn(time.frames, dim) * init_std)
         else:
-            table = sincos_position(frames, dim) if temporal_position == "sincos" else None
+            table = sincos_position(time.frames, dim) if time.position == "sincos" else None
             self.register_buffer("time", table, persistent=False)
 
-    def forward(self, local_map: Tensor | None, global_map: Tensor | None, joints: Tensor) -> Tokens:
-        """Maps (B, C, T, H, W) and joints (B, T, M, N, 3) → `Tokens`; a map is None where the modality does not use it."""
+    def forward(self, local_map: Tensor | None, global_map: Tensor | None, joints: Tensor, size_px: tuple[int, int]) -> Tokens:
+        """Maps (B, C, T, H, W) and joints (B, T, M, N, 3) → `Tokens`.
+
+        A map is None where the modality does not use it; `size_px` is the height and width of the frames.
+        """
         clips, frames = joints.shape[:2]
         gg = None if self.global_tokens is None else self.global_tokens(global_map)
-        jm = None if self.joint_tokens is None else self.joint_tokens(local_map, joints)
+        jm = None if self.joint_tokens is None else self.joint_tokens(local_map, joints, size_px)
         parts = [part for part in (self.cls_glob, gg, self.cls_joint, jm, self.cls_total) if part is not None]
         rows = [1 if part.ndim == 1 else part.shape[2] for part in parts]
         starts = [sum(rows[:index]) for index in range(len(parts))]

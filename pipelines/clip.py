@@ -78,11 +78,14 @@ class ClipSource(Protocol):
     classes: tuple[str, ...]
     skeleton: Skeleton
     max_bodies: int
-    clips: tuple[ClipRow, ...]
-    """Sorted by clip_id."""
     skipped: tuple[SkippedClip, ...]
     fingerprint: str
     """Hex digest of the data: equal data give equal digests, in any place."""
+
+    @property
+    def clips(self) -> Sequence[ClipRow]:
+        """Every clip that can be used, sorted by clip_id."""
+        ...
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """Decode the frames (0-based, any order, repeats allowed) with their joints.

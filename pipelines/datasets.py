@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,8 @@ class Dataset:
     """Classes that differ in left and right only: a mirrored clip would carry the wrong label."""
     protocols: tuple[Protocol, ...] = ()
     """The official splits to choose from; empty where there is only one."""
+    open_without_joints: Callable[[Path, Protocol | None, Mapping[str, int]], ClipSource] | None = None
+    """As `open`, where joints come from elsewhere: also the number of frames of each clip. None where `open` serves."""
     generator: Generator | None = None
     """None for a data set that somebody filmed."""
 
@@ -53,8 +55,14 @@ def _open_penn_action(classes: tuple[str, ...], root: Path, _: Protocol | None) 
     return PennActionSource(root, classes=classes)
 
 
-def _open_ntu(classes: tuple[str, ...], setups: range, root: Path, protocol: Protocol | None) -> ClipSource:
-    return NtuSource(root, protocol or "xsub", classes=classes, setups=setups)
+def _open_ntu(
+    classes: tuple[str, ...],
+    setups: range,
+    root: Path,
+    protocol: Protocol | None,
+    lengths: Mapping[str, int] | None = None,
+) -> ClipSource:
+    return NtuSource(root, protocol or "xsub", classes=classes, setups=setups, lengths=lengths)
 
 
 def _penn_action_clips(settings: SyntheticConfig) -> tuple[int, int]:
@@ -74,6 +82,7 @@ DATASETS = {
         skeleton=NTU,
         max_bodies=2,
         open=partial(_open_ntu, NTU60_CLASSES, NTU60_SETUPS),
+        open_without_joints=partial(_open_ntu, NTU60_CLASSES, NTU60_SETUPS),
         protocols=("xsub", "xview"),
     ),
     "ntu120": Dataset(
@@ -81,6 +90,7 @@ DATASETS = {
         skeleton=NTU,
         max_bodies=2,
         open=partial(_open_ntu, NTU120_CLASSES, NTU120_SETUPS),
+        open_without_joints=partial(_open_ntu, NTU120_CLASSES, NTU120_SETUPS),
         protocols=("xsub", "xset"),
     ),
     "synthetic_penn_action": Dataset(
@@ -98,6 +108,7 @@ DATASETS = {
         skeleton=NTU,
         max_bodies=2,
         open=partial(_open_ntu, SYNTHETIC_NTU_CLASSES, NTU120_SETUPS),
+        open_without_joints=partial(_open_ntu, SYNTHETIC_NTU_CLASSES, NTU120_SETUPS),
         sided_classes=("A951_left_waves_then_right", "A952_right_waves_then_left"),
         protocols=("xsub", "xview", "xset"),
         generator=Generator(section="synthetic_ntu", folder="synthetic-ntu", write=write_ntu, clips_per_class=_ntu_clips),

@@ -3,8 +3,8 @@
 One row per clip, four columns:
 
 - `clip_id`, string: the data set's name of the clip; each once.
-- `num_frames`, int32: all frames of the clip, in order.
-- `num_bodies`, int32: people per frame; a person who is absent has confidence 0.
+- `num_frames`, integer: all frames of the clip, in order.
+- `num_bodies`, integer: people per frame; a person who is absent has confidence 0.
 - `joints`, list<float32>: num_frames × num_bodies × joints × 3 numbers, in that order. The three are x and y as fractions of
   the frame from its left and its top edge, and the confidence in [0, 1].
 
@@ -14,8 +14,11 @@ One row per clip, four columns:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.joint_checks import flat_numbers, joint_problems
+from starlab.pipelines.retry import MISSING, read_patiently
+from starlab.pipelines.rows import Subset
 from starlab.pipelines.skeletons import COCO, NTU, PENN_ACTION, Skeleton
 
 ESTIMATOR_SKELETONS = {"coco": COCO, "penn_action": PENN_ACTION, "ntu": NTU}
@@ -31,72 +37,98 @@ SCHEMA = pa.schema(
     [("clip_id", pa.string()), ("num_frames", pa.int32()), ("num_bodies", pa.int32()), ("joints", pa.list_(pa.float32()))]
 )
 MAX_ROW_GROUP_BYTES = 32 * 2**20
+CLIPS_PER_ROW_GROUP = 8
+"""Fewer make the file's footer, which every process keeps, large; more make a clip slow to read."""
 
 
 def write_joints(path: Path, clips: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
-    """Write (clip id, joints) pairs, joints as (frames, bodies, joints, 3); a row group per clip."""
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        for clip_id, joints in clips:
-            if joints.ndim != 4 or joints.shape[3] != 3:
-                raise ValueError(f"joints of {clip_id} must be (frames, bodies, joints, 3), are {joints.shape}")
-            row = [[clip_id], [joints.shape[0]], [joints.shape[1]], [joints.astype(np.float32).ravel()]]
-            writer.write_table(pa.table(row, schema=SCHEMA))
+    """Write (clip id, joints) pairs, joints as (frames, bodies, joints, 3)."""
+    pairs = iter(clips)
+    # Coordinates hardly repeat, so a dictionary of them would only cost time.
+    with pq.ParquetWriter(path, SCHEMA, use_dictionary=["clip_id"]) as writer:
+        while group := list(islice(pairs, CLIPS_PER_ROW_GROUP)):
+            for clip_id, joints in group:
+                if joints.ndim != 4 or joints.shape[3] != 3:
+                    raise ValueError(f"joints of {clip_id} must be (frames, bodies, joints, 3), are {joints.shape}")
+            columns = [
+                [clip_id for clip_id, _ in group],
+                [joints.shape[0] for _, joints in group],
+                [joints.shape[1] for _, joints in group],
+                [joints.astype(np.float32).ravel() for _, joints in group],
+            ]
+            writer.write_table(pa.table(columns, schema=SCHEMA))
+
+
+def clip_lengths(path: Path) -> dict[str, int]:
+    """The number of frames of each clip in a file of estimated joints.
+
+    Raises:
+        DataError: the file is missing, cannot be read or has other columns.
+    """
+    return {clip_id: num_frames for _, _, clip_id, num_frames, _ in _index(path)}
 
 
 class EstimatedJoints:
     """A data set's clips and frames with an estimator's joints (`clip.ClipSource`); picklable, holds no joints."""
 
-    def __init__(self, source: ClipSource, path: Path, skeleton: Skeleton) -> None:
-        """Read all columns but the joints, and the file's bytes once for the fingerprint.
+    def __init__(self, source: ClipSource, path: Path, skeleton: Skeleton, *, clamp: bool = False) -> None:
+        """Read the whole file once: its hash, its columns, and the ranges of its joints.
 
         Args:
             source: The data set.
             path: The Parquet file.
             skeleton: The skeleton of its joints.
+            clamp: Clamp confidences to [0, 1] instead of refusing others.
 
         Raises:
             DataError: the file is missing, has other columns, names a clip twice, has row groups too large to read one per
-                clip, or fits none of the clips. A clip that it lacks, or has at another length, is listed in `skipped`.
+                clip, fits none of the clips, or has joints of another number, in pixels, or with a confidence outside
+                [0, 1]. A clip that it lacks, or has at another length, is listed in `skipped`.
         """
-        self._source, self._path = source, path
+        self._source, self._path, self._clamp = source, path, clamp
         self.classes, self.max_bodies, self.skeleton = source.classes, source.max_bodies, skeleton
-        try:
-            with path.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            with pq.ParquetFile(path) as file:
-                _check_schema(path, file)
-                groups = [file.read_row_group(group, columns=["clip_id", "num_frames"]) for group in range(file.num_row_groups)]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"the estimated joints {path} cannot be read: {error}") from None
-        lengths: dict[str, int] = {}
-        self._places: dict[str, tuple[int, int]] = {}
-        for number, group in enumerate(groups):
-            for at, (clip_id, num_frames) in enumerate(zip(*(column.to_pylist() for column in group.columns), strict=True)):
-                if clip_id in lengths:
-                    raise DataError(f"the estimated joints {path} have two rows for clip {clip_id}")
-                lengths[clip_id], self._places[clip_id] = num_frames, (number, at)
+        places: dict[str, tuple[int, int, int]] = {}
+        for group, at, clip_id, num_frames, _ in _index(path):
+            if clip_id in places:
+                raise DataError(f"the estimated joints {path} have two rows for clip {clip_id}")
+            places[clip_id] = num_frames, group, at
 
         def reason(row: ClipRow) -> str | None:
-            found = lengths.get(row.clip_id)
+            found = places.get(row.clip_id, (None,))[0]
             if found is None:
                 return f"{path} has no joints of it"
             return None if found == row.num_frames else f"{path} has joints of {found} frames, the clip has {row.num_frames}"
 
-        unusable = [SkippedClip(clip_id=row.clip_id, reason=why) for row in source.clips if (why := reason(row))]
-        left_out = {clip.clip_id for clip in unusable}
-        self.clips = tuple(row for row in source.clips if row.clip_id not in left_out)
+        reasons = [(row.clip_id, reason(row)) for row in source.clips]
+        unusable = [SkippedClip(clip_id=clip_id, reason=why) for clip_id, why in reasons if why]
+        self._kept = np.array([place for place, (_, why) in enumerate(reasons) if not why], np.int32)
+        if not len(self._kept):
+            raise DataError(f"the estimated joints fit none of the {len(reasons)} clips; the first: {unusable[0].reason}")
         self.skipped = tuple(sorted((*source.skipped, *unusable), key=lambda clip: clip.clip_id))
-        if not self.clips:
-            raise DataError(f"the estimated joints fit none of the {len(source.clips)} clips; the first: {unusable[0].reason}")
-        kept = {row.clip_id for row in self.clips}
-        self._places = {clip_id: place for clip_id, place in self._places.items() if clip_id in kept}
-        self.fingerprint = hashlib.sha256(f"{source.fingerprint} {skeleton.name} {digest}".encode()).hexdigest()
+        kept = {reasons[place][0] for place in self._kept}
+        self._groups, self._rows = (
+            np.array([places[reasons[place][0]][part] for place in self._kept], np.int32) for part in (1, 2)
+        )
+        for problem in joint_problems(path, kept, skeleton, clamp):
+            raise DataError(f"the estimated joints {path}: {problem}")
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        stat = path.stat()
+        self._stamp = stat.st_size, stat.st_mtime_ns
+        clamped = " clamped" if clamp else ""
+        self.fingerprint = hashlib.sha256(f"{source.fingerprint} {skeleton.name} {digest}{clamped}".encode()).hexdigest()
+
+    @property
+    def clips(self) -> Sequence[ClipRow]:
+        """See `clip.ClipSource.clips`."""
+        return self._source.clips if len(self._kept) == len(self._source.clips) else Subset(self._source.clips, self._kept)
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """The data set's frames with the estimator's joints. See `clip.ClipSource.read`.
 
         Raises:
             UnreadableClipError: the data set cannot read the clip, or its joints are damaged.
+            StorageError: the storage failed; nothing is known about the clip.
         """
         joints = self._joints(row)
         decoded = self._source.read(row, frame_indices, min_side_px)
@@ -109,23 +141,26 @@ class EstimatedJoints:
 
     def _joints(self, row: ClipRow) -> NDArray[np.float32]:
         """(frames, `max_bodies`, joints, 3)."""
-        group, at = self._places[row.clip_id]
+        clips = self.clips
+        place = bisect_left(clips, row.clip_id, key=lambda clip: clip.clip_id)
+        where = f"{self._path}, clip {row.clip_id}"
         try:
-            with pq.ParquetFile(self._path) as file:
-                table = file.read_row_group(group).slice(at, 1)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UnreadableClipError(f"{self._path}, clip {row.clip_id}: {error}") from error
-        [found] = table.to_pylist()
-        flat = np.asarray(table["joints"].combine_chunks().values.to_numpy(zero_copy_only=False), np.float32)
-        shape = (row.num_frames, found["num_bodies"], len(self.skeleton.joints), 3)
-        if found["clip_id"] != row.clip_id or (found["num_frames"], flat.size) != (row.num_frames, int(np.prod(shape))):
+            found = read_patiently(lambda: self._read_row(int(self._groups[place]), int(self._rows[place])), where)
+        except (*MISSING, pa.ArrowInvalid) as error:
+            raise UnreadableClipError(f"{where}: {error}") from error
+        clip_id, num_frames, num_bodies, flat = found
+        shape = (row.num_frames, num_bodies, len(self.skeleton.joints), 3)
+        if (clip_id, num_frames, flat.size) != (row.clip_id, row.num_frames, int(np.prod(shape))):
             raise UnreadableClipError(
-                f"{self._path}, clip {row.clip_id}: {flat.size} numbers are not {' × '.join(map(str, shape))} "
+                f"{where}: {flat.size} numbers are not {' × '.join(map(str, shape))} "
                 f"(frames, bodies, joints of {self.skeleton.name}, x y confidence)"
             )
         joints = flat.reshape(shape)
+        if self._clamp:
+            joints = joints.copy()
+            np.clip(joints[..., 2], 0, 1, out=joints[..., 2])
         if not ((joints[..., 2] >= 0) & (joints[..., 2] <= 1)).all():
-            raise UnreadableClipError(f"{self._path}, clip {row.clip_id}: a confidence lies outside [0, 1]")
+            raise UnreadableClipError(f"{where}: a confidence lies outside [0, 1]")
         joints = np.where(np.isfinite(joints).all(axis=-1, keepdims=True) & (joints[..., 2:] > 0), joints, np.float32(0))
         # The people with the highest confidence over the whole clip, in their original order.
         best = np.sort(np.argsort(-joints[..., 2].sum(axis=(0, 2)), kind="stable")[: self.max_bodies])
@@ -133,14 +168,70 @@ class EstimatedJoints:
         packed[:, : len(best)] = joints[:, best]
         return packed
 
+    def _read_row(self, group: int, at: int) -> tuple[str, int, int, NDArray[np.float32]]:
+        """Clip id, number of frames, number of bodies, and all numbers of one row.
+
+        Raises:
+            OSError: the storage failed.
+            ArrowInvalid: the content is damaged.
+        """
+        metadata = _metadata(str(self._path), self._stamp)
+        try:
+            # The footer of a large file is read once per process; a reader serves one thread, and opening it costs little.
+            with pq.ParquetFile(self._path, metadata=metadata) as file:
+                table = file.read_row_group(group, columns=SCHEMA.names, use_threads=False).slice(at, 1).combine_chunks()
+        except OSError as error:
+            if error.errno is None and not isinstance(error, MISSING):  # not the system's: pyarrow's own, about the content
+                raise pa.ArrowInvalid(str(error)) from error
+            raise
+        clip_id, num_frames, num_bodies = (table[name][0].as_py() for name in SCHEMA.names[:3])
+        return clip_id, num_frames, num_bodies, np.asarray(flat_numbers(table["joints"].chunk(0)), np.float32)
+
+
+@lru_cache(maxsize=2)
+def _metadata(path: str, stamp: tuple[int, int]) -> pq.FileMetaData:
+    """The footer of a file, read once per process.
+
+    Raises:
+        DataError: the file has changed since `stamp`, its size and time of modification, was taken.
+    """
+    stat = Path(path).stat()
+    if (stat.st_size, stat.st_mtime_ns) != stamp:
+        raise DataError(f"the estimated joints {path} changed while they were in use")
+    return pq.read_metadata(path)
+
+
+def _index(path: Path) -> Iterator[tuple[int, int, str, int, int]]:
+    """Row group, row in it, clip id, number of frames and of bodies of every row.
+
+    Raises:
+        DataError: the file is missing, cannot be read or has other columns.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_schema(path, file)
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            table = file.read(columns=SCHEMA.names[:3])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"the estimated joints {path} cannot be read: {error}") from None
+    places = ((group, at) for group, size in enumerate(sizes) for at in range(size))
+    columns = (table[name].to_pylist() for name in SCHEMA.names[:3])
+    yield from ((*place, *row) for place, row in zip(places, zip(*columns, strict=True), strict=True))
+
 
 def _check_schema(path: Path, file: pq.ParquetFile) -> None:
     found = file.schema_arrow
+    kinds = {
+        "clip_id": (pa.types.is_string, pa.types.is_large_string),
+        "num_frames": (pa.types.is_integer,),
+        "num_bodies": (pa.types.is_integer,),
+        "joints": (_is_list_of_floats,),
+    }
     for field in SCHEMA:
         if field.name not in found.names:
             raise DataError(f"the estimated joints {path} lack the column {field.name!r}; they have {', '.join(found.names)}")
         kind = found.field(field.name).type
-        if kind != field.type and not (field.name == "joints" and kind == pa.large_list(pa.float32())):
+        if not any(fits(kind) for fits in kinds[field.name]):
             raise DataError(f"column {field.name!r} of the estimated joints {path} must be {field.type}, is {kind}")
     for number in range(file.num_row_groups):
         size = file.metadata.row_group(number).total_byte_size
@@ -149,3 +240,9 @@ def _check_schema(path: Path, file: pq.ParquetFile) -> None:
                 f"row group {number} of the estimated joints {path} has {size / 2**20:.0f} MiB, and all of it is read for each "
                 f"of its clips; rewrite it with a few clips per row group (pyarrow: row_group_size=8)"
             )
+
+
+def _is_list_of_floats(kind: pa.DataType) -> bool:
+    """Also what pandas writes: large lists, and float64."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(lists and pa.types.is_floating(kind.value_type))

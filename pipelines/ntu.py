@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NtuName, Protocol, names_in, parse_name
 from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton, read_num_frames
+from starlab.pipelines.retry import MISSING, read_file, read_patiently
 from starlab.pipelines.skeletons import NTU, Skeleton
 from starlab.pipelines.video import decode_video
 
@@ -46,6 +47,7 @@ class NtuSource:
         classes: tuple[str, ...] = NTU60_CLASSES,
         setups: range = NTU60_SETUPS,
         missing_skeletons: Path | None = None,
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
         """List the folder, and read each skeleton file's first line: it is the clip's length (no video is opened).
 
@@ -56,6 +58,8 @@ class NtuSource:
             setups: Setup numbers of the data set; files of other setups are ignored, so one NTU RGB+D 120 folder serves both.
             missing_skeletons: A list of clips to leave out; None takes the authors' lists (`MISSING_LISTS`) at the root.
                 Without any list, such a clip is found when it is read.
+            lengths: Frames of each clip by name, for joints from elsewhere: a clip then needs no skeleton file, and `read`
+                returns joints of confidence 0.
 
         Raises:
             DataError: the folder is not there, holds a clip twice or no usable clip; the list names no clip. A single
@@ -68,16 +72,21 @@ class NtuSource:
         if not self.root.is_dir():
             raise DataError(f"no folder at {self.root}: {EXPECTED_LAYOUT}")
         label_of = {int(name[1:4]): label for label, name in enumerate(classes)}
-        videos = _folders_below(self.root, VIDEO_ENDING)
-        skeletons = _folders_below(self.root, SKELETON_ENDING)
+        videos, skeletons = (
+            read_patiently(lambda ending=ending: _folders_below(self.root, ending), self.root)  # type: ignore[misc]
+            for ending in (VIDEO_ENDING, SKELETON_ENDING)
+        )
         listed = _listed_as_missing(self.root, missing_skeletons)
+        self._reads_joints = lengths is None
+        without = {} if lengths is None else {clip_id: lengths[clip_id] for clip_id in lengths if clip_id not in skeletons}
 
-        wanted, skipped = self._sort_out(videos, skeletons, label_of, setups, listed)
+        wanted, skipped = self._sort_out(videos, {*skeletons, *without}, label_of, setups, listed)
 
         def look(clip_id: str) -> tuple[int, str]:
-            return _look(
-                self._path(videos[clip_id], clip_id, VIDEO_ENDING), self._path(skeletons[clip_id], clip_id, SKELETON_ENDING)
-            )
+            video = self._path(videos[clip_id], clip_id, VIDEO_ENDING)
+            if clip_id in without:
+                return _look(video, without[clip_id])
+            return _look(video, self._path(skeletons[clip_id], clip_id, SKELETON_ENDING))
 
         with ThreadPoolExecutor(INDEX_THREADS) as pool:
             looked = dict(zip(wanted, pool.map(look, wanted), strict=True))
@@ -105,7 +114,7 @@ class NtuSource:
         # A name per folder, not a path per file: this is pickled for every task.
         self._folders = tuple(sorted({*videos.values(), *skeletons.values()}))
         number = {folder: place for place, folder in enumerate(self._folders)}
-        places = [[number[videos[row.clip_id]], number[skeletons[row.clip_id]]] for row in self.clips]
+        places = [[number[videos[row.clip_id]], number[skeletons.get(row.clip_id, videos[row.clip_id])]] for row in self.clips]
         self._places = np.array(places, np.uint16)
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
@@ -116,6 +125,7 @@ class NtuSource:
         Raises:
             UnreadableClipError: the video or the skeleton is missing, damaged or of another length than when it was
                 indexed, or no person is seen in the whole clip; the message names the file.
+            StorageError: the storage failed; nothing is known about the clip.
         """
         joints, _ = self._joints(row)
         frames = dict(self._frames(row, max(SHORT_SIDE_PX, min_side_px), set(frame_indices)))
@@ -146,7 +156,7 @@ class NtuSource:
     def _sort_out(
         self,
         videos: dict[str, str],
-        skeletons: dict[str, str],
+        skeletons: set[str],
         label_of: dict[int, int],
         setups: range,
         listed: dict[str, str],
@@ -154,7 +164,7 @@ class NtuSource:
         """The names of the clips that have both files, sorted, and why each of the others is left out."""
         wanted: dict[str, NtuName] = {}
         skipped: dict[str, str] = {}
-        for clip_id in sorted(videos.keys() | skeletons.keys()):
+        for clip_id in sorted(videos.keys() | skeletons):
             try:
                 name = parse_name(clip_id)
             except ValueError as error:
@@ -176,10 +186,13 @@ class NtuSource:
         return f"{self.root}/{folder}/{clip_id}{ending}"
 
     def _joints(self, row: ClipRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if not self._reads_joints:
+            shape = (row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         path = self.paths(row)[1]
         try:
-            skeleton = parse_skeleton(path.read_bytes())
-        except (OSError, ValueError) as error:
+            skeleton = parse_skeleton(read_file(path))
+        except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
         if skeleton.num_frames != row.num_frames:
             raise UnreadableClipError(f"{path}: {skeleton.num_frames} frames, {row.num_frames} when it was indexed")
@@ -192,14 +205,14 @@ class NtuSource:
         path = self.paths(row)[0]
         try:
             yield from decode_video(path, row.num_frames, short_side_px, only)
-        except (OSError, ValueError) as error:
+        except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
 
 
 def _folders_below(root: Path, ending: str) -> dict[str, str]:
     """Clip name → folder, relative to the root, of every file with that ending."""
     found: dict[str, str] = {}
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse_unless_missing, followlinks=True):
         relative = os.path.relpath(folder, root)
         if relative.count(os.sep) + 1 >= MAX_FOLDER_DEPTH:
             folders.clear()
@@ -212,19 +225,35 @@ def _folders_below(root: Path, ending: str) -> dict[str, str]:
     return found
 
 
-def _look(video: str, skeleton: str) -> tuple[int, str]:
-    """The number of frames and the sizes of both files; or 0 and why the clip cannot be used."""
+def _refuse_unless_missing(error: OSError) -> None:
+    if not isinstance(error, MISSING):
+        raise error
+
+
+def _look(video: str, skeleton: str | int) -> tuple[int, str]:
+    """The number of frames and the sizes of both files; or 0 and why the clip cannot be used.
+
+    `skeleton` is a file, or the number of frames where there is none.
+    """
     try:
-        video_bytes = os.stat(video).st_size  # noqa: PTH116 (once per clip of 114,480)
+        video_bytes = read_patiently(lambda: os.stat(video), video).st_size  # noqa: PTH116 (once per clip of 114,480)
         if video_bytes == 0:
             return 0, f"{video}: empty"
-    except OSError as error:
+    except MISSING as error:
         return 0, f"{video}: {error}"
+    if isinstance(skeleton, int):
+        return skeleton, f"{video_bytes} none"
     try:
-        with open(skeleton, "rb") as file:  # noqa: PTH123
-            return read_num_frames(file.read(64)), f"{video_bytes} {os.fstat(file.fileno()).st_size}"
-    except (OSError, ValueError) as error:
+        head, skeleton_bytes = read_patiently(lambda: _head(skeleton), skeleton)
+        return read_num_frames(head), f"{video_bytes} {skeleton_bytes}"
+    except (*MISSING, ValueError) as error:
         return 0, f"{skeleton}: {error}"
+
+
+def _head(path: str) -> tuple[bytes, int]:
+    """The first bytes of a file, and its size."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read(64), os.fstat(file.fileno()).st_size
 
 
 def _listed_as_missing(root: Path, given: Path | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, Split, UnreadableClipError
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
+from starlab.pipelines.retry import MISSING, read_file, read_patiently
 from starlab.pipelines.skeletons import PENN_ACTION, Skeleton
 
 PENN_ACTION_CLASSES = (
@@ -97,7 +99,7 @@ class PennActionSource:
         for folder in (self.root, self.root / "labels", self.root / "frames"):
             if not folder.is_dir():
                 raise DataError(f"no folder at {folder}: {EXPECTED_LAYOUT}")
-        clip_ids = sorted(path.stem for path in (self.root / "labels").iterdir() if path.suffix == ".mat")
+        clip_ids = sorted(name.removesuffix(".mat") for name in _listed(self.root / "labels") if name.endswith(".mat"))
         if not clip_ids:
             raise DataError(f"no .mat file in {self.root / 'labels'}: {EXPECTED_LAYOUT}")
 
@@ -120,22 +122,25 @@ class PennActionSource:
         label_path = self.root / "labels" / f"{clip_id}.mat"
         frames_dir = self.root / "frames" / clip_id
         # One listing, not a stat per frame: file systems over a network answer the latter slowly.
-        names = {path.name for path in frames_dir.iterdir()} if frames_dir.is_dir() else set()
-        num_jpegs = sum(name.endswith(".jpg") for name in names)
+        try:
+            names = _listed(frames_dir)
+        except MISSING:
+            names = None
+        num_jpegs = sum(name.endswith(".jpg") for name in names or ())
         digest = f"{clip_id} unreadable {num_jpegs}"
 
         def skip(reason: str) -> _Found:
             return _Found(None, reason, digest)
 
         try:
-            data = label_path.read_bytes()
+            data = read_file(label_path)
             digest = f"{clip_id} {hashlib.sha256(data).hexdigest()} {num_jpegs}"
             label = parse_label(data)
-        except (OSError, ValueError) as error:
+        except (*MISSING, ValueError) as error:
             return skip(f"{label_path}: {error}")
         if label.action not in label_of:
             return skip(f"{label_path}: action {label.action!r} is none of the {len(label_of)} classes")
-        if not frames_dir.is_dir():
+        if names is None:
             return skip(f"no frame folder at {frames_dir}")
         missing = [name for name in map(_jpeg_name, range(label.num_frames)) if name not in names]
         if missing:
@@ -156,6 +161,7 @@ class PennActionSource:
 
         Raises:
             UnreadableClipError: a frame or the label is missing or corrupt; the message names the file.
+            StorageError: the storage failed; nothing is known about the clip.
         """
         label = self._label(row)
         frames: dict[int, NDArray[np.uint8]] = {}
@@ -164,8 +170,8 @@ class PennActionSource:
                 continue
             path = self.root / "frames" / row.clip_id / _jpeg_name(index)
             try:
-                frames[index] = decode_jpeg(path.read_bytes(), min_side_px)
-            except (OSError, ValueError) as error:
+                frames[index] = decode_jpeg(read_file(path), min_side_px)
+            except (*MISSING, ValueError) as error:
                 raise UnreadableClipError(f"{path}: {error}") from error
         if len({frame.shape for frame in frames.values()}) > 1:
             sizes = sorted({frame.shape[:2] for frame in frames.values()})
@@ -186,9 +192,9 @@ class PennActionSource:
         for index in range(row.num_frames):
             path = self.root / "frames" / row.clip_id / _jpeg_name(index)
             try:
-                data = path.read_bytes()
+                data = read_file(path)
                 height, width, _ = decode_jpeg(data, NO_SHRINK).shape
-            except (OSError, ValueError) as error:
+            except (*MISSING, ValueError) as error:
                 raise UnreadableClipError(f"{path}: {error}") from error
             if (height, width) != (label.height, label.width):
                 raise UnreadableClipError(f"{path}: {height}×{width} pixels, its label says {label.height}×{label.width}")
@@ -198,8 +204,8 @@ class PennActionSource:
     def _label(self, row: ClipRow) -> Label:
         path = self.root / "labels" / f"{row.clip_id}.mat"
         try:
-            label = parse_label(path.read_bytes())
-        except (OSError, ValueError) as error:
+            label = parse_label(read_file(path))
+        except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
         if label.num_frames != row.num_frames:
             raise UnreadableClipError(f"{path}: {label.num_frames} frames, {row.num_frames} when it was indexed")
@@ -262,6 +268,11 @@ def parse_label(data: bytes) -> Label:
         width=width,
         joints=joints[:, None],
     )
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names of the files in a folder."""
+    return read_patiently(lambda: set(os.listdir(folder)), folder)  # noqa: PTH208 (names are all that is wanted)
 
 
 def _in_files(action: str) -> str:

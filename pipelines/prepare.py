@@ -2,7 +2,8 @@
 
 The contents of each shard are fixed before anything is written: the clips are ordered by a hash of their names and cut into
 equal pieces, so that classes and subjects mix and every attempt writes the same bytes. A shard is complete when it has a
-record and its bytes have the hash in that record; every other shard is written again.
+record, which is written after it, and the size in that record; every other shard is written again. The hash is compared
+where a shard was modified after its record was written, and by `retry`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,22 @@ class Progress:
         return "  ".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreLayout:
+    """How a store holds its clips."""
+
+    short_side_px: int = SHORT_SIDE_PX
+    """Short side of the stored video frames; JPEGs of the authors stay unchanged."""
+    clips_per_shard: int = CLIPS_PER_SHARD
+    """Clips per file."""
+
+
 def prepare(
     source: ClipSource,
     dataset: str,
     uri: str | Path,
+    layout: StoreLayout = StoreLayout(),
     *,
-    short_side_px: int = SHORT_SIDE_PX,
-    clips_per_shard: int = CLIPS_PER_SHARD,
     max_bad_fraction: float = 0.05,
     retry: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -75,8 +85,7 @@ def prepare(
         source: the data set in its authors' files.
         dataset: its name in a spec.
         uri: the store's place: a path, or any URI that pyarrow knows.
-        short_side_px: short side of the stored video frames; JPEGs of the authors stay unchanged.
-        clips_per_shard: clips per file.
+        layout: how frames and clips are stored.
         max_bad_fraction: fail when a larger share of the clips cannot be used.
         retry: check the shards of a complete store as well, and rewrite those that are damaged or have a clip in quarantine.
         on_progress: called after every shard.
@@ -93,8 +102,8 @@ def prepare(
         "skeleton": source.skeleton.name,
         "max_bodies": source.max_bodies,
         "source_fingerprint": source.fingerprint,
-        "short_side_px": short_side_px,
-        "clips_per_shard": clips_per_shard,
+        "short_side_px": layout.short_side_px,
+        "clips_per_shard": layout.clips_per_shard,
     }
     _claim(folder, plan)
     if folder.read_json(MANIFEST) is not None:
@@ -102,7 +111,7 @@ def prepare(
             return StoreSource(uri)
         folder.remove(MANIFEST)
 
-    shards = shard_rows(source.clips, clips_per_shard)
+    shards = shard_rows(source.clips, layout.clips_per_shard)
     total = len(source.clips) + len(source.skipped)
     quarantine = {clip.clip_id: clip.reason for clip in source.skipped}
     records: dict[int, dict[str, Any]] = {}
@@ -110,10 +119,10 @@ def prepare(
 
     def work(tasks: Columns) -> Columns:
         [shard] = tasks["shard"].tolist()
-        record = whole_shard(folder, shard)
+        record = whole_shard(folder, shard, hashed=retry)
         kept = record is not None and not (retry and record["quarantine"])
         if record is None or not kept:
-            record = write_shard(folder, shard, source, shards[shard], short_side_px)
+            record = write_shard(folder, shard, source, shards[shard], layout.short_side_px)
         return {"shard": np.array([shard]), "kept": np.array([kept]), "record": np.array([json.dumps(record)])}
 
     began, worked = time.monotonic(), 0
@@ -130,7 +139,7 @@ def prepare(
     return StoreSource(uri)
 
 
-def shard_rows(rows: tuple[ClipRow, ...], clips_per_shard: int) -> list[tuple[ClipRow, ...]]:
+def shard_rows(rows: Sequence[ClipRow], clips_per_shard: int) -> list[tuple[ClipRow, ...]]:
     """The clips of each shard: a pure function of the clips' names."""
     if clips_per_shard < 1:
         raise DataError(f"clips per shard is {clips_per_shard}; a shard holds at least 1")
@@ -173,7 +182,7 @@ def verify(
 def check_shard(source: StoreSource, shard: int, decode: bool) -> list[str]:
     """The problems of one shard; empty where there are none."""
     name, expected = shard_name(shard) + ".parquet", source.manifest["shards"][shard]
-    clips = sorted((clip for clip in source.stored if clip.shard == shard), key=lambda clip: clip.row)
+    clips = source.stored_in(shard)
     try:
         if source.folder.sha256(name) != expected["sha256"]:
             return [f"{name}: its bytes are not those that were written"]

@@ -17,6 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, EncodedClip, UnreadableClipError
+from starlab.pipelines.rows import Rows
 from starlab.pipelines.storage import Draft, Folder
 
 INDEX = "index.parquet"
@@ -117,11 +118,16 @@ def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[C
     return record
 
 
-def whole_shard(folder: Folder, shard: int) -> dict[str, Any] | None:
-    """The record of a complete and unchanged shard; else None."""
-    record = folder.read_json(shard_name(shard) + ".json")
-    name = shard_name(shard) + ".parquet"
-    if record is None or folder.size(name) != record["num_bytes"] or folder.sha256(name) != record["sha256"]:
+def whole_shard(folder: Folder, shard: int, *, hashed: bool) -> dict[str, Any] | None:
+    """The record of a complete shard; else None.
+
+    Its bytes are read and hashed only if `hashed`, or if it was modified after its record was written.
+    """
+    name, record_name = (shard_name(shard) + ending for ending in (".parquet", ".json"))
+    record = folder.read_json(record_name)
+    if record is None or folder.size(name) != record["num_bytes"]:
+        return None
+    if (hashed or folder.modified(name) > folder.modified(record_name)) and folder.sha256(name) != record["sha256"]:
         return None
     return record
 
@@ -135,8 +141,13 @@ def write_index(folder: Folder, clips: Sequence[StoredClip]) -> dict[str, Any]:
         return {"sha256": draft.sha256(), "num_bytes": draft.num_bytes}
 
 
-def read_index(folder: Folder, sha256: str) -> tuple[StoredClip, ...]:
-    """Every clip of a store, sorted by clip id.
+def read_index(folder: Folder, sha256: str) -> Rows[StoredClip]:
+    """Every clip of a store, sorted by clip id; raises as `read_index_table`."""
+    return Rows(read_index_table(folder, sha256), lambda values: StoredClip(**values))
+
+
+def read_index_table(folder: Folder, sha256: str, columns: Sequence[str] = INDEX_SCHEMA.names) -> pa.Table:
+    """The index with the named columns of `INDEX_SCHEMA`, a row per clip, sorted by clip id.
 
     Raises:
         DataError: the index is missing, or has another hash.
@@ -148,7 +159,9 @@ def read_index(folder: Folder, sha256: str) -> tuple[StoredClip, ...]:
         raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; {fix}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(f"{folder.uri}/{INDEX} is not what was written: {fix}")
-    return tuple(StoredClip(**row) for row in pq.read_table(pa.BufferReader(data), use_threads=False).to_pylist())
+    names = list(columns)
+    repeated = [name for name in ("split", "subject") if name in names]  # a few values over and over
+    return pq.read_table(pa.BufferReader(data), columns=names, use_threads=False, read_dictionary=repeated)
 
 
 def describe_clip(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int) -> StoredClip:

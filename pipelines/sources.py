@@ -14,7 +14,7 @@ from typing import Literal
 from starlab.pipelines.augment import AugmentConfig
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.datasets import DATASETS, Dataset, Generator, find_dataset
-from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints
+from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
 from starlab.pipelines.generated.ntu import SyntheticNtuConfig
 from starlab.pipelines.generated.penn_action import SyntheticConfig
 from starlab.pipelines.ntu_names import Protocol
@@ -40,6 +40,8 @@ class DataConfig:
     """A Parquet file of joints from a pose estimator, used instead of the data set's own (docs/data.md has the columns)."""
     estimated_skeleton: Literal["coco", "penn_action", "ntu"] | None = None
     """The skeleton of that file's joints."""
+    clamp_confidence: bool = False
+    """Clamp the confidences of that file to [0, 1]; some estimators give scores above 1, which are refused otherwise."""
     frames: int = 16
     """Frames drawn from a clip. Zigzag and binary attention (Z, B) split them in two and so need an even number."""
     size: int = 224
@@ -57,6 +59,9 @@ class DataConfig:
     """Largest relative change of brightness and contrast."""
     validation_fraction: float = 0.1
     """Share of the official training part that is held out for selection; 0 holds out nothing."""
+    train_fraction: float = 1.0
+    """Share of the training clips that is used, the same of every class; validation and test stay as they are. A smaller share
+    is a subset of a larger one, drawn by `split_seed`."""
     split_seed: int = 0
     """Seed of the validation part. It is not the training seed, so that seeds are compared on the same clips."""
     select: Literal["validation", "test"] = "validation"
@@ -94,12 +99,16 @@ class DataConfig:
                 f"data.estimated_joints is {self.estimated_joints} and data.estimated_skeleton {self.estimated_skeleton}: "
                 f"give both, the file and whose joints it holds ({', '.join(ESTIMATOR_SKELETONS)}), or neither"
             )
+        if self.clamp_confidence and self.estimated_joints is None:
+            raise ValueError("data.clamp_confidence is true, but there are no data.estimated_joints: remove the key")
         if self.frames < 1:
             raise ValueError(f"data.frames is {self.frames}; it must be at least 1")
         if self.size < 16:
             raise ValueError(f"data.size is {self.size} px; the backbone needs at least 16")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction is {self.validation_fraction}; it must be in [0, 1)")
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(f"data.train_fraction is {self.train_fraction}; it must be in (0, 1], where 1 takes every clip")
         if self.validation_fraction == 0 and self.select == "validation":
             raise ValueError(
                 "data.validation_fraction is 0, so data.select: validation has nothing to select by; "
@@ -159,7 +168,8 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
     source = _open_dataset(config, runs, say)
     if config.estimated_joints is None:
         return source
-    return EstimatedJoints(source, Path(config.estimated_joints), config.facts().skeleton)
+    path, skeleton = Path(config.estimated_joints).expanduser(), config.facts().skeleton
+    return EstimatedJoints(source, path, skeleton, clamp=config.clamp_confidence)
 
 
 def _open_dataset(config: DataConfig, runs: Path, say: Callable[[str], None]) -> ClipSource:
@@ -192,6 +202,8 @@ def open_raw(config: DataConfig, root: Path, say: Callable[[str], None] = lambda
         if not root.exists():
             say(f"data     generating people into {root}")
         dataset.generator.write(root, getattr(config, dataset.generator.section), os.cpu_count() or 1)
+    if config.estimated_joints is not None and dataset.open_without_joints is not None:
+        return dataset.open_without_joints(root, config.protocol, clip_lengths(Path(config.estimated_joints).expanduser()))
     return dataset.open(root, config.protocol)
 
 

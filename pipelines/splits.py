@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from starlab.pipelines.clip import ClipRow, DataError
 
@@ -34,6 +35,7 @@ def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+    rows = tuple(rows)  # a store makes a row whenever one is used
     test = tuple(index for index, row in enumerate(rows) if row.split == "test")
     train = [index for index, row in enumerate(rows) if row.split == "train"]
     if validation_fraction == 0 or not train:
@@ -70,19 +72,49 @@ def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -
     )
 
 
+def thin_train(parts: Parts, rows: Sequence[ClipRow], fraction: float, seed: int) -> Parts:
+    """Keep a share of the training clips, for a curve of accuracy over the amount of data; validation and test stay.
+
+    The same share of every class is kept, rounded, at least one clip: the first in the order of a hash of (seed, name). So a
+    smaller fraction keeps a subset of the clips of a larger one.
+
+    Raises:
+        ValueError: `fraction` is outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"train_fraction must be in (0, 1], got {fraction}")
+    if fraction == 1:
+        return parts
+    rows = tuple(rows)
+    sizes = Counter(rows[index].label for index in parts.train)
+    train = _first_of_each_class(
+        parts.train, rows, {label: max(1, math.floor(fraction * size + 0.5)) for label, size in sizes.items()}, seed
+    )
+    return replace(parts, train=train)
+
+
 def limit_parts(parts: Parts, rows: Sequence[ClipRow], limit: int | None, seed: int) -> Parts:
     """Keep at most `limit` clips of each class in each part, the first in the order of a hash of (seed, name)."""
     if limit is None:
         return parts
 
-    def few(indices: tuple[int, ...]) -> tuple[int, ...]:
-        kept: defaultdict[int, list[int]] = defaultdict(list)
-        for index in sorted(indices, key=lambda index: _hash(seed, rows[index].clip_id)):
-            if len(kept[rows[index].label]) < limit:
-                kept[rows[index].label].append(index)
-        return tuple(sorted(index for indices in kept.values() for index in indices))
+    rows = tuple(rows)
+    most = dict.fromkeys({row.label for row in rows}, limit)
+    train, validation, test = (
+        _first_of_each_class(part, rows, most, seed) for part in (parts.train, parts.validation, parts.test)
+    )
+    return Parts(train=train, validation=validation, test=test)
 
-    return Parts(train=few(parts.train), validation=few(parts.validation), test=few(parts.test))
+
+def _first_of_each_class(
+    indices: tuple[int, ...], rows: Sequence[ClipRow], most: Mapping[int, int], seed: int
+) -> tuple[int, ...]:
+    kept: defaultdict[int, list[int]] = defaultdict(list)
+    for index in sorted(indices, key=lambda index: _hash(seed, rows[index].clip_id)):
+        label = rows[index].label
+        if len(kept[label]) < most[label]:
+            kept[label].append(index)
+    return tuple(sorted(index for indices in kept.values() for index in indices))
 
 
 def _hash(seed: int, name: str) -> bytes:

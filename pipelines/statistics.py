@@ -60,7 +60,7 @@ class StoreStatistics:
 
 def store_statistics(source: StoreSource) -> StoreStatistics:
     """Count the clips of a store without opening a shard."""
-    clips = source.stored
+    clips = tuple(source.stored)
     lengths = np.array([clip.num_frames for clip in clips])
     sizes: dict[str, int] = {}
     for clip in clips:

@@ -112,6 +112,10 @@ class Folder:
         info = self.files.get_file_info(name)
         return int(info.size) if info.type == FileType.File else None
 
+    def modified(self, name: str) -> int:
+        """When a file was last modified, in nanoseconds since 1970; 0 where the file system does not know."""
+        return int(self.files.get_file_info(name).mtime_ns or 0)
+
     def names(self) -> list[str]:
         """Paths of every file below, relative to this folder and sorted; empty where there is no folder."""
         found = self.files.get_file_info(FileSelector("", recursive=True, allow_not_found=True))

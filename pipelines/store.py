@@ -17,12 +17,13 @@ import difflib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -38,13 +39,17 @@ from starlab.pipelines.clip import (
 from starlab.pipelines.datasets import find_skeleton
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.ntu_names import Protocol, parse_name
-from starlab.pipelines.shards import Joints, StoredClip, describe_clip, read_index, shard_name
+from starlab.pipelines.retry import MISSING, read_patiently
+from starlab.pipelines.rows import Rows
+from starlab.pipelines.shards import Joints, StoredClip, describe_clip, read_index, read_index_table, shard_name
 from starlab.pipelines.storage import Folder
 
 FORMAT = 1
 """Version of the format; increased with every change that an older reader would not understand."""
 MANIFEST, PLAN = "manifest.json", "plan.json"
 _OPEN_SHARDS = 64
+_INDEX_COLUMNS = ("clip_id", "label", "split", "subject", "num_frames", "shard", "row")
+"""Columns of the index that reading needs; the others are loaded for statistics and checks only."""
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
@@ -88,11 +93,10 @@ class StoreSource:
         self.skeleton = find_skeleton(self.manifest["skeleton"])
         self.max_bodies: int = self.manifest["max_bodies"]
         self.fingerprint: str = self.manifest["fingerprint"]
-        self.stored = read_index(self.folder, self.manifest["index"]["sha256"])
         self._protocol = protocol
-        self.clips = tuple(_row(clip, protocol) for clip in self.stored)
+        self._index = Rows(read_index_table(self.folder, self.manifest["index"]["sha256"], _INDEX_COLUMNS), dict)
+        self.clips: Rows[ClipRow] = Rows(self._index.table, partial(_row, protocol=protocol))
         self.skipped = tuple(SkippedClip(clip_id=name, reason=why) for name, why in sorted(self.manifest["quarantine"].items()))
-        self._place = {clip.clip_id: clip for clip in self.stored}
         self._threads = threading.local()  # a Parquet reader serves one thread
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -104,12 +108,23 @@ class StoreSource:
         Raises:
             DataError: no such clip; the message gives the reason of a clip in quarantine.
         """
-        if clip_id in self._place:
-            return _row(self._place[clip_id], self._protocol)
+        place = self.clips.find("clip_id", clip_id)
+        if place is not None:
+            return self.clips[place]
         why = self.manifest["quarantine"].get(clip_id)
-        near = difflib.get_close_matches(clip_id, self._place, n=1) or [self.clips[0].clip_id]
+        near = difflib.get_close_matches(clip_id, [row.clip_id for row in self.clips], n=1) or [self.clips[0].clip_id]
         hint = f"it is in quarantine: {why}" if why else f"did you mean {near[0]}?"
         raise DataError(f"no clip {clip_id} in {self.folder.uri}; {hint}")
+
+    @cached_property
+    def stored(self) -> Rows[StoredClip]:
+        """The whole index, loaded when it is first used."""
+        return read_index(self.folder, self.manifest["index"]["sha256"])
+
+    def stored_in(self, shard: int) -> list[StoredClip]:
+        """The clips of one shard, in the order of their row groups."""
+        here = self.stored.table.filter(pc.field("shard") == shard).sort_by("row")
+        return [StoredClip(**values) for values in here.to_pylist()]
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """Load the clip in one read, then decode each frame asked for once; see `clip.ClipSource.read`."""
@@ -133,20 +148,21 @@ class StoreSource:
         Raises:
             UnreadableClipError: it cannot be read, or differs from what was written.
         """
-        row = _row(stored)
+        row = self.find(stored.clip_id)
         jpegs, joints, joints_3d = self._load(row, ("frames", "joints", "joints_3d"))
         if decode:
             for index in range(len(jpegs)):
                 self._decode(row, jpegs, index, NO_SHRINK)
         encoded = EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
         if describe_clip(row, encoded, stored.shard, stored.row) != stored:
-            raise UnreadableClipError(f"{self._where(stored)}: its frames or joints are not what the index says")
+            place = self._where(stored.shard, stored.row)
+            raise UnreadableClipError(f"{place}: its frames or joints are not what the index says")
 
     def _load(self, row: ClipRow, columns: tuple[str, ...]) -> tuple[pa.Array, Joints, Joints | None]:
         """The clip's JPEGs (not copied), its joints, and its joints in metres if `columns` names them and they exist."""
-        stored = self._place[row.clip_id]
+        shard, group_number = self._place(row)
         try:
-            group = self._reader(stored.shard).read_row_group(stored.row, columns=list(columns), use_threads=False)
+            group = read_patiently(lambda: self._row_group(shard, group_number, columns), self._where(shard, group_number))
             jpegs = group.column("frames").chunk(0)[0].values
             shape = (row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
             joints = group.column("joints").chunk(0)[0].values.to_numpy().reshape(shape)
@@ -154,34 +170,67 @@ class StoreSource:
             if len(jpegs) != row.num_frames:
                 raise ValueError(f"{len(jpegs)} frames, the index says {row.num_frames}")
             return jpegs, joints, None if metres is None else metres.to_numpy().reshape(shape)
-        except (OSError, pa.ArrowException, ValueError, IndexError) as error:
-            raise UnreadableClipError(f"{self._where(stored)}: {error}") from error
+        except (*MISSING, pa.ArrowException, ValueError, IndexError) as error:
+            raise UnreadableClipError(f"{self._where(shard, group_number)}: {error}") from error
+
+    def _place(self, row: ClipRow) -> tuple[int, int]:
+        """The clip's shard and its row group there."""
+        place = self._index.find("clip_id", row.clip_id)
+        if place is None:
+            raise DataError(f"no clip {row.clip_id} in {self.folder.uri}")
+        values = self._index[place]
+        return values["shard"], values["row"]
+
+    def _row_group(self, shard: int, number: int, columns: tuple[str, ...]) -> pa.Table:
+        """One row group of a shard.
+
+        Raises:
+            ValueError: the shard is damaged.
+            OSError: it is missing, or the storage failed.
+        """
+        try:
+            return self._reader(shard).read_row_group(number, columns=list(columns), use_threads=False)
+        except OSError as error:
+            self._readers().pop(shard, None)
+            # pyarrow raises OSError for damaged content as well; only the hash tells the two apart.
+            if not isinstance(error, MISSING) and self._is_damaged(shard):
+                raise ValueError(str(error)) from error
+            raise
+
+    def _is_damaged(self, shard: int) -> bool:
+        expected: str = self.manifest["shards"][shard]["sha256"]
+        return self.folder.sha256(shard_name(shard) + ".parquet") != expected
 
     def _decode(self, row: ClipRow, jpegs: pa.Array, index: int, min_side_px: int) -> NDArray[np.uint8]:
         try:
             return decode_jpeg(memoryview(jpegs[index].as_buffer()).cast("B"), min_side_px)
         except (ValueError, IndexError) as error:
-            raise UnreadableClipError(f"{self._where(self._place[row.clip_id])}, frame {index}: {error}") from error
+            raise UnreadableClipError(f"{self._where(*self._place(row))}, frame {index}: {error}") from error
 
     def _reader(self, shard: int) -> pq.ParquetFile:
         """This thread's reader of a shard; the last few stay open, with their footers."""
-        if not hasattr(self._threads, "readers"):
-            self._threads.readers = OrderedDict()
-        readers: OrderedDict[int, pq.ParquetFile] = self._threads.readers
+        readers = self._readers()
         reader = readers.pop(shard, None)
         if reader is None:
             name = shard_name(shard) + ".parquet"
             size, expected = self.folder.size(name), self.manifest["shards"][shard]["num_bytes"]
             if size != expected:
-                raise OSError(f"the shard has {size} bytes, the manifest says {expected}")
+                raise ValueError(f"the shard has {size} bytes, the manifest says {expected}")
             reader = pq.ParquetFile(self.folder.files.open_input_file(name), pre_buffer=not self.folder.is_local)
             if len(readers) >= _OPEN_SHARDS:
                 readers.popitem(last=False)[1].close(force=True)
         readers[shard] = reader
         return reader
 
-    def _where(self, stored: StoredClip) -> str:
-        return f"{self.folder.uri}/{shard_name(stored.shard)}.parquet, row group {stored.row}"
+    def _readers(self) -> OrderedDict[int, pq.ParquetFile]:
+        """This thread's open readers by shard, the last one used at the end."""
+        if not hasattr(self._threads, "readers"):
+            self._threads.readers = OrderedDict()
+        readers: OrderedDict[int, pq.ParquetFile] = self._threads.readers
+        return readers
+
+    def _where(self, shard: int, row_group: int) -> str:
+        return f"{self.folder.uri}/{shard_name(shard)}.parquet, row group {row_group}"
 
 
 @lru_cache(maxsize=4)
@@ -199,12 +248,12 @@ def _opened(uri: str, fingerprint: str, protocol: Protocol | None) -> StoreSourc
     return source
 
 
-def _row(clip: StoredClip, protocol: Protocol | None = None) -> ClipRow:
-    stored: Split = "train" if clip.split == "train" else "test"
+def _row(values: dict[str, Any], protocol: Protocol | None) -> ClipRow:
+    stored: Split = "train" if values["split"] == "train" else "test"
     return ClipRow(
-        clip_id=clip.clip_id,
-        label=clip.label,
-        split=stored if protocol is None else parse_name(clip.clip_id).split(protocol),
-        subject=clip.subject,
-        num_frames=clip.num_frames,
+        clip_id=values["clip_id"],
+        label=values["label"],
+        split=stored if protocol is None else parse_name(values["clip_id"]).split(protocol),
+        subject=values["subject"],
+        num_frames=values["num_frames"],
     )

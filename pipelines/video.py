@@ -8,6 +8,7 @@ few percent that remain shows that the file is complete.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
+from starlab.pipelines.retry import read_file
 
 CONTAINERS = {".avi": "avi", ".mp4": "mp4"}
 """File endings and the format that such a file must have. The format is not guessed from the content, because some formats
@@ -38,24 +41,25 @@ def decode_video(
 
     Raises:
         ValueError: the file is not such a video, is damaged or cut short, or does not have `num_frames` frames.
-        OSError: it cannot be opened.
+        FileNotFoundError: it is missing.
+        StorageError: the storage failed; nothing is known about the file.
     """
     container_format = CONTAINERS.get(path.suffix.lower())
     if container_format is None:
         raise ValueError(f"not a video file that is read here: its name must end in {' or '.join(CONTAINERS)}")
+    # The decoder gets the bytes and not the path: it would report a failure to read as the end of the video.
+    data = read_file(path)
     try:
-        yield from _decode(path, container_format, num_frames, short_side_px, only)
-    except (FileNotFoundError, PermissionError):
-        raise
+        yield from _decode(data, container_format, num_frames, short_side_px, only)
     except av.error.FFmpegError as error:
         raise ValueError(f"not a readable {container_format} video ({error.strerror or type(error).__name__})") from error
 
 
 def _decode(
-    path: Path, container_format: str, num_frames: int, short_side_px: int, only: Collection[int] | None
+    data: bytes, container_format: str, num_frames: int, short_side_px: int, only: Collection[int] | None
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     # err_detect=explode is not used: it found no flipped bit that the checks below miss, and it refuses harmless files.
-    with av.open(str(path), format=container_format) as container:
+    with av.open(io.BytesIO(data), format=container_format) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         stream = container.streams.video[0]

@@ -1,4 +1,4 @@
-"""The command line: a few verbs, each ends by saying where its results are."""
+"""The command line. Each command ends by printing where its results are."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Experiment = Annotated[str, typer.Argument(help="A packaged experiment (demo, …) or a path that ends in .yaml.")]
+Experiment = Annotated[str, typer.Argument(help="Name of a packaged experiment (demo, …) or a path ending in .yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: train.epochs=2 model.encoder=FF")]
-Runs = Annotated[Path | None, typer.Option(help="Folder of runs; else STARLAB_RUNS, else ./runs.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Set the earlier run of the same spec aside and start anew.")]
+Runs = Annotated[Path | None, typer.Option(help="Folder of runs. Default: STARLAB_RUNS, else ./runs.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Set aside an earlier run of the same spec and start again.")]
 
 
 @app.command()
 def demo(overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -> None:
-    """Generate people, train on them, evaluate, record, report: about 5 minutes on two CPU cores."""
+    """Generate people, train on them, evaluate, record and report: about 5 minutes on two CPU cores."""
     train("demo", overrides, runs, fresh)
 
 
@@ -38,10 +38,10 @@ def train(
     runs: Runs = None,
     fresh: Fresh = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would do and cost, and whether it fits.")
+        bool, typer.Option("--dry-run", help="Only print what would run, its cost, and whether it fits.")
     ] = False,
 ) -> None:
-    """Train an experiment, or go on with its run: starlab train demo train.epochs=2"""
+    """Train an experiment, or continue its run: starlab train demo train.epochs=2"""
     from starlab.experiments.spec import load_spec
 
     spec = load_spec(experiment, overrides or [])
@@ -62,7 +62,7 @@ def train(
 
 @app.command()
 def search(experiment: Experiment, overrides: Overrides = None, runs: Runs = None, fresh: Fresh = False) -> None:
-    """Search around an experiment, or go on with its search: starlab search demo_search search.trials=8"""
+    """Search the settings of an experiment, or continue its search: starlab search demo_search search.trials=8"""
     from starlab.experiments.spec import load_search
 
     spec = load_search(experiment, overrides or [])
@@ -74,18 +74,18 @@ def search(experiment: Experiment, overrides: Overrides = None, runs: Runs = Non
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run, or an experiment of one run.")],
+    run: Annotated[str, typer.Argument(help="Name of a run, or of an experiment with a single run.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Where its data lie now, or other resources: data.store=…")
+        list[str] | None, typer.Argument(help="New location of the data, or other resources: data.store=…")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best, last or the step of a checkpoint.")] = "best",
-    part: Annotated[str, typer.Option(help="test or validation; a look at test is counted.")] = "test",
+    part: Annotated[str, typer.Option(help="test or validation. Each look at test is counted.")] = "test",
     runs: Runs = None,
 ) -> None:
     """Evaluate a checkpoint of a run: starlab evaluate demo-1a2b3c4d --checkpoint last --part validation"""
     from starlab.platform.runs.folder import find_runs, runs_folder
 
-    find_runs(runs_folder(runs), run)  # before anything heavy is imported for a name that is wrong
+    find_runs(runs_folder(runs), run)  # reject a wrong name before heavy imports
     from starlab.platform.evaluation import evaluate_run
     from starlab.platform.summary import evaluation_lines
 
@@ -96,9 +96,9 @@ def evaluate(
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Runs, searches, or experiments (all runs of it).")], runs: Runs = None
+    names: Annotated[list[str], typer.Argument(help="Runs, searches, or experiments (all of their runs).")], runs: Runs = None
 ) -> None:
-    """Print runs side by side: what differs in their specs, and what they reached."""
+    """Print runs side by side: the differences between their specs, and their results."""
     from rich.console import Console
     from rich.table import Table
 
@@ -111,25 +111,25 @@ def compare(
     for row in rows:
         table.add_row(*row)
     console = Console()
-    # Not at a terminal, a table is for a pipe or a file: never squeezed.
+    # Without a terminal the table goes to a pipe or a file, so it is not squeezed.
     Console(width=None if console.is_terminal else 400).print(table)
 
 
 @app.command()
 def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")], runs: Runs = None) -> None:
-    """Send to MLflow what it does not have yet of these runs; ends with 1 when something is left."""
+    """Send everything that MLflow does not have yet of these runs. The exit code is 1 if something is left."""
     from starlab.platform.runs.folder import find_runs, runs_folder
     from starlab.platform.runs.lifecycle import close_abandoned
     from starlab.platform.tracking.sender import sync_all
 
     root = runs_folder(runs)
-    closed = close_abandoned(root)  # these are sent too: nothing looks at them again
+    closed = close_abandoned(root)  # sent too, because nothing else would send them later
     sync_all([*(folder for name in names for folder in find_runs(root, name)), *closed], _say)
 
 
 @app.command()
 def ui(runs: Runs = None, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
-    """Open MLflow on the runs folder (Ctrl-C ends it)."""
+    """Serve the MLflow UI for the runs folder until Ctrl-C."""
     from starlab.platform.runs.folder import runs_folder
     from starlab.platform.tracking.server import serve
 
@@ -138,19 +138,19 @@ def ui(runs: Runs = None, port: Annotated[int, typer.Option(help="Port on this m
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
-    command: Annotated[list[str], typer.Argument(help="What to run there, after --: train demo train.epochs=1")],
+    command: Annotated[list[str], typer.Argument(help="Command to run there, after --: train demo train.epochs=1")],
     address: Annotated[
         str | None,
-        typer.Option(help="Dashboard of the cluster; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else port 8265 here."),
+        typer.Option(help="Dashboard of the cluster. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else local port 8265."),
     ] = None,
-    runs: Annotated[str | None, typer.Option(help="Runs folder that every node of the cluster shares (absolute).")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for the job; repeatable; no secrets.")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="One more file for the job's folder; repeatable.")] = None,
+    runs: Annotated[str | None, typer.Option(help="Runs folder that every node of the cluster shares (absolute path).")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for the job; no secrets. Repeatable.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="Another file to copy into the job's folder. Repeatable.")] = None,
     job: Annotated[str | None, typer.Option("--id", help="Name of the job.")] = None,
     follow: Annotated[bool, typer.Option(help="Print the log until the job ends.")] = True,
-    insecure: Annotated[bool, typer.Option(help="Accept a cluster elsewhere that asks for no token.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Accept a remote cluster that asks for no token.")] = False,
 ) -> None:
-    """Run a command as a job on a Ray cluster and follow it: starlab submit -- train demo train.epochs=1"""
+    """Run a command as a job on a Ray cluster and follow its log: starlab submit -- train demo train.epochs=1"""
     from starlab.platform.cluster.submit import JobRequest
     from starlab.platform.cluster.submit import submit as send
 
@@ -161,10 +161,10 @@ def submit(
 @app.command()
 def doctor(
     runs: Runs = None,
-    cost: Annotated[str | None, typer.Option(help="Also count an experiment's parameters and FLOPs.")] = None,
+    cost: Annotated[str | None, typer.Option(help="Also count the parameters and FLOPs of an experiment.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Look whether this machine can train, and what an experiment costs: starlab doctor --cost penn_action"""
+    """Check whether this machine can train, and what an experiment costs: starlab doctor --cost penn_action"""
     from rich.console import Console
     from rich.table import Table
 
@@ -193,15 +193,15 @@ app.add_typer(data_commands.data)
 
 
 def main() -> None:
-    """Entry point: runs a verb; a user's mistake ends with exit code 2 and one message, a failed run with 1."""
+    """Run a command. A user's mistake ends with one message and exit code 2, a failed run with exit code 1."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     try:
         app()
     except SystemExit as end:
-        if end.code == 130:  # what typer makes of Ctrl-C
-            _complain("interrupted; the same command goes on where this one stopped")
+        if end.code == 130:  # typer's exit code for Ctrl-C
+            _complain("interrupted; run the same command again to continue where this one stopped")
         raise
     except Exception as error:
         code = _exit_code(error)

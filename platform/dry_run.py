@@ -1,4 +1,4 @@
-"""`starlab train --dry-run`: what a run would do, what it costs, whether it fits. It trains and writes nothing."""
+"""Predicts what a run would do, what it costs and whether it fits, without training: `starlab train --dry-run`."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from starlab.platform.runs.checkpoint import checkpoint_steps
 from starlab.platform.runs.folder import RunFolder, runs_folder
 
 _OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
-"""Numbers that an optimizer keeps for each parameter: SGD's momentum, AdamW's two moments."""
+"""Number of values that an optimizer keeps per parameter: SGD's momentum, AdamW's two moments."""
 _PROCESS_BYTES = 600_000_000
-"""Of a worker process before it has a model: Python, torch and Ray."""
+"""Memory of a worker process before it has a model: Python, torch and Ray."""
 _BESIDES_BYTES = 1_700_000_000
-"""Of the driver, Ray's daemons and the decode tasks of a run on this machine, as measured on two CPUs."""
+"""Memory of the driver, Ray's daemons and the decode tasks of a run on this machine, measured on two CPUs."""
 _OBJECT_STORE_BYTES = 500_000_000
-"""Of a cluster on this machine; see cluster.py's `connect`."""
+"""Object store of a local cluster (see `connect` in cluster/connect.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run would be."""
+    """Plan, cost and problems of a run that was not started."""
 
     lines: list[str]
-    """For the user."""
+    """Lines of text for the user."""
     problems: list[str]
-    """Why it would not run, and how to mend it; empty when it would."""
+    """Why the run would fail and how to fix it; empty if it would not."""
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     flops: float
-    """Of all training and evaluation."""
+    """FLOPs of all training and evaluation."""
     worker_bytes: int
-    """Of a worker's model, gradients, optimizer and activations."""
+    """Memory of one worker's model, gradients, optimizer and activations."""
 
 
 def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
-    """Resolve a spec to the end without training: data, plan, resources, memory, cost.
+    """Resolve a spec completely without training: data, plan, resources, memory, cost.
 
     Raises:
-        DataError, UserError: the data set cannot be used, or the pre-trained weights are not there.
+        DataError, UserError: The data set cannot be used, or the pre-trained weights are missing.
     """
     root = runs_folder(runs)
     check_spec(spec)
@@ -63,7 +63,7 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     source, parts = _data(spec, root, lines)
     run_id = spec.run_id(source.fingerprint) if source else f"{spec.name}-…"
     folder = RunFolder(root / run_id)
-    folder.place_checkpoints(spec.resources.checkpoints, "dry-run")  # refused now rather than when it trains
+    folder.place_checkpoints(spec.resources.checkpoints, "dry-run")  # a bad place is refused now rather than when it trains
     lines.append(f"run        {run_id} {_state(folder)}; {folder.path}")
     cluster = _cluster()
     problems: list[str] = []
@@ -116,10 +116,11 @@ def _data(spec: Spec, root: Path, lines: list[str]) -> tuple[ClipSource | None, 
 
 
 def _generated_clips(data: DataConfig) -> tuple[int, int, int]:
-    """Training clips, those of them held out for validation, and test clips."""
+    """Return the numbers of training clips, of those held out for validation, and of test clips."""
     classes = len(data.facts().classes)
     train, test = generated_clips_per_class(data)
     held_out = max(1, round(data.validation_fraction * train)) if data.validation_fraction else 0
+    train = held_out + max(1, math.floor(data.train_fraction * (train - held_out) + 0.5))
     if data.limit is not None:
         kept = [min(count, data.limit) for count in (train - held_out, held_out, test)]
         train, held_out, test = kept[0] + kept[1], kept[1], kept[2]
@@ -130,7 +131,7 @@ def _state(folder: RunFolder) -> str:
     if folder.result:
         return "is complete already"
     steps = checkpoint_steps(folder.stored_checkpoints)
-    return f"would go on at step {steps[-1]}" if steps else "would be new"
+    return f"would continue at step {steps[-1]}" if steps else "would be new"
 
 
 def _selection(spec: Spec, parts: Parts) -> tuple[int, ...]:
@@ -159,7 +160,7 @@ def _flops(spec: Spec, parts: Parts, steps: StepPlan, total: Cost) -> float:
 
 
 def _cluster() -> Cluster:
-    """The cluster that RAY_ADDRESS names, or what one on this machine would be, which is not started for this."""
+    """Connect to the cluster that RAY_ADDRESS names, or describe a local one without starting it."""
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         return connect()
     gpus = torch.cuda.device_count()
@@ -167,7 +168,7 @@ def _cluster() -> Cluster:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use; a container's limit is respected."""
+    """Return the number of CPUs that this process may use, within the limit of a container."""
     count = len(os.sched_getaffinity(0))
     limit = Path("/sys/fs/cgroup/cpu.max")
     quota, period = (limit.read_text().split() if limit.is_file() else ("max", "1"))[:2]
@@ -199,7 +200,7 @@ def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list
         return []
     if spec.resources.gpus_per_worker:
         if not torch.cuda.is_available():
-            return []  # told already: there is no GPU
+            return []  # the missing GPU is reported already
         there = torch.cuda.get_device_properties(0).total_memory
         need = worker.total
         what = "a GPU"

@@ -1,7 +1,7 @@
-"""What the command line turns into an exit code: 2 for a user's mistake, 1 for a run that failed.
+"""Exceptions that the command line turns into exit codes: 2 for a user's mistake, 1 for a run that failed.
 
-A message says what is wrong, where, and how to mend it. `DataError`, `SpecError` and the configs' `ValueError`s of the
-lower rooms are users' mistakes too (`cli.py` maps them).
+A message says what is wrong, where, and how to fix it. `DataError` and `SpecError` of lower rooms are users' mistakes too;
+`cli.py` maps them to exit code 2.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ class StarlabError(Exception):
 
 
 class UserError(StarlabError):
-    """The user can mend it: a wrong name, a missing folder, a cluster that is not there."""
+    """A mistake that the user can fix: a wrong name, a missing folder, a cluster that does not answer."""
 
     exit_code = 2
 
 
 class RunFailedError(StarlabError):
-    """A run started and did not finish; what it had reached is kept."""
+    """A run started and did not finish. Its progress is kept."""
 
 
 class StopRunError(Exception):
-    """Inside a run: training again would end the same way, so it stops; raised on every rank at the same step."""
+    """Stops a run that would fail the same way if it trained again. Raised on every rank at the same step."""

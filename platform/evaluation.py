@@ -3,8 +3,8 @@
     artifacts/evaluations/test-step00000720-1/
       metrics.json  predictions.parquet  confusion.png
 
-A run evaluates its test part once, at its end. Every further evaluation of it is possible, counted, and shown wherever the run
-is: numbers chosen after several of them are no longer those of unseen data.
+A run evaluates its test part once, at its end. Further evaluations are possible. They are counted, and the count is shown with
+the run, because results chosen after several looks at the test part are no longer results on unseen data.
 """
 
 from __future__ import annotations
@@ -37,27 +37,31 @@ CHANGEABLE = (
     "model.batch_norm",
     "resources",
 )
-"""Keys of a run's spec that an evaluation may change: where things are, the views of a clip, and how batch-norm gathers
-statistics, which an evaluation does not do (so a run with "sync" can be evaluated without GPUs). Never what was trained."""
+"""Keys of a run's spec that an evaluation may change: the location of the data, the views of a clip, the resources, and how
+batch norm gathers statistics. An evaluation gathers none, so a run with "sync" can be evaluated without GPUs. No other key can
+change, because the others define the trained model."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """One evaluation of a part."""
+    """Result of one evaluation of a part."""
 
     run_id: str
     part: str
     step: int
-    """Of the checkpoint."""
+    """Step of the checkpoint."""
     metrics: dict[str, float]
     """top1, top5, mean_class in [0, 1]; loss in nats."""
     per_class: dict[str, float]
-    """Recall by class, in [0, 1], of the classes present."""
+    """Recall by class, in [0, 1], of the classes that have clips."""
     clips: int
+    """Number of clips evaluated, without unreadable ones."""
     look: int
-    """The number of this evaluation among all of the run's test part, its own included; 0 for the validation part."""
+    """Position of this evaluation among all evaluations of the run's test part, from 1; 0 for the validation part."""
     folder: Path
+    """Folder of this evaluation."""
     tracking_problem: str | None
+    """Why MLflow is not up to date; None if it is."""
 
 
 def evaluate_run(
@@ -69,16 +73,19 @@ def evaluate_run(
     runs: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> EvaluationResult:
-    """Predict every clip of a part once with a checkpoint of the run `name`, and keep metrics and predictions in its folder.
+    """Predict every clip of a part once with a checkpoint of a run, and store metrics and predictions in the run's folder.
 
     Args:
-        checkpoint: "best" by the validation part, "last", or a step whose checkpoint is there.
+        name: Name of the run, or of an experiment with a single run.
+        checkpoint: "best" by the selection metric, "last", or the step of an existing checkpoint.
         part: "test" or "validation".
-        overrides: e.g. ["data.store=/elsewhere"]; see `CHANGEABLE`.
+        overrides: Changes to the run's spec, e.g. ["data.store=/elsewhere"]. See `CHANGEABLE`.
+        runs: Folder of runs; None uses STARLAB_RUNS, else ./runs.
+        say: Called with each line of output for the user.
 
     Raises:
-        UserError, SpecError, DataError: no such run, checkpoint or data, or other data than the run was trained on.
-        RunFailedError: the workers did not finish.
+        UserError, SpecError, DataError: The run, checkpoint or data do not exist, or the data differ from the training data.
+        RunFailedError: The workers did not finish.
     """
     if part not in PARTS:
         raise UserError(f"--part is {part!r}; it must be one of {', '.join(PARTS)}")
@@ -87,14 +94,16 @@ def evaluate_run(
     stored = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
     spec = override_spec(stored, overrides, CHANGEABLE, folder.path.name)
     if any(override.startswith("resources.checkpoints=") for override in overrides):
-        raise UserError(f"the checkpoints of {folder.path.name} are read where it wrote them: {folder.stored_checkpoints}")
+        raise UserError(
+            f"the checkpoints of {folder.path.name} are read from where the run wrote them: {folder.stored_checkpoints}"
+        )
     step = checkpoint_step(folder, checkpoint)
     source, parts = open_data(spec, root, say)
     trained_on = folder.info.tags["starlab.data_fingerprint"]
     if source.fingerprint != trained_on:
         raise UserError(
             f"run {folder.path.name} was trained on data with fingerprint {trained_on[:12]}, not {source.fingerprint[:12]} as "
-            f"in {spec.data.store or 'the generated data set'}: name the same data, wherever they lie now, with data.store=…"
+            f"in {spec.data.store or 'the generated data set'}: name the current location of the same data with data.store=…"
         )
     clips = parts.test if part == "test" else parts.validation
     if not clips:
@@ -117,16 +126,16 @@ def evaluate_run(
     try:
         evaluate_on_workers(task, placement)
     except BaseException:
-        shutil.rmtree(task.target)  # an evaluation that failed has shown nothing
+        shutil.rmtree(task.target)  # a failed evaluation is not a look at the data
         raise
     return _finish(task, part)
 
 
 def checkpoint_step(folder: RunFolder, checkpoint: str) -> int:
-    """The step that "best", "last" or a number stands for.
+    """Resolve "best", "last" or a number to the step of a checkpoint.
 
     Raises:
-        UserError: there is no such checkpoint, or the word is another.
+        UserError: The checkpoint does not exist, or `checkpoint` is something else.
     """
     if checkpoint.isdecimal():
         step = int(checkpoint)
@@ -146,7 +155,7 @@ def checkpoint_step(folder: RunFolder, checkpoint: str) -> int:
 
 
 def _steps(folder: RunFolder) -> list[int]:
-    """Steps of the complete checkpoints, ascending. Nothing is set aside: the run may be writing one now."""
+    """Return the steps of the complete checkpoints, ascending. Sets nothing aside, because the run may be writing one."""
     return checkpoint_steps(folder.stored_checkpoints)
 
 
@@ -183,7 +192,7 @@ def _new_folder(folder: RunFolder, part: str, step: int) -> Path:
 
 
 def _precision(folder: RunFolder) -> str | None:
-    """The precision that the run was trained with; None while it is unknown."""
+    """Return the precision that the run was trained with, or None if it is not known yet."""
     if (result := folder.result) and result.precision:
         return result.precision
     choices = folder.read(Choices)

@@ -1,7 +1,7 @@
-"""The package itself: its files, their hash, and the copy of it that travels to a cluster.
+"""Lists and hashes the files of the starlab package, and copies them for a cluster.
 
-The package is the checkout's files, or those of the installed wheel: whatever is running. Every question about "all of its
-files" is answered here, so that none of them misses a folder.
+The files are those of the checkout or of the installed wheel, whichever is running. All code that needs the complete list of
+files uses this module, so that no folder is missed.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOMS = ("platform", "models", "pipelines", "experiments")
-"""The package's folders; the packages below them are found, not listed."""
+"""Top-level folders of the package. The packages below them are found automatically."""
 _COMMIT_FILE = "commit.json"
 _PATTERNS = ("*.py", "*.yaml", "py.typed")
 
 
 def package_root() -> Path:
-    """The folder that holds the rooms: the checkout, or `starlab/` in site-packages."""
+    """Return the folder that contains the rooms: the checkout, or `starlab/` in site-packages."""
     return Path(__file__).resolve().parent.parent
 
 
 def package_files(root: Path) -> Iterator[Path]:
-    """The files of the package below `root`, as paths relative to it: modules, experiments and typing marks, sorted."""
+    """Yield the package files below `root` as sorted relative paths: modules, experiments and typing markers."""
     for room in sorted(ROOMS):
         found = {path.relative_to(root) for pattern in _PATTERNS for path in (root / room).rglob(pattern)}
         yield from sorted(path for path in found if "__pycache__" not in path.parts)
 
 
 def code_hash(root: Path) -> str:
-    """SHA-256 (12 hex digits) over the names and bytes of the package's .py files below `root`."""
+    """Compute a SHA-256 (its first 12 hex digits) over the names and contents of the package's .py files below `root`."""
     digest = hashlib.sha256()
     for path in package_files(root):
         if path.suffix == ".py":
@@ -42,10 +42,10 @@ def code_hash(root: Path) -> str:
 
 
 def copy_package(destination: Path) -> None:
-    """Write this package below `destination` as an importable `starlab/`, with the metadata that gives its version.
+    """Copy this package to `destination` as an importable `starlab/`, with the metadata that holds its version.
 
-    The files travel, not a wheel: Ray installs a wheel with all its requirements (a second torch, and not V100's) and
-    names it by its file name alone, so an edited checkout of the same version would run the old code.
+    The files are copied instead of building a wheel: Ray installs a wheel with all its requirements (a second torch, and not
+    the V100 build) and identifies it by its file name alone, so an edited checkout of the same version would run old code.
     """
     root = package_root()
     for path in package_files(root):
@@ -82,7 +82,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def package_version() -> str:
-    """The version of the installed starlab; "0" where it runs without being installed."""
+    """Return the version of the installed starlab, or "0" if it runs without being installed."""
     try:
         return importlib.metadata.version("starlab")
     except importlib.metadata.PackageNotFoundError:

@@ -10,7 +10,7 @@ from starlab.experiments.spec import Spec
 from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.sources import open_source
-from starlab.pipelines.splits import Parts, limit_parts, split_rows
+from starlab.pipelines.splits import Parts, limit_parts, split_rows, thin_train
 from starlab.platform.cluster.connect import Cluster, check_ray_can_start, connect
 from starlab.platform.cluster.room import Demand, wait_for_room
 from starlab.platform.errors import UserError
@@ -44,6 +44,8 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
     """
     source = open_source(spec.data, runs, say)
     parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
+    held_out, official = len(parts.validation), len(parts.validation) + len(parts.train)
+    parts = thin_train(parts, source.clips, spec.data.train_fraction, spec.data.split_seed)
     parts = limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
     for name in ("train", "test"):
         if not getattr(parts, name):
@@ -52,6 +54,11 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
         f"data     {spec.data.dataset}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test "
         f"clips of {len(source.classes)} classes; fingerprint {source.fingerprint[:12]}"
     )
+    share, asked = held_out / official if official else 0.0, spec.data.validation_fraction
+    if abs(share - asked) > 0.01:
+        say(
+            f"         validation is {share:.1%} of the official training part, {asked:.1%} asked: whole subjects or clips move"
+        )
     if source.skipped:
         say(f"skipped  {len(source.skipped)} clips that cannot be used:")
         for skipped in source.skipped[:5]:

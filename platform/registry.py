@@ -1,4 +1,4 @@
-"""The stable address of the model loader: the `loader_module` of every MLmodel file that starlab has written."""
+"""Stable import path of the model loader. Every MLmodel file written by starlab names it as `loader_module`."""
 
 from starlab.platform.serving.registry import _load_pyfunc, load_model
 

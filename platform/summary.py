@@ -6,14 +6,15 @@ from urllib.parse import unquote
 
 from starlab.platform.evaluation import EvaluationResult
 from starlab.platform.runs.metric_names import TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
-from starlab.platform.search.search import SearchResult, values_text
+from starlab.platform.search.search import SearchResult
+from starlab.platform.search.space import values_text
 from starlab.platform.trainer import RunResult
 
 _SELECTED = {"validation": "validation", "test": "best checkpoint by the test part itself (optimistic)"}
 
 
 def result_lines(result: RunResult) -> list[str]:
-    """Test accuracy by class and in all, the run's folder, the MLflow run and the command that shows it."""
+    """Test accuracy of each class and of all clips, the run's folder, the MLflow run and the command that shows it."""
     metrics = result.metrics
     done = "complete already" if result.was_complete else f"{result.seconds:.0f} s"
     return [
@@ -55,12 +56,16 @@ def search_lines(result: SearchResult) -> list[str]:
         reached = "to the end" if trial.whole else f"{trial.epochs:.0f} epochs"
         rows.append(f"  {trial.val_top1:.3f}  {reached:<10}  {values_text(trial.values)}")
     best = result.best
+    look = f", look {result.looks_at_test} at the test part in this search" if result.looks_at_test > 1 else ""
     return [
         f"validation top-1 of {len(rows)} trials ({result.seconds:.0f} s):",
         *rows,
+        *(f"  failed            {run_id}: {reason}" for run_id, reason in sorted(result.failed.items())),
+        *(["the same command tries the failed ones again"] if result.failed else []),
         "",
-        f"best       {best.run_id}: test top-1 {best.metrics[TEST_TOP1]:.3f}",
+        f"best       {best.run_id}: test top-1 {best.metrics[TEST_TOP1]:.3f}{look}",
         f"search     {result.folder}",
+        f"compare    starlab compare {result.folder.name}",
         *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
 

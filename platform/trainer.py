@@ -1,6 +1,6 @@
-"""From a spec to a trained, evaluated, recorded run: the driver's side of a training.
+"""The driver's side of a training: from a spec to a trained, evaluated and recorded run.
 
-The driver opens the data, places the workers, follows the journal and keeps MLflow up to date; `worker/train_loop.py` trains.
+The driver opens the data, places the workers, follows the journal and updates MLflow. `worker/train_loop.py` trains.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST, VAL
-from starlab.platform.runs.records import MlflowState, Result
+from starlab.platform.runs.records import MlflowState, Result, RunInfo
 from starlab.platform.runs.system_metrics import SystemMetrics
 from starlab.platform.serving.registry import write_best_model
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
@@ -38,54 +38,55 @@ from starlab.platform.worker.tasks import TrainTask
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
-    """A training with its data open and its cluster joined; a trial of a search is one of these."""
+    """A training with its data open and its cluster connected, such as a single run or a trial of a search."""
 
     spec: Spec
     source: ClipSource
     parts: Parts
     runs: Path
-    """The folder of runs."""
+    """Folder of runs."""
     cluster: Cluster
     share: float = 1.0
-    """The part of the cluster that this run may take."""
+    """Fraction of the cluster that this run may use."""
     parent: RunFolder | None = None
-    """The search that the run belongs to."""
+    """Search that the run belongs to."""
     is_trial: bool = False
-    """End with the selection part, early if asked to; a later request without it adds the evaluation of the test part."""
+    """Skip the test part, and end early if asked to. A later request without this flag evaluates the test part."""
     fresh: bool = False
-    """Set an earlier run of this spec aside and start again."""
+    """Set aside an earlier run of this spec and start again."""
     callbacks: tuple[UserCallback, ...] = ()
-    """Ray Train's, for example one that carries metrics to Tune."""
+    """Callbacks for Ray Train, for example one that reports metrics to Ray Tune."""
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run is kept."""
+        """Folder of the run."""
         place = self.runs if self.parent is None else self.parent.path / "trials"
         return RunFolder(place / self.spec.run_id(self.source.fingerprint))
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run."""
+    """Result of a finished run."""
 
     run_id: str
     folder: Path
     metrics: dict[str, float]
     """"val/top1", "test/top1", … in [0, 1]; losses in nats."""
     per_class: dict[str, float]
-    """Recall on the test part, in [0, 1]; empty where it was not evaluated."""
+    """Recall by class on the test part, in [0, 1]; empty if it was not evaluated."""
     seconds: float
-    """Of this call."""
+    """Duration of this call."""
     was_complete: bool
-    """The run had been finished before; nothing was trained."""
+    """Whether the run was finished before this call, so that nothing was trained."""
     selected_by: str
-    """Part that picked the best checkpoint: "validation", or "test" where the spec says so."""
+    """Part that selected the best checkpoint: "validation", or "test" if the spec says so."""
     tracking_uri: str
     mlflow_run_id: str | None
-    """None while MLflow has not been reached."""
+    """Id of the MLflow run; None if MLflow was not reached yet."""
     tracking_problem: str | None
+    """Why MLflow is not up to date; None if it is."""
     replayed_differently: int
-    """Points of the curve that were computed again after a restart with another value; 0 where resume is exact."""
+    """Number of points of the curve whose value differed when a restart computed them again; 0 if resume is exact."""
 
 
 def train(
@@ -96,27 +97,27 @@ def train(
     say: Callable[[str], None] = lambda _: None,
     live: bool = False,
 ) -> RunResult:
-    """Train `spec` to its end, or go on where an earlier call stopped; a finished run is only read.
+    """Train `spec` to its end, or continue where an earlier call stopped. The result of a finished run is only read.
 
     Args:
-        spec: the experiment; equal data, model and train sections are the same run.
-        runs: folder of runs; None takes STARLAB_RUNS, else ./runs. All nodes must see it under this path.
-        fresh: set an earlier run of this spec aside and start again.
-        say: gets lines for the user.
-        live: show a view that changes in place, on a terminal, instead of a line per epoch.
+        spec: The experiment. Specs with equal data, model and train sections are the same run.
+        runs: Folder of runs; None uses STARLAB_RUNS, else ./runs. All nodes must see it under this path.
+        fresh: Set aside an earlier run of this spec and start again.
+        say: Called with each line of output for the user.
+        live: Show a view that is updated in place, on a terminal, instead of a line per epoch.
 
     Raises:
-        DataError: the data set cannot be used.
-        UserError: the pre-trained weights are not there, or the cluster cannot hold the run.
-        RunTakenError: another process trains this run.
-        RunFailedError: training did not finish; what it reached is kept and the same call goes on from there.
-        RunPreemptedError: the same, because it was asked to end.
+        DataError: The data set cannot be used.
+        UserError: The pre-trained weights are missing, or the run does not fit on the cluster.
+        RunTakenError: Another process is training this run.
+        RunFailedError: Training did not finish. Its progress is kept and the same call continues from there.
+        RunPreemptedError: Training was asked to end. Its progress is kept and the same call continues from there.
     """
     root = runs_folder(runs)
     check_spec(spec)
     source, parts = open_data(spec, root, say)
     for abandoned in close_abandoned_everywhere(root):
-        say(f"closed   {abandoned.path.name}: its driver was gone")
+        say(f"closed   {abandoned.path.name}: its driver had died")
     with Lease.claim(root / spec.run_id(source.fingerprint)):  # refuse a second process now, not when the cluster has room
         cluster = join_cluster(spec, 1, say)
     request = RunRequest(spec=spec, source=source, parts=parts, runs=root, cluster=cluster, fresh=fresh)
@@ -124,11 +125,11 @@ def train(
 
 
 def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: None, live: bool = False) -> RunResult:
-    """Train as `train` does, once the data are open and the cluster is joined."""
+    """Train as `train` does, with the data already open and the cluster connected."""
     began = datetime.now(UTC)
     spec, folder = request.spec, request.folder
-    if request.fresh and folder.path.exists():
-        with Lease.claim(folder.path):  # not while another process trains it
+    if request.fresh and (folder.path / RunInfo.FILE).exists():
+        with Lease.claim(folder.path):  # fails while another process trains the run
             kept = folder.set_aside()
         say(f"fresh    the earlier run is kept as {kept}")
     was_complete = _is_complete(folder.result, request)
@@ -136,7 +137,7 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
     with Lease.claim(folder.path) as lease:
         open_run(folder, spec, request.source, request.runs, request.parent)
         resumed = not was_complete and bool(folder.stored_checkpoints.folders())
-        state = "complete already" if was_complete else "goes on from its newest checkpoint" if resumed else "is new"
+        state = "complete already" if was_complete else "continues from its newest checkpoint" if resumed else "is new"
         say(f"run      {folder.path.name} {state}; {folder.path}")
         with Sender(folder, spec.tracking.address(request.runs)) as sender:
             try:

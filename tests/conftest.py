@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from hypothesis import settings
 
 from starlab.pipelines.generated.ntu import SyntheticNtuConfig, write_ntu
@@ -34,6 +35,24 @@ SMALL = SyntheticConfig(train_subjects=3, test_subjects=2, train_clips_per_class
 
 SMALL_NTU = SyntheticNtuConfig(train_performers=2, test_performers=1, cameras=2, height_px=90, min_frames=40, max_frames=44)
 """36 clips of 160×90 and one without a body."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that use Ray first: `pytest -n` hands out whole files, and a long one at the end would run alone."""
+    starts_ray = {"local_ray", "ray_head"}
+    long = {item.path for item in items if starts_ray & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def share_of_the_cores() -> None:
+    """Divides the cores between the processes of `pytest -n`.
+
+    With more threads than cores, OpenMP's threads wait for each other in busy loops: the model's tests took twice the
+    processor time.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 @pytest.fixture(scope="session")

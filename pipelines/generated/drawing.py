@@ -73,13 +73,22 @@ def place(joints: Floats, look: Look) -> Floats:
     return placed
 
 
+@dataclass(frozen=True, slots=True)
+class Props:
+    """What is in the picture besides the person."""
+
+    ball: Color | None
+    """Colour of a ball in the right hand."""
+    panel: bool
+    """Whether an opaque panel hides everything from the hips down."""
+
+
 def render(
     joints_px: Floats,
     person: Person,
     look: Look,
     size_px: int,
-    ball: Color | None,
-    panel: bool,
+    props: Props,
     rng: np.random.Generator,
     only: Sequence[int],
 ) -> NDArray[np.uint8]:
@@ -90,8 +99,7 @@ def render(
         person: The person's proportions.
         look: The clip's clothes, place and light.
         size_px: Side of the frames.
-        ball: Colour of a ball in the right hand.
-        panel: Whether an opaque panel hides everything from the hips down.
+        props: What else is in the picture.
         rng: For sensor noise and flicker; the same draws whatever `only` is.
         only: Which of the T frames.
     """
@@ -102,10 +110,10 @@ def render(
     for frame, index in zip(frames, only, strict=True):
         joints = points[index]
         picture = backdrop.copy()
-        _draw_body(picture, joints, person, look, legs=not panel)
-        if ball is not None:
-            _draw_disc(picture, joints[6], 0.085 * look.height_px, ball)
-        if panel:
+        _draw_body(picture, joints, person, look, legs=not props.panel)
+        if props.ball is not None:
+            _draw_disc(picture, joints[6], 0.085 * look.height_px, props.ball)
+        if props.panel:
             # Across the whole picture, from just above the hips, so that it hides the legs completely.
             top = max(0, int(joints_px[index, 7:9, 1].min() - 0.05 * look.height_px))
             picture[top:] = screen[top:]

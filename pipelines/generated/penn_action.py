@@ -147,7 +147,7 @@ class SyntheticClip:
         if self.reversed:  # light and noise are drawn forwards, as the motion is
             joints, numbers = joints[::-1], [last - number for number in numbers]
         rng = np.random.default_rng(self.render_seed)
-        return drawing.render(joints, self.person, self.look, self.size_px, self.ball, self.panel, rng, numbers)
+        return drawing.render(joints, self.person, self.look, self.size_px, drawing.Props(self.ball, self.panel), rng, numbers)
 
 
 def draw_clip(config: SyntheticConfig, action: str, split: Split, number: int, draw: int) -> SyntheticClip:

@@ -1,1 +1,1 @@
-"""Recipe: what a training step computes, in pure torch. Runs in the workers. Imports models and specs; no Ray and no files."""
+"""Recipe: the computation of a training step, in pure torch. Runs in the workers. Imports models and specs; no Ray or files."""

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: evaluated in their place, it is smoother than any single step."""
+"""Keeps an exponential moving average of the weights, which is evaluated in place of the weights of the last step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """average ← d · average + (1 - d) · weights after every step, with d rising to `decay` over the first steps.
+    """Computes average ← d · average + (1 - d) · weights after every step, with d rising to `decay` over the first steps.
 
-    Trainable parameters only: frozen ones do not move, and batch-norm's buffers are averages already.
+    Only trainable parameters are averaged: frozen ones do not change, and the buffers of batch norm are averages already.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,13 +23,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take in the weights after `steps` steps of the run."""
+        """Update the averages with the current weights, after `steps` steps of the run."""
         decay = min(self._decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model holds the averages inside, and the very same weights as before afterwards."""
+        """Load the averages into the model inside the `with` block, and restore its weights bit for bit afterwards."""
         with torch.no_grad():
             kept = [weight.detach().clone() for weight in self._weights]
             torch._foreach_copy_(self._weights, self._averages)
@@ -39,11 +39,11 @@ class WeightAverage:
                 torch._foreach_copy_(self._weights, kept)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by the names of their parameters."""
+        """Return the averages by parameter name."""
         return dict(zip(self._names, self._averages, strict=True))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Load the averages that `tensors` returned."""
         with torch.no_grad():
             for name, average in zip(self._names, self._averages, strict=True):
                 average.copy_(tensors[name])

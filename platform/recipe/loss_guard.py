@@ -1,6 +1,6 @@
-"""What happens to a step whose loss is NaN or infinite: left out, rolled back, or the end, never a poisoned weight.
+"""Decides what to do about a step whose loss or gradient is NaN or infinite: skip it, roll back, or stop the run.
 
-The verdict depends on nothing but the steps that were bad and the run's settings, so every rank comes to the same one.
+The verdict depends only on the bad steps so far and the run's settings, so it is the same on every rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlab.experiments.sections import TrainConfig
 
 
 class Verdict(Enum):
-    """On one step."""
+    """Verdict on one step. The values are the words used in events."""
 
     GOOD = "good"
     SKIP = "left out"
@@ -25,18 +25,19 @@ class Verdict(Enum):
 
 @dataclass(slots=True)
 class LossGuard:
-    """Judges steps by `train.on_bad_loss` and its two limits."""
+    """Judges steps by `train.on_bad_loss`, `train.max_bad_steps` and `train.max_rollbacks`."""
 
     config: TrainConfig
     streak: list[int] = field(default_factory=list)
-    """The bad steps in a row up to now; part of a checkpoint."""
+    """The consecutive bad steps up to now. Stored in checkpoints."""
     left_out: set[int] = field(default_factory=set)
-    """Steps that were bad before a roll-back: the same data would be bad again, so the replay skips them."""
+    """Steps that were bad before a roll-back. The replay skips them, because the same data would be bad again."""
     rollbacks: int = 0
+    """Number of roll-backs so far."""
     _buffers: list[Tensor] = field(default_factory=list)
 
     def judge(self, step: int, bad: bool) -> Verdict:
-        """The verdict on step `step`, which is bad if its loss or gradient, over all ranks, is not finite."""
+        """Return the verdict on a step. The step is bad if the loss or gradient of any rank is not finite."""
         if not bad:
             self.streak.clear()
             return Verdict.GOOD
@@ -49,19 +50,19 @@ class LossGuard:
         return Verdict.ROLL_BACK if self.rollbacks < self.config.max_rollbacks else Verdict.STOP
 
     def complaint(self) -> str:
-        """What was bad, for the message that says why the run stopped."""
+        """Describe the bad steps, for the message that explains why the run stopped."""
         steps = ", ".join(map(str, self.streak))
         return (
             f"a loss or gradient was not finite at step {steps}, after {self.rollbacks} roll-backs ({self.config.on_bad_loss})"
         )
 
     def give_up_on_streak(self) -> None:
-        """Skip the bad steps from now on. Call it before a roll-back, and store `left_out` and `rollbacks`."""
+        """Add the current streak to `left_out` and count a roll-back. Call it before rolling back, then store both."""
         self.left_out |= set(self.streak)
         self.rollbacks += 1
 
     def keep_buffers(self, model: nn.Module) -> None:
-        """Copy the buffers before a forward pass: a bad one leaves NaN in batch-norm's running statistics."""
+        """Copy the buffers before a forward pass, because a bad one leaves NaN in the running statistics of batch norm."""
         if self.config.on_bad_loss != "skip":
             return
         buffers = list(model.buffers())
@@ -71,7 +72,7 @@ class LossGuard:
             torch._foreach_copy_(self._buffers, buffers)
 
     def restore_buffers(self, model: nn.Module) -> None:
-        """Put the buffers back after a bad step, if they were kept."""
+        """Restore the buffers after a bad step, if `keep_buffers` copied them."""
         if self._buffers:
             with torch.no_grad():
                 torch._foreach_copy_(list(model.buffers()), self._buffers)

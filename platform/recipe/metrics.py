@@ -1,6 +1,6 @@
-"""What the predictions of a part come to: accuracy, recall by class, confusion, loss.
+"""Metrics of the predictions for a part of the data: accuracy, recall by class, confusion, loss.
 
-A new metric is a function of an `Evaluation` and its line in `METRICS`; `train.select_by` picks checkpoints by its name.
+To add a metric, write a function of an `Evaluation` and add it to `METRICS`. `train.select_by` can then name it.
 
 Letters: C classes  n clips.
 """
@@ -20,75 +20,75 @@ class Evaluation:
     """Predictions for a list of clips, in the list's order."""
 
     clips: NDArray[np.int64]
-    """(n,) indices into the source; a clip that could not be read is missing."""
+    """(n,) indices of the clips in the source, without those that could not be read."""
     labels: NDArray[np.int64]
-    """(n,)"""
+    """(n,) true classes."""
     logits: NDArray[np.float32]
-    """(n, C)"""
+    """(n, C) scores of the classes."""
     unreadable: tuple[tuple[str, str], ...]
-    """(clip id, reason) of the clips left out."""
+    """(clip id, reason) of each clip that could not be read."""
 
     def metrics(self) -> dict[str, float]:
-        """The value of every metric in `METRICS`, by name; empty where there is no clip."""
+        """Compute every metric in `METRICS`, by name. Empty if there are no clips."""
         return {name: metric.value(self) for name, metric in METRICS.items()} if len(self.labels) else {}
 
     def hits(self, k: int) -> NDArray[np.bool_]:
-        """(n,) whether the true class is among the `k` most likely ones."""
+        """Return (n,) whether the true class is among the `k` most likely ones."""
         found: NDArray[np.bool_] = (self._ranking()[:, :k] == self.labels[:, None]).any(axis=1)
         return found
 
     def per_class(self) -> NDArray[np.float64]:
-        """(C,) recall of each class in [0, 1]; NaN for a class with no clip."""
+        """Compute (C,) the recall of each class in [0, 1]; NaN for a class without clips."""
         confusion = self.confusion()
         total = confusion.sum(axis=1)
         recall: NDArray[np.float64] = np.divide(np.diag(confusion), total, out=np.full(len(total), np.nan), where=total > 0)
         return recall
 
     def confusion(self) -> NDArray[np.int64]:
-        """(C, C) counts: row = true class, column = predicted class."""
+        """Count (C, C) clips by true class (row) and predicted class (column)."""
         classes = self.logits.shape[1]
         cells = self.labels * classes + self.predicted
         return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """(n,) class with the largest logit; of equal ones the first."""
+        """(n,) class with the largest logit, the first of equal ones."""
         return self._ranking()[:, 0]
 
     def probabilities(self) -> NDArray[np.float64]:
-        """(n, C) softmax of the logits."""
+        """Compute (n, C) the softmax of the logits."""
         return softmax(self.logits.astype(np.float64))
 
     def _ranking(self) -> NDArray[np.int64]:
-        """(n, C) classes, most likely first. A logit that is not a number comes last."""
+        """Return (n, C) the classes of each clip, most likely first. A NaN logit comes last."""
         return np.argsort(-self.logits, axis=1, kind="stable")
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number about an evaluation."""
+    """A scalar metric of an evaluation."""
 
     value: Callable[[Evaluation], float]
     higher_is_better: bool = True
 
 
 def top1(evaluation: Evaluation) -> float:
-    """Share of clips whose most likely class is the true one, in [0, 1]."""
+    """Compute the share of clips whose most likely class is the true one, in [0, 1]."""
     return float(evaluation.hits(1).mean())
 
 
 def top5(evaluation: Evaluation) -> float:
-    """Share of clips whose true class is among the five most likely ones, in [0, 1]."""
+    """Compute the share of clips whose true class is among the five most likely ones, in [0, 1]."""
     return float(evaluation.hits(5).mean())
 
 
 def mean_class(evaluation: Evaluation) -> float:
-    """Recall averaged over the classes present, in [0, 1]."""
+    """Compute the recall averaged over the classes that have clips, in [0, 1]."""
     return float(np.nanmean(evaluation.per_class()))
 
 
 def loss(evaluation: Evaluation) -> float:
-    """Mean cross-entropy, in nats."""
+    """Compute the mean cross-entropy, in nats."""
     likelihoods = log_softmax(evaluation.logits)[np.arange(len(evaluation.labels)), evaluation.labels]
     return float(-likelihoods.mean())
 
@@ -99,13 +99,13 @@ METRICS: dict[str, Metric] = {
     "mean_class": Metric(mean_class),
     "loss": Metric(loss, higher_is_better=False),
 }
-"""Metrics by name: what a run reports of each part, as "val/top1" and so on."""
+"""All metrics by name. A run reports each one for each part, e.g. as "val/top1"."""
 
 
 def is_better(new: Mapping[str, float], best: Mapping[str, float], select_by: str) -> bool:
-    """Whether the metrics `new` are better than `best` by one of `METRICS`; of equal ones the lower loss wins.
+    """Return whether the metrics `new` are better than `best` by the metric `select_by`. Ties go to the lower loss.
 
-    Anything is better than no metrics at all.
+    If `best` is empty, `new` is better.
     """
     if not best:
         return True
@@ -114,21 +114,21 @@ def is_better(new: Mapping[str, float], best: Mapping[str, float], select_by: st
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Softmax over the last axis, in the dtype of the logits."""
+    """Compute the softmax over the last axis, in the dtype of the logits."""
     _, weights, total = _exponentials(logits)
     probabilities: NDArray[Any] = weights / total
     return probabilities
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Logarithm of the softmax over the last axis, in the dtype of the logits."""
+    """Compute the logarithm of the softmax over the last axis, in the dtype of the logits."""
     shifted, _, total = _exponentials(logits)
     logarithms: NDArray[Any] = shifted - np.log(total)
     return logarithms
 
 
 def _exponentials(logits: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Logits below 0, their exponentials, and the sums of these: no overflow whatever the logits are."""
+    """Shift the logits to at most 0, so that nothing overflows. Returns them, their exponentials and the sums of these."""
     shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
     weights = np.exp(shifted)
     return shifted, weights, weights.sum(axis=-1, keepdims=True)

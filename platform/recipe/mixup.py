@@ -1,4 +1,4 @@
-"""Mixup: a batch of clips blended with itself, each clip with its neighbour (arXiv:1710.09412)."""
+"""Mixup: blends each clip of a batch with its neighbour (arXiv:1710.09412)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def mixing_share(alpha: float, seed: int, step: int) -> float:
-    """λ of a step, from Beta(α, α), folded to [0.5, 1]; 1 where mixup is off. The same on every rank."""
+    """Draw λ for a step from Beta(α, α), folded to [0.5, 1]. It is the same on every rank, and 1 if `alpha` is 0."""
     if alpha == 0:
         return 1.0
     share = float(np.random.default_rng([seed, step, 1710]).beta(alpha, alpha))
@@ -16,14 +16,15 @@ def mixing_share(alpha: float, seed: int, step: int) -> float:
 
 
 def mix(frames: Tensor, joints: Tensor, other_frames: Tensor, other_joints: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Each clip with share λ, its neighbour with 1 - λ.
+    """Blend each clip, with weight λ, and its neighbour, with weight 1 - λ.
+
+    A joint that is visible in only one of the two clips keeps its position in that clip.
 
     Args:
         frames: uint8 (B, T, H, W, 3).
-        joints: float32 (B, T, M, N, 3): x, y, confidence. A joint that only one of the two shows stays where that one
-            shows it.
-        other_frames: as `frames`, each clip's neighbour.
-        other_joints: as `joints`.
+        joints: float32 (B, T, M, N, 3): x, y, confidence.
+        other_frames: Frames of each clip's neighbour, like `frames`.
+        other_joints: Joints of each clip's neighbour, like `joints`.
         share: λ in [0.5, 1].
 
     Returns:

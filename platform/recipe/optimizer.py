@@ -1,4 +1,4 @@
-"""How weights move: the optimizer, and the learning rate as a function of the step."""
+"""The optimizer, its state in checkpoints, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlab.experiments.sections import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; weight decay only on those of two dimensions or more."""
+    """Create SGD or AdamW over the trainable parameters. Only weight matrices decay, see `_is_matrix`."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if _is_matrix(p)], "weight_decay": config.weight_decay},
@@ -23,17 +23,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """A weight, and no bias, norm or token: those have one dimension besides those of size 1."""
+    """Return whether a parameter has two dimensions or more of size above 1. Biases, norms and tokens have only one."""
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
 def peak_rate(config: TrainConfig) -> float:
-    """`train.lr` itself, or with `lr_scaling: linear` that times global_batch / reference_batch (arXiv:1706.02677)."""
+    """Return `train.lr`, multiplied by global_batch / reference_batch if `lr_scaling` is "linear" (arXiv:1706.02677)."""
     return config.lr * config.global_batch / config.reference_batch if config.lr_scaling == "linear" else config.lr
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up to the peak, then constant or a cosine to 0."""
+    """Compute the learning rate of step `step` (from 0): linear warm-up to the peak, then constant or a cosine to 0."""
     warmup, peak = round(config.warmup_fraction * total_steps), peak_rate(config)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -43,13 +43,13 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat names, "index/key": what a checkpoint stores."""
+    """Return the optimizer's state under flat names, "index/key", as a checkpoint stores it."""
     state = optimizer.state_dict()["state"]
     return {f"{index}/{key}": value for index, entry in state.items() for key, value in entry.items() if value is not None}
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; rates and decay come from the spec."""
+    """Load the state that `optimizer_tensors` returned. Learning rates and weight decay stay those of the spec."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition("/")

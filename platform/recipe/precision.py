@@ -1,4 +1,4 @@
-"""The arithmetic of a training step: fp32, fp16 or bf16, by the spec or measured once, and whether it is compiled."""
+"""Chooses the precision of a training step (fp32, fp16 or bf16) and whether it is compiled."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Precision of a spec → dtype of autocast."""
+"""Autocast dtype by `train.precision`; None means no autocast."""
 
 
 def choose_precision(model: nn.Module, frames: Tensor, joints: Tensor) -> str:
-    """What `train.precision: auto` means for this model and these shapes: "fp32", "fp16" or "bf16".
+    """Resolve `train.precision: auto` for this model and these shapes to "fp32", "fp16" or "bf16".
 
-    A GPU with bf16 units takes bf16, an older one with tensor cores (V100) fp16. A CPU with bf16 units (AMX, AVX512-BF16)
-    is measured both ways, on a copy of the model; without them bf16 is only emulated, so fp32.
+    A GPU with bf16 units uses bf16, and an older one with tensor cores (V100) uses fp16. On a CPU with bf16 units (AMX,
+    AVX512-BF16), a copy of the model is timed in fp32 and bf16. Other CPUs only emulate bf16, so they use fp32.
     """
     if frames.device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(frames.device)
@@ -38,11 +38,11 @@ def _seconds(model: nn.Module, frames: Tensor, joints: Tensor, dtype: torch.dtyp
 
 
 def compiles(choice: str, device: torch.device) -> bool:
-    """Whether `train.compile` means torch.compile on this device.
+    """Return whether `train.compile: choice` enables torch.compile on this device.
 
-    "auto" compiles on a GPU of compute capability 8.0 or more. Not on a V100 (7.0): Triton, which torch.compile writes its
-    kernels in, does not use Volta's matrix units, so say "on" there only after measuring. Not on a CPU: compiling takes
-    longer than the small runs that CPUs are for.
+    "auto" compiles on a GPU of compute capability 8.0 or more. It does not compile on a V100 (7.0): Triton, which
+    torch.compile generates kernels for, does not use Volta's matrix units, so measure before setting "on" there. It does not
+    compile on a CPU, where compiling takes longer than a small run.
     """
     if choice == "auto":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,4 +1,4 @@
-"""What the workers of a run say to each other: sums, gathered lists and rank 0's word. With one worker, nothing is sent."""
+"""Communication between the workers of a run: sums, gathered values and broadcasts. One worker alone sends nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This worker's number among `world`. Every method is a collective: all ranks call it, in the same order."""
+    """This worker's rank among `world` workers. Every method is a collective: all ranks call it, in the same order."""
 
     rank: int
     world: int
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank."""
+        """Return the values of all ranks, in the order of the ranks."""
         shares: list[Any] = [value]
         if self.world > 1:
             shares = [None] * self.world
@@ -33,14 +33,14 @@ class Ranks:
         return shares
 
     def first(self, value: T) -> T:
-        """Rank 0's value."""
+        """Return rank 0's value on every rank."""
         box = [value]
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank rank 0's buffers (batch-norm's running statistics)."""
+        """Copy rank 0's buffers (the running statistics of batch norm) to every rank."""
         if self.world > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)

@@ -1,4 +1,4 @@
-"""The run's arithmetic of steps and epochs: how long it is, where it evaluates, where it writes checkpoints."""
+"""Computes at which steps a run ends, evaluates and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from starlab.experiments.sections import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Steps of a run over `train_clips` clips. A step number counts the steps done."""
+    """The steps of a run over `train_clips` clips. A step number is the number of steps done."""
 
     config: TrainConfig
     train_clips: int
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Number of optimizer steps of the whole run."""
         return self.steps_of(self.config.epochs)
 
     def steps_of(self, epochs: float) -> int:
-        """Steps that cover so many passes over the training clips; the last one may reach into the next pass."""
+        """Return the number of steps that cover `epochs` passes over the training clips, rounded up."""
         return math.ceil(epochs * self.train_clips / self.config.global_batch)
 
     def epoch_ends(self) -> frozenset[int]:
-        """Steps done at the end of each whole epoch but the last."""
+        """Return the steps at which an epoch ends, except the last epoch."""
         return frozenset(self.steps_of(epoch) for epoch in range(1, math.ceil(self.config.epochs)))
 
     def evaluations(self) -> dict[int, int]:
-        """Steps done → epochs begun, at every evaluation of the selection part; the last step always has one."""
+        """Map the step of each evaluation of the selection part to its epoch. The last step always has an evaluation."""
         config = self.config
         epochs = range(config.evaluate_every_epochs, math.ceil(config.epochs), config.evaluate_every_epochs)
         return {self.steps_of(epoch): epoch for epoch in epochs} | {self.total_steps: math.ceil(config.epochs)}
 
     def checkpoints_between(self) -> frozenset[int]:
-        """Steps of the checkpoints besides those at evaluations."""
+        """Return the steps of the checkpoints that are not at an evaluation."""
         every = self.config.checkpoint_every_steps
         regular = range(every, self.total_steps, every) if every else ()
         return frozenset({*self.epoch_ends(), *regular}) - self.evaluations().keys()

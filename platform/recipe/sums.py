@@ -1,4 +1,4 @@
-"""What training steps add up for the curve: loss, hits, clips and unreadable clips."""
+"""Sums that training steps accumulate for the curve: loss, hits, clips and unreadable clips."""
 
 from __future__ import annotations
 
@@ -10,45 +10,56 @@ from torch import Tensor
 
 
 class Totals(NamedTuple):
-    """Sums as plain numbers."""
+    """Accumulated sums as plain numbers."""
 
     loss: float
     """Sum of the clips' losses, in nats."""
     hits: float
-    """Clips whose most likely class was the true one."""
+    """Number of clips whose most likely class was the true one."""
     clips: float
+    """Number of clips trained on."""
     unreadable: float
-    """Clips that could not be read and were replaced."""
+    """Number of clips that could not be read and were replaced."""
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of a clip, in nats. There must be clips."""
+        return self.loss / self.clips
+
+    @property
+    def top1(self) -> float:
+        """Share of clips whose most likely class was the true one, in [0, 1]. There must be clips."""
+        return self.hits / self.clips
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The same as one float64 tensor of shape (4,) on the device, so that ranks add all of them in one collective."""
+    """Accumulated sums as one float64 tensor of shape (4,) on the device, which ranks can add in one collective."""
 
     tensor: Tensor
 
     @classmethod
     def zero(cls, device: torch.device) -> Sums:
-        """Sums over nothing."""
+        """Create sums that are all zero."""
         return cls(torch.zeros(len(Totals._fields), dtype=torch.float64, device=device))
 
     @property
     def loss(self) -> Tensor:
-        """The sum of losses, on the device."""
+        """Sum of the losses, a scalar on the device."""
         return self.tensor[0]
 
     def totals(self) -> Totals:
-        """The sums as numbers; waits for the device."""
+        """Return the sums as numbers. Waits for the device."""
         return Totals(*self.tensor.tolist())
 
     def add(self, other: Sums) -> None:
-        """Add another's sums."""
+        """Add other sums to these, in place."""
         self.tensor.add_(other.tensor)
 
     def clear(self) -> None:
-        """Back to zero."""
+        """Set the sums to zero."""
         self.tensor.zero_()
 
     def load(self, values: list[float]) -> None:
-        """Take the numbers of a checkpoint."""
+        """Set the sums to the numbers of a checkpoint."""
         self.tensor.copy_(torch.tensor(values, dtype=self.tensor.dtype))

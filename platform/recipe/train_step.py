@@ -1,4 +1,4 @@
-"""One optimizer step: a batch's gradients over all ranks, and what they do to the weights."""
+"""Does one optimizer step: computes the gradients of a batch over all ranks and applies them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ from starlab.platform.recipe.training_state import TrainingState
 
 
 class TrainStep:
-    """`gradients`, then either `apply` (after `clip`) or `drop`; each rank with its slice of the global batch."""
+    """Trains the model one step at a time, each rank with its slice of the global batch.
+
+    Call `gradients`, then `clip`, then either `apply` or `drop`.
+    """
 
     def __init__(self, state: TrainingState, config: TrainConfig, ranks: Ranks, device: torch.device, total_steps: int) -> None:
         self._state, self._config, self._ranks, self._device = state, config, ranks, device
         self._total_steps = total_steps
         self._unscaled = False
-        """Whether the scaler has unscaled this step's gradients."""
+        """Whether the loss scaler has unscaled the gradients of this step."""
         self._model: nn.Module = state.model
         if compiles(config.compile, device):
-            # The forward pass alone: hooks (the watchdog's beat) and DDP's own work stay outside of the graph.
+            # Only the forward pass is compiled: hooks (the watchdog's beat) and DDP's own work stay outside the graph.
             state.model.forward = torch.compile(state.model.forward)
         if ranks.world > 1:
-            # Batch-norm's running statistics are rank 0's, shared before each evaluation: nothing reads them earlier.
+            # Running statistics of batch norm are copied from rank 0 before each evaluation; nothing reads them earlier.
             self._model = DistributedDataParallel(state.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def gradients(self, batch: Batch) -> Sums:
-        """Compute the gradients of the global batch's mean loss. Returns this rank's sums."""
+        """Compute the gradients of the mean loss over the global batch. Returns this rank's sums."""
         config, state, clips = self._config, self._state, len(batch.labels)
         torch.manual_seed(_step_seed(config.seed, state.step, self._ranks.rank))  # dropout and drop-path of this step
         share = mixing_share(config.mixup, config.seed, state.step)
@@ -50,7 +53,9 @@ class TrainStep:
             frames, joints, labels = self._inputs(batch, part)
             others = labels
             if share < 1:
-                neighbours = np.arange(part.start - 1, part.stop - 1)  # the first clip's is the last of this rank's share
+                neighbours = np.arange(
+                    part.start - 1, part.stop - 1
+                )  # the first clip's neighbour is the last of this rank's slice
                 other_frames, other_joints, others = self._inputs(batch, neighbours)
                 frames, joints = mix(frames, joints, other_frames, other_joints, share)
             with self._alone(number + 1 < config.accumulate):
@@ -58,22 +63,23 @@ class TrainStep:
                 with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
                     logits: Tensor = self._model(frames, joints)
                 losses = _losses(logits.float(), labels, others, config.label_smoothing, share)
-                # DDP averages over ranks; ranks may hold unequal slices. So: the sum here, times world / G, is the global mean.
+                # DDP averages over ranks, whose slices may differ in size: the local sum times world / G gives the global mean.
                 state.scaler.scale(losses.sum() * self._ranks.world / config.global_batch).backward()
             hits = (logits.detach().argmax(dim=1) == labels).sum()
             sums[:2] += torch.stack([losses.detach().double().sum(), hits.double()])
         return Sums(sums)
 
     def _inputs(self, batch: Batch, clips: slice | NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames, joints and labels of some of the batch's clips, on the device."""
+        """Copy frames, joints and labels of some clips of the batch to the device."""
         frames = torch.from_numpy(batch.frames[clips]).to(self._device, non_blocking=True)
         joints = torch.from_numpy(batch.joints[clips]).to(self._device, non_blocking=True)
         return frames, joints, torch.from_numpy(batch.labels[clips]).to(self._device)
 
     def clip(self) -> bool:
-        """Clip the gradient, if asked to. False where it is not finite, on all ranks alike.
+        """Clip the gradient if `train.clip_norm` is set. Returns False if the gradient is not finite, equally on all ranks.
 
-        In fp16 too large a loss scale makes it infinite, which the scaler sees to; below 1 the gradient itself is bad.
+        In fp16 a loss scale that is too large makes the gradient infinite, and the scaler lowers the scale. Once the scale is
+        below 1, the gradient itself is bad.
         """
         scaler, parameters = self._state.scaler, list(self._state.model.parameters())
         if self._config.clip_norm is None:
@@ -85,11 +91,11 @@ class TrainStep:
         return bool(norm.isfinite()) or (self._state.precision == "fp16" and scaler.get_scale() >= 1)
 
     def _alone(self, wanted: bool) -> AbstractContextManager[None]:
-        """Gradients stay on this rank until the last part of its share."""
+        """Return a context that skips the gradient exchange between ranks, if `wanted`."""
         return self._model.no_sync() if wanted and isinstance(self._model, DistributedDataParallel) else nullcontext()
 
     def apply(self) -> None:
-        """Move the weights, and their average."""
+        """Update the weights and their average."""
         state = self._state
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, state.step, self._total_steps)
@@ -102,16 +108,16 @@ class TrainStep:
             state.average.update(state.step)
 
     def drop(self) -> None:
-        """Leave the weights as they are, and batch-norm's statistics as they were."""
+        """Discard the gradients and restore the running statistics of batch norm. The weights do not change."""
         if self._unscaled:
-            self._state.scaler.update(new_scale=self._state.scaler.get_scale())  # it may unscale again
+            self._state.scaler.update(new_scale=self._state.scaler.get_scale())  # allows the scaler to unscale again
             self._unscaled = False
         self._state.optimizer.zero_grad(set_to_none=True)
         self._state.guard.restore_buffers(self._state.model)
 
 
 def _losses(logits: Tensor, labels: Tensor, others: Tensor, smoothing: float, share: float) -> Tensor:
-    """(B,) cross-entropies; of a blended clip, those of its two labels by their shares."""
+    """Compute the (B,) cross-entropies. For a blended clip, mix those of its two labels by their shares."""
     losses = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     if share == 1:
         return losses

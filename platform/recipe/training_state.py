@@ -1,4 +1,4 @@
-"""Everything that a training step changes, and so all that a checkpoint holds. A step's random numbers come from its number."""
+"""Everything that a training step changes and that a checkpoint stores. Random numbers derive from the step number."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from starlab.platform.recipe.optimizer import load_optimizer_tensors, make_optim
 from starlab.platform.recipe.sums import Sums
 
 _MODEL, _OPTIMIZER, _AVERAGE = "model/", "optimizer/", "average/"
-"""How the names of a checkpoint's tensors begin."""
+"""Prefixes of the tensor names in a checkpoint."""
 
 
 class TrainingState:
-    """One replica of the training; equal on all ranks after every step, except for batch-norm's running statistics."""
+    """The state of one rank. After every step it is equal on all ranks, except for the running statistics of batch norm."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device, precision: str) -> None:
         self.model, self.precision = model, precision
         self.step = 0
-        """Optimizer steps done."""
+        """Number of optimizer steps done."""
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.average = WeightAverage(model, config.ema) if config.ema is not None else None
         self.guard = LossGuard(config)
         self.best: dict[str, float] = {}
-        """Step and the selection's metrics of the best checkpoint so far."""
+        """Step and selection metrics of the best checkpoint so far."""
         self.unreadable: dict[str, str] = {}
-        """Reason by clip id: all ranks' up to the last checkpoint, and this rank's since."""
+        """Why clips could not be read, by clip id: of all ranks up to the last checkpoint, and of this rank since then."""
         self.pending = Sums.zero(device)
-        """Over all ranks, since the last point of the curve."""
+        """Sums over all ranks since the last point of the curve."""
         self.epoch = Sums.zero(device)
-        """Over all ranks, since the epoch began."""
+        """Sums over all ranks since the epoch began."""
 
     def too_many_unreadable(self, limit: float) -> str | None:
-        """A message when more than `limit` of the clips drawn in this epoch could not be read; None otherwise."""
+        """Return a message if more than the fraction `limit` of this epoch's clips could not be read, else None."""
         totals = self.epoch.totals()
         drawn = totals.clips + totals.unreadable
         if totals.unreadable <= limit * drawn:
@@ -51,7 +51,7 @@ class TrainingState:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Flat names → tensors, as a checkpoint stores them."""
+        """Return all tensors of a checkpoint by flat name."""
         tensors = {f"{_MODEL}{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         if self.average:
@@ -59,7 +59,7 @@ class TrainingState:
         return tensors
 
     def numbers(self) -> dict[str, Any]:
-        """What is not a tensor, in plain JSON types."""
+        """Return the rest of a checkpoint, which is not tensors, in plain JSON types."""
         return {
             "pending": list(self.pending.totals()),
             "epoch": list(self.epoch.totals()),
@@ -70,7 +70,7 @@ class TrainingState:
         }
 
     def restore(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go back to step `step`, from what `tensors` and `numbers` returned there."""
+        """Restore what `tensors` and `numbers` returned when `step` optimizer steps were done."""
         self.step = step
         self.model.load_state_dict(tensors_under(tensors, _MODEL))
         load_optimizer_tensors(self.optimizer, tensors_under(tensors, _OPTIMIZER))
@@ -86,10 +86,10 @@ class TrainingState:
 
 
 def weights_to_evaluate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's state in a checkpoint's tensors, with the averaged weights where the run keeps them."""
+    """Return the model's state dict from the tensors of a checkpoint, with averaged weights if the run keeps them."""
     return tensors_under(tensors, _MODEL) | tensors_under(tensors, _AVERAGE)
 
 
 def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

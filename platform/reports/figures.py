@@ -1,10 +1,10 @@
-"""Figures of a run and of a search, and the artifacts that a finished one leaves."""
+"""Figures of a run and of a search, and the artifacts that each leaves when it is finished."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from starlab.experiments.space import Distribution
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.journal import FILE, Point, read_points
 from starlab.platform.runs.metric_names import TRAIN, VAL
@@ -33,43 +34,44 @@ def write_artifacts(folder: RunFolder) -> list[Path]:
     return paths
 
 
-def write_search_artifacts(folder: RunFolder, trials: Sequence[Trial]) -> None:
+def write_search_artifacts(folder: RunFolder, trials: Sequence[Trial], space: Mapping[str, Distribution]) -> None:
     """Write trials.csv, best first, and trials.png: the value of every trial against each dimension of the space."""
     folder.artifacts.mkdir(exist_ok=True)
-    keys = sorted({key for trial in trials for key in trial.values})
+    keys = sorted(space)
     with (folder.artifacts / "trials.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["run", *keys, "val_top1", "epochs", "whole"])
         for trial in trials:
             values = [trial.values.get(key, "") for key in keys]
             table.writerow([trial.run, *values, trial.val_top1, trial.epochs, trial.whole])
-    search_figure(trials, keys).savefig(folder.artifacts / "trials.png", dpi=120)
+    search_figure(trials, space).savefig(folder.artifacts / "trials.png", dpi=120)
 
 
-def search_figure(trials: Sequence[Trial], keys: Sequence[str]) -> Figure:
-    """One panel per dimension of the space; a filled dot is a trial that reached its end, a hollow one was ended early."""
-    figure = Figure(figsize=(3.2 * len(keys), 3.2), layout="constrained")
-    for axes, key in zip(np.atleast_1d(figure.subplots(1, len(keys), sharey=True)), keys, strict=True):
-        for trial in sorted(trials, key=lambda trial: trial.values.get(key, 0)):
-            axes.plot(
-                trial.values.get(key),
-                trial.val_top1,
-                "o",
-                color="C0",
-                fillstyle="full" if trial.whole else "none",
-            )
+def search_figure(trials: Sequence[Trial], space: Mapping[str, Distribution]) -> Figure:
+    """Draw one panel per dimension of the space; a filled dot is a trial that reached its end, a hollow one ended early."""
+    figure = Figure(figsize=(3.2 * len(space), 3.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(space), sharey=True))
+    for axes, (key, distribution) in zip(panels, sorted(space.items()), strict=True):
+        is_choice = distribution.kind == "choice"
+        for trial in trials:
+            value = trial.values[key]
+            place = distribution.values.index(value) if is_choice else value
+            axes.plot(place, trial.val_top1, "o", color="C0", fillstyle="full" if trial.whole else "none")
         axes.set_xlabel(key)
         axes.grid(alpha=0.3)
-        if key.endswith(".lr"):
+        if is_choice:
+            axes.set_xticks(range(len(distribution.values)), [str(value) for value in distribution.values])
+            axes.set_xlim(-0.5, len(distribution.values) - 0.5)
+        elif distribution.kind == "log":
             axes.set_xscale("log")
-        elif all(isinstance(trial.values.get(key), int) for trial in trials):
+        elif distribution.kind == "int":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel("validation top-1")
     return figure
 
 
 def confusion_figure(confusion: np.ndarray[Any, Any], classes: Sequence[str], part: str = "test") -> Figure:
-    """Rows are true classes, columns predictions; shades are shares of a row, numbers are clips."""
+    """Draw a confusion matrix: rows are true classes, columns predictions; shades are shares of a row, numbers are clips."""
     size = 2.5 + 0.42 * len(classes)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.add_subplot()
@@ -91,7 +93,7 @@ def confusion_figure(confusion: np.ndarray[Any, Any], classes: Sequence[str], pa
 
 
 def curves_figure(points: Sequence[Point]) -> Figure:
-    """Loss and top-1 over steps, training and validation."""
+    """Draw loss and top-1 over steps, of training and validation."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = (("loss (nats)", "loss"), ("top-1", "top1"))
     for axes, (title, name) in zip(figure.subplots(1, 2), panels, strict=True):

@@ -1,1 +1,1 @@
-"""Runs: the run's folder on disk, which is the truth about a run. Every process uses it. Imports specs; no Ray, no MLflow."""
+"""Runs: a run's folder on disk, the source of truth about the run. Used by every process. Imports specs; no Ray, no MLflow."""

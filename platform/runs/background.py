@@ -1,4 +1,4 @@
-"""Work that a thread repeats in the background until it is stopped."""
+"""Repeats a function in a background thread until it is stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Background:
-    """Calls `work` every so many seconds from a daemon thread, between `start` and `stop` or inside a `with` block."""
+    """Calls `work` periodically from a daemon thread, between `start` and `stop` or inside a `with` block."""
 
     def __init__(
         self,
@@ -19,13 +19,14 @@ class Background:
         first_seconds: float | None = None,
         last_call: bool = False,
     ) -> None:
-        """Prepare the thread; nothing runs yet.
+        """Prepare the thread without starting it.
 
         Args:
-            name: what the thread is called.
-            work: may return the seconds to wait before its next call; None waits `every_seconds`.
-            first_seconds: the wait before the first call, if it is another.
-            last_call: call `work` once more when it is stopped.
+            name: Name of the thread.
+            work: Called in the thread. It may return the seconds to wait before its next call; None waits `every_seconds`.
+            every_seconds: Wait between calls.
+            first_seconds: Wait before the first call; None waits `every_seconds`.
+            last_call: Call `work` once more when the thread is stopped.
         """
         self._work, self._every_seconds = work, every_seconds
         self._first_seconds = every_seconds if first_seconds is None else first_seconds
@@ -39,7 +40,7 @@ class Background:
         return self
 
     def stop(self, timeout_seconds: float | None = None) -> bool:
-        """End the thread after the call that may be under way, and the last one. Returns False when the timeout ends first."""
+        """Stop the thread once any current call, and the last one, return. Returns False if `timeout_seconds` end first."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
@@ -59,7 +60,7 @@ class Background:
     def _run(self) -> None:
         wait = self._first_seconds
         while not self._stopping.wait(wait):
-            said = self._work()
-            wait = self._every_seconds if said is None else said
+            next_wait = self._work()
+            wait = self._every_seconds if next_wait is None else next_wait
         if self._last_call:
             self._work()

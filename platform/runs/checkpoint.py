@@ -1,11 +1,12 @@
-"""A checkpoint is a folder whose manifest was written last; without one, or with a wrong hash, it does not exist.
+"""Writes, reads and prunes checkpoints: folders whose manifest is written last.
 
     checkpoints/step_00000900-3f2a/
       tensors.safetensors   model, optimizer and averages, flat names
-      state.json            where training stood: step, best so far, epoch sums, loss scale, journal length
-      manifest.json         size and SHA-256 of the two
+      state.json            progress of the training: step, best so far, epoch sums, loss scale, journal length
+      manifest.json         size and SHA-256 of the other two files
 
-No pickle anywhere, and no rename: true on a disk and on a store such as S3.
+A checkpoint without a manifest, or whose files do not match it, does not exist. Nothing is pickled and nothing is renamed,
+so the format works on a disk and on object storage such as S3.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from starlab.pipelines.storage import Folder
 _MANIFEST, _TENSORS, _STATE = "manifest.json", "tensors.safetensors", "state.json"
 _SET_ASIDE = "manifest.json.damaged"
 _SECONDS_BETWEEN_READS = (1.0, 3.0)
-"""A store that fails is asked again: what cannot be read just now is not damaged."""
+"""Waits before a failed read is repeated: a file that cannot be read at the moment is not necessarily damaged."""
 Place = Folder | Path
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose every byte was checked."""
+    """A checkpoint in memory. Every byte was checked against the manifest."""
 
     name: str
     step: int
     tensors: dict[str, torch.Tensor]
-    """On the CPU."""
+    """Tensors by flat name, on the CPU."""
     state: dict[str, Any]
 
 
@@ -50,11 +51,16 @@ def write_checkpoint(
     state: Mapping[str, Any],
     before_commit: Callable[[], None] = lambda: None,
 ) -> str:
-    """Write a checkpoint of `step` into a fresh folder; it exists once its manifest does. Returns the folder's name.
+    """Write a checkpoint of `step` into a new folder and return the folder's name.
+
+    The manifest is written last, so the checkpoint does not exist before it is complete.
+
+    Args:
+        before_commit: Called after the data files and before the manifest are written.
 
     Raises:
-        OSError: it could not be written; what there is of it is no checkpoint.
-        Exception: whatever `before_commit`, called before the manifest is written, raises.
+        OSError: A file could not be written. The partial folder does not count as a checkpoint.
+        Exception: Any exception that `before_commit` raises.
     """
     storage, name = _storage(place), f"step_{step:08d}-{uuid.uuid4().hex[:4]}"
     contents = {
@@ -74,8 +80,8 @@ def read_checkpoint(place: Place, name: str) -> Checkpoint:
     """Check every byte of a checkpoint against its manifest and load it.
 
     Raises:
-        ValueError: it is incomplete or damaged; the message says which file and how.
-        OSError: it could not be read, in three tries; nothing is known about it.
+        ValueError: The checkpoint is incomplete or damaged. The message names the file and the damage.
+        OSError: A file could not be read in three attempts, so it is unknown whether the checkpoint is whole.
     """
     storage = _storage(place)
     try:
@@ -84,22 +90,22 @@ def read_checkpoint(place: Place, name: str) -> Checkpoint:
         for file, expected in manifest["files"].items():
             data = contents[file] = _read(storage, f"{name}/{file}")
             if len(data) != expected["bytes"]:
-                raise ValueError(f"{storage}/{name}/{file} holds {len(data)} bytes, its manifest says {expected['bytes']}")
+                raise ValueError(f"{storage}/{name}/{file} holds {len(data)} bytes, but its manifest says {expected['bytes']}")
             if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-                raise ValueError(f"{storage}/{name}/{file} is damaged: its SHA-256 is not the manifest's")
+                raise ValueError(f"{storage}/{name}/{file} is damaged: its SHA-256 does not match the manifest")
         tensors = safetensors.torch.load(contents[_TENSORS])
         return Checkpoint(name, int(manifest["step"]), tensors, json.loads(contents[_STATE]))
     except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{storage}/{name} is no complete checkpoint: {error!r}") from error
+        raise ValueError(f"{storage}/{name} is not a complete checkpoint: {error!r}") from error
 
 
 def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with the newer ones.
+    """Return the newest whole checkpoint, or None, and a message for each newer one that was skipped.
 
-    Damaged ones are set aside and never tried again. One that cannot be read just now is left as it is, for another time.
+    A damaged checkpoint is set aside and not tried again. One that cannot be read at the moment is skipped and left unchanged.
 
     Raises:
-        OSError: none is whole, and one may be but cannot be read: to start from nothing would be wrong.
+        OSError: No checkpoint is known to be whole, and at least one could not be read. Starting from scratch could lose it.
     """
     storage = _storage(place)
     complaints: list[str] = []
@@ -112,7 +118,7 @@ def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
             storage.put(f"{name}/{_SET_ASIDE}", _read(storage, f"{name}/{_MANIFEST}"))
             storage.delete(f"{name}/{_MANIFEST}")
         except OSError as error:
-            complaints.append(f"passed over, it cannot be read just now: {storage}/{name}: {error}")
+            complaints.append(f"skipped, it cannot be read just now: {storage}/{name}: {error}")
             unread = error
     if unread is not None:
         raise unread
@@ -120,16 +126,16 @@ def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
 
 
 def find_checkpoint(place: Place, step: int) -> Checkpoint:
-    """The checkpoint of exactly this step.
+    """Load the checkpoint of exactly this step.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: The checkpoint does not exist or is damaged.
     """
     storage = _storage(place)
     names = [name for name in _complete(storage) if name.startswith(f"step_{step:08d}-")]
     if not names:
         raise ValueError(f"{storage} holds no checkpoint of step {step}")
-    for name in names[1:]:  # the same step trained twice is the same checkpoint twice
+    for name in names[1:]:  # a step that was trained twice has two equal checkpoints
         try:
             return read_checkpoint(storage, name)
         except ValueError:
@@ -138,12 +144,15 @@ def find_checkpoint(place: Place, step: int) -> Checkpoint:
 
 
 def checkpoint_steps(place: Place) -> list[int]:
-    """Steps of the complete checkpoints, ascending; whether they are whole is not looked at."""
+    """Return the steps of all checkpoints that have a manifest, in ascending order. Their files are not checked."""
     return sorted({int(name[5:13]) for name in _complete(_storage(place))})
 
 
 def remove_orphans(place: Place) -> list[str]:
-    """Delete folders whose writer was ended before the manifest; their names. Only while nobody else writes here."""
+    """Delete the folders of checkpoints that were never completed and return their names.
+
+    Call it only while no other process writes checkpoints to `place`.
+    """
     storage = _storage(place)
     orphans = [
         name
@@ -156,11 +165,12 @@ def remove_orphans(place: Place) -> list[str]:
 
 
 def prune_checkpoints(place: Place, keep_steps: set[int], newest: int = 2) -> None:
-    """Delete all but the `newest` complete checkpoints and those of the steps in `keep_steps`."""
+    """Delete all complete checkpoints except the `newest` ones and those of the steps in `keep_steps`."""
     storage = _storage(place)
-    for name in _complete(storage)[:-newest]:
+    complete = _complete(storage)
+    for name in complete[: max(0, len(complete) - newest)]:
         if int(name[5:13]) not in keep_steps:
-            storage.delete(f"{name}/{_MANIFEST}")  # first: a half-deleted checkpoint must not look whole
+            storage.delete(f"{name}/{_MANIFEST}")  # deleted first: a half-deleted checkpoint must not look whole
             storage.delete(name)
 
 
@@ -176,7 +186,7 @@ def _read(storage: Folder, name: str) -> bytes:
 
 
 def _complete(storage: Folder) -> list[str]:
-    """Oldest first."""
+    """Return the names of the checkpoints that have a manifest, oldest first."""
     return [name for name in storage.folders() if name.startswith("step_") and storage.has(f"{name}/{_MANIFEST}")]
 
 

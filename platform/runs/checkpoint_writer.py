@@ -1,4 +1,4 @@
-"""Checkpoints written in the background, one at a time; training waits only for the copy of its tensors."""
+"""Writes checkpoints in the background, one at a time. Training waits only while its tensors are copied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from starlab.platform.runs.checkpoint import prune_checkpoints, remove_orphans, 
 
 
 class CheckpointWriter:
-    """Rank 0's. A write that fails for want of space or of the store costs that checkpoint, not the training."""
+    """Writes the checkpoints of a run, on rank 0.
+
+    When a write fails because the disk is full or the storage is unavailable, that checkpoint is lost and training continues.
+    """
 
     def __init__(
         self,
@@ -23,20 +26,24 @@ class CheckpointWriter:
         sync_journal: Callable[[], None],
         alert: Callable[[int, str], None],
     ) -> None:
-        """`alert(step, what)` is told of each checkpoint that is lost.
+        """Create a writer; no thread runs before the first `save`.
 
         Args:
-            check_owner: raises when the run is somebody else's by now; called before anything is completed or deleted.
-            sync_journal: puts on the disk what the checkpoint knows of; an OSError costs the checkpoint.
+            storage: Folder of the run's checkpoints.
+            check_owner: Raises LeaseLostError if another process owns the run. Called before a checkpoint is completed and
+                before anything is deleted.
+            sync_journal: Flushes to disk the metrics that the checkpoint refers to. If it raises OSError, the checkpoint is
+                lost.
+            alert: Called with the step and the reason for each checkpoint that is lost.
         """
         self._storage, self._check_owner, self._sync_journal, self._alert = storage, check_owner, sync_journal, alert
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.written: int | None = None
-        """Step of the last checkpoint that is complete."""
+        """Step of the last checkpoint that this writer completed."""
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep_steps: set[int]) -> None:
-        """Copy the tensors and return; the write goes on in the background. Waits for the one before."""
+        """Wait for the previous checkpoint, copy the tensors, and write the new one in the background."""
         self.wait()
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         frozen = json.loads(json.dumps(dict(state)))
@@ -44,10 +51,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is in flight.
+        """Wait until no checkpoint is being written.
 
         Raises:
-            LeaseLostError: the run is somebody else's by now.
+            LeaseLostError: Another process owns the run.
         """
         if self._thread is not None:
             self._thread.join()
@@ -60,16 +67,18 @@ class CheckpointWriter:
         try:
             try:
                 write_checkpoint(self._storage, step, tensors, state, self._before_commit)
-            except OSError:  # once more, without what is half written and with only one older one
-                self._check_owner()  # nothing is deleted in a run that is somebody else's by now
+            except OSError:  # try again with more room: delete partial checkpoints and all but one older one
+                self._check_owner()  # delete nothing if another process owns the run
                 remove_orphans(self._storage)
                 prune_checkpoints(self._storage, keep_steps, newest=1)
                 write_checkpoint(self._storage, step, tensors, state, self._before_commit)
             self.written = step
         except OSError as error:
             self._tidy(remove_orphans)
-            self._alert(step, f"the checkpoint could not be written ({error}); training goes on, older ones are kept")
-        except BaseException as error:  # raised by the next wait()
+            self._alert(
+                step, f"the checkpoint could not be written ({error}); training continues and older checkpoints are kept"
+            )
+        except BaseException as error:  # the next wait() raises it
             self._failure = error
         else:
             self._tidy(lambda storage: prune_checkpoints(storage, keep_steps))
@@ -79,7 +88,7 @@ class CheckpointWriter:
         self._check_owner()
 
     def _tidy(self, delete: Callable[[Folder], object]) -> None:
-        """Delete, if the run is still ours; what cannot be deleted now is tried again after the next checkpoint."""
+        """Call `delete` if this process still owns the run. A failed deletion is repeated after the next checkpoint."""
         try:
             self._check_owner()
             delete(self._storage)

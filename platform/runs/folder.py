@@ -1,20 +1,20 @@
-"""What a run leaves on disk; everything else (MLflow, tables, figures) can be made from it again.
+"""The files of a run on disk. Everything else (MLflow, tables, figures) can be rebuilt from them.
 
 runs/demo-1a2b3c4d/
-  spec.json  run.json        what was asked, and by which code and machine
+  spec.json  run.json        the resolved spec; the run's status, code version and driver process
   journal.jsonl              every metric; journal.differences.jsonl: values that a replay computed differently
   journal.system.jsonl       CPU, memory and GPUs of the driver's machine; journal.system.node-N.jsonl: of a worker's
-  events.jsonl               what happened besides, by the driver; events.rank-N.jsonl: by a rank (see events.py)
+  events.jsonl               notable events, by the driver; events.rank-N.jsonl: by a rank (see events.py)
   provenance.jsonl           code, libraries and device of each start that differ from those of the start before
   checkpoints/               see checkpoint.py
-  result.json                the end: test metrics, confusion matrix
+  result.json                final result: test metrics, confusion matrix
   outcome.json               how the last attempt ended: finished, stopped or preempted
   unreadable.json            clips that could not be read
-  end_early.json             a search asks this trial to end itself
-  artifacts/                 figures and tables of this run, its model, the predictions, evaluations by hand
-  mlflow.json                what MLflow has of it already
+  end_early.json             request of a search that this trial end early
+  artifacts/                 figures, tables, the model, predictions, and later evaluations
+  mlflow.json                what was already sent to MLflow
 
-The JSON files are the typed records of records.py; `spec.json` is the resolved spec.
+The JSON files hold the typed records of records.py; `spec.json` holds the resolved spec.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from starlab.platform.runs.records import DamagedRecordError, EarlyEnd, R, Resul
 
 SPEC = "spec.json"
 MODEL = "model"
-"""Name of the model's folder among a run's artifacts (see serving/registry.py)."""
+"""Name of the model's folder inside a run's artifacts (see serving/registry.py)."""
 _SET_ASIDE = ".until-"
 
 
@@ -49,10 +49,10 @@ class RunFolder:
     # ------------------------------------------------------------------ records
 
     def read(self, kind: type[R]) -> R | None:
-        """A record of this run; None where it has none.
+        """Read a record of this run. Returns None if its file does not exist.
 
         Raises:
-            DamagedRecordError: the file is there and cannot be read as such a record.
+            DamagedRecordError: The file exists and does not hold a valid record of this kind.
         """
         path = self.path / kind.FILE
         try:
@@ -61,10 +61,10 @@ class RunFolder:
             return None
 
     def require(self, kind: type[R]) -> R:
-        """A record that must be there.
+        """Read a record that must exist.
 
         Raises:
-            DamagedRecordError: it is missing or cannot be read.
+            DamagedRecordError: The record is missing or damaged.
         """
         record = self.read(kind)
         if record is None:
@@ -72,13 +72,13 @@ class RunFolder:
         return record
 
     def write(self, record: Any) -> None:
-        """Replace a record in one step."""
+        """Replace a record atomically."""
         self.write_json(record.FILE, plain(record))
 
     def update(self, kind: type[R], change: Callable[[R], R]) -> R:
-        """Change a record that several processes change: read, change and write under a lock. Returns the new record.
+        """Read a record, apply `change` and write it back, under a lock between processes. Returns the new record.
 
-        Keys that this version does not know are kept.
+        Keys of the file that this version does not know are kept.
         """
         with file_lock(self.path / f".{kind.FILE}.lock"):
             record = change(self.require(kind))
@@ -86,21 +86,21 @@ class RunFolder:
         return record
 
     def remove(self, kind: type[R]) -> None:
-        """Delete a record, if it is there."""
+        """Delete a record if it exists."""
         (self.path / kind.FILE).unlink(missing_ok=True)
 
     @property
     def info(self) -> RunInfo:
-        """`run.json`, which every run has."""
+        """The record in `run.json`, which every run has."""
         return self.require(RunInfo)
 
     @property
     def result(self) -> Result | None:
-        """`result.json`; None while the run has not reached its end."""
+        """The record in `result.json`, or None while the run has not finished."""
         return self.read(Result)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Replace a JSON file of this run in one step: a reader sees the old or the new, never half."""
+        """Replace a JSON file of this run atomically: a reader sees the old or the new content, never a part."""
         self.path.mkdir(parents=True, exist_ok=True)
         draft = self.path / f".{name}.{uuid.uuid4().hex[:8]}"
         try:
@@ -114,10 +114,10 @@ class RunFolder:
             raise
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of this run as it is; empty when there is none.
+        """Read a JSON file of this run as a plain dict. Returns an empty dict if it does not exist.
 
         Raises:
-            DamagedRecordError: it cannot be read.
+            DamagedRecordError: The file is not a JSON object.
         """
         try:
             return parse_json((self.path / name).read_text(), self.path / name)
@@ -128,20 +128,24 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go, unless the spec says otherwise."""
+        """Default folder of the checkpoints, used unless the spec sets `resources.checkpoints`."""
         return self.path / "checkpoints"
 
     @property
     def stored_checkpoints(self) -> Folder:
-        """The storage of this run's checkpoints, here or where its spec said when it was new."""
+        """The storage that holds this run's checkpoints, as fixed when the run was created."""
         info = self.read(RunInfo)
         return Folder((info.checkpoints if info else None) or self.checkpoints)
 
     def place_checkpoints(self, wanted: str | None, key: str) -> str | None:
-        """A new run's own folder for checkpoints under `wanted`, which no other run shares; None for the run's folder.
+        """Return a folder under `wanted` that only this run uses for its checkpoints, or None to use the run's own folder.
+
+        Args:
+            wanted: Value of `resources.checkpoints`: a path, a URI or None.
+            key: The run's key. It tells apart runs of the same name.
 
         Raises:
-            UserError: `wanted` is an address that nothing here can open.
+            UserError: `wanted` cannot be opened, for example because its URI scheme is unknown.
         """
         if wanted is None:
             return None
@@ -156,11 +160,11 @@ class RunFolder:
 
     @property
     def artifacts(self) -> Path:
-        """Where figures and tables go."""
+        """Folder of the run's figures, tables, model and predictions."""
         return self.path / "artifacts"
 
     def ask_to_end(self, reason: str) -> None:
-        """Ask the run that trains here to end at its next point of the curve; only a trial of a search obeys."""
+        """Ask this run to end at its next point of the curve. Only trials of a search follow the request."""
         self.write(EarlyEnd(reason=reason))
 
     @property
@@ -170,33 +174,33 @@ class RunFolder:
 
     @property
     def ended_early(self) -> bool:
-        """Whether the run ended because it was asked to, before its last step."""
+        """Whether the run was asked to end and ended before its last step."""
         result = self.result
         return result is not None and result.ended_early
 
     def looks_at_test(self) -> int:
-        """How often this run's test part was evaluated, by the run itself or by hand."""
+        """Return how often this run's test part was evaluated, by the run itself and by `starlab evaluate`."""
         result = self.result
         own = result is not None and result.test is not None
         return own + len(list((self.artifacts / "evaluations").glob("test-*/metrics.json")))
 
     def trials(self) -> list[RunFolder]:
-        """The runs of a search's trials; none for any other run."""
+        """Return the runs of a search's trials. The list is empty for any other run."""
         return [RunFolder(path.parent) for path in sorted(self.path.glob(f"trials/*/{RunInfo.FILE}"))]
 
     def set_aside(self) -> Path:
-        """Rename the folder so that a fresh run can take its name; nothing is deleted."""
+        """Rename the folder so that a new run can take its name, and return the new path. Nothing is deleted."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         return self.path.rename(self.path.with_name(f"{self.path.name}{_SET_ASIDE}{stamp}"))
 
 
 def runs_folder(runs: str | Path | None = None) -> Path:
-    """Where runs are kept: the argument, else STARLAB_RUNS, else ./runs; absolute."""
+    """Return the absolute path of the runs folder: the argument, else STARLAB_RUNS, else ./runs."""
     return Path(runs or os.environ.get("STARLAB_RUNS") or "runs").expanduser().resolve()
 
 
 def read_infos(folders: Iterable[RunFolder]) -> tuple[dict[RunFolder, RunInfo], list[DamagedRecordError]]:
-    """The `run.json` of each run, in order, and the complaints about those that cannot be read."""
+    """Read the `run.json` of each run, in order. Returns the records, and an error for each that cannot be read."""
     infos: dict[RunFolder, RunInfo] = {}
     damaged: list[DamagedRecordError] = []
     for folder in folders:
@@ -208,14 +212,14 @@ def read_infos(folders: Iterable[RunFolder]) -> tuple[dict[RunFolder, RunInfo], 
 
 
 def find_runs(runs: Path, name: str, complain: Callable[[str], None] = lambda _: None) -> list[RunFolder]:
-    """The run or the trial called `name`, or else every run of the experiment `name`, oldest first.
+    """Find the run or trial called `name`, or else all runs of the experiment `name`, oldest first.
 
     Args:
-        complain: gets a line for each other run whose `run.json` cannot be read; it is skipped.
+        complain: Called with a line for each other run that is skipped because its `run.json` cannot be read.
 
     Raises:
-        UserError: there is none.
-        DamagedRecordError: the run called `name` cannot be read.
+        UserError: No run, trial or experiment has this name.
+        DamagedRecordError: The run called `name` cannot be read.
     """
     if (runs / name / RunInfo.FILE).is_file():
         named = RunFolder(runs / name)
@@ -228,7 +232,9 @@ def find_runs(runs: Path, name: str, complain: Callable[[str], None] = lambda _:
     infos, damaged = read_infos(folders)
     for error in damaged:
         complain(f"skipped  {error}")
-    current = [folder for folder in infos if _SET_ASIDE not in folder.path.name]  # the others count when they are named
+    current = [
+        folder for folder in infos if _SET_ASIDE not in folder.path.name
+    ]  # set-aside runs are found only by their own name
     chosen = [folder for folder in current if infos[folder].experiment == name]
     if not chosen:
         known = sorted(folder.path.name for folder in folders)

@@ -1,7 +1,8 @@
-"""The run's own record of its metrics: one JSON line a point, on disk before anything else reads it.
+"""Records the metrics of a run: one JSON line per point, written to disk before anything else reads it.
 
-The first write of a (key, step) wins: a step that is trained again after a crash reuses the stored value and time, so MLflow,
-which drops exact repeats, holds every point once. A value that came out differently is written beside the journal, and counted.
+The first write of a (key, step) pair wins. A step that is trained again after a crash reuses the stored value and time, so
+MLflow, which drops exact repeats, holds every point once. A value that differs on replay is written to a second file and
+counted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from starlab.platform.runs.metric_names import SYSTEM
 
 FILE = "journal.jsonl"
 SYSTEM_FILE = "journal.system.jsonl"
-"""What the driver measures of its machine: a file of its own, because a journal has one writer."""
+"""Metrics of the driver's machine. They have their own file because a journal has exactly one writer."""
 NODE_FILES = "journal.system.node-*.jsonl"
-"""The same for the other machines that train, one file each."""
+"""Metrics of each other machine that trains, one file per machine."""
 _SYNC_SECONDS = 1.0
 
 
@@ -31,28 +32,38 @@ class Point:
     """One value of one metric."""
 
     key: str
-    """part/name, e.g. "train/loss"; see metric_names.py."""
+    """Name of the metric, "part/name", e.g. "train/loss" (see metric_names.py)."""
     step: int
     """Optimizer steps done when it was measured."""
     value: float
     time_ms: int
-    """Milliseconds since 1970, fixed when first written. No order depends on it: clocks jump."""
+    """Milliseconds since 1970, fixed when first written. Nothing is ordered by it, because clocks jump."""
 
 
 class Journal:
-    """Appends points to a file; one writer at a time (rank 0). Training never waits for the disk, except in `sync`."""
+    """Appends points to a file, with one writer at a time (rank 0). Training waits for the disk only in `sync`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read: bool = True) -> None:
+        """Open a journal to append to it.
+
+        Args:
+            path: File of the journal. It is created if it does not exist.
+            read: Whether to read all points, because any of them may be logged again. With False, call `expect_replay`.
+        """
         self._path = path
-        self._known = {(point.key, point.step): point.value for point in read_points(path)}
+        self._known: dict[tuple[str, int], float] = {}
         self._lines = LineWriter(path)
+        if read:
+            self.expect_replay(0)
         self._syncing = Background("starlab-journal", self._try_to_sync, _SYNC_SECONDS).start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of one step that are not there yet. They survive this process at once, the machine in a second.
+        """Write the metrics of one step that the journal does not hold yet.
+
+        They survive the end of this process immediately, and a failure of the machine after about a second.
 
         Raises:
-            OSError: the disk takes no more; the points are kept, and written with the next ones that can be.
+            OSError: The disk is full or failing. The points stay in memory and are written with the next ones.
         """
         now = time.time_ns() // 1_000_000
         lines = []
@@ -65,19 +76,31 @@ class Journal:
                 self._note_difference(key, step, stored, value)
         self._lines.write(lines)
 
+    def expect_replay(self, offset: int) -> None:
+        """Read the points from byte `offset` on, because their steps may be done again.
+
+        Args:
+            offset: The value of `num_bytes` at the checkpoint from which the training continues.
+        """
+        self._known |= {(point.key, point.step): point.value for point in read_points(self._path, offset)}
+
+    def forget_before(self, step: int) -> None:
+        """Free the memory of points before `step`, which no longer repeat once a checkpoint of `step` is complete."""
+        self._known = {known: value for known, value in self._known.items() if known[1] >= step}
+
     def sync(self) -> None:
-        """Put everything written so far on the disk; from any thread.
+        """Flush everything logged so far to the disk. Safe to call from any thread.
 
         Raises:
-            OSError: it cannot be; nothing is lost while this process lives.
+            OSError: The disk is full or failing. The points stay in memory while this process lives.
         """
         self._lines.sync()
 
     def close(self) -> None:
-        """Sync and close; a second call does nothing.
+        """Sync and close the journal. A second call does nothing.
 
         Raises:
-            OSError: as `sync`.
+            OSError: As for `sync`.
         """
         if not self._syncing.stopped:
             self._syncing.stop()
@@ -85,11 +108,11 @@ class Journal:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the file once everything logged so far is in it."""
+        """Length that the file has once everything logged so far is written."""
         return self._lines.num_bytes
 
     def _try_to_sync(self) -> None:
-        with contextlib.suppress(OSError):  # `sync` raises it, before a checkpoint relies on it
+        with contextlib.suppress(OSError):  # raised again by `sync`, before a checkpoint relies on it
             self._lines.sync()
 
     def _note_difference(self, key: str, step: int, stored: float, value: float) -> None:
@@ -98,32 +121,33 @@ class Journal:
 
 
 class PointFollower:
-    """Reads the points that a journal gains after the follower was made."""
+    """Reads the points that are added to a journal after the follower was created."""
 
     def __init__(self, path: Path) -> None:
         self._lines = LineFollower(path)
 
     def new_points(self) -> list[Point]:
-        """The points written since the last call."""
+        """Return the points written since the last call."""
         return [point for line in self._lines.new_lines() if (point := _point(line)) is not None]
 
 
 def count_differences(path: Path) -> int:
-    """Points of the journal at `path` that a replay computed differently from the first time, over all restarts of the run.
+    """Count the points of the journal at `path` that a replay computed differently, over all restarts of the run.
 
-    Points under `SYSTEM` do not count: a clock never repeats. The points are listed in `<name>.differences.jsonl` beside it.
+    Points under `SYSTEM` do not count, because measured times never repeat. `<name>.differences.jsonl`, beside the journal,
+    lists the points.
     """
     beside = _differences_path(path)
     return beside.read_bytes().count(b"\n") if beside.exists() else 0
 
 
 def journals(run: Path) -> list[Path]:
-    """All journals of a run's folder, whether they exist yet or not."""
+    """Return the paths of all journals of a run's folder. The first two may not exist yet."""
     return [run / FILE, run / SYSTEM_FILE, *sorted(run.glob(NODE_FILES))]
 
 
 def count_points(path: Path) -> int:
-    """Complete points of a journal."""
+    """Count the complete points of a journal."""
     return sum(1 for _ in read_points(path))
 
 
@@ -134,7 +158,7 @@ def read_points(path: Path, offset: int = 0) -> Iterator[Point]:
 
 
 def read_points_with_ends(path: Path, offset: int = 0) -> Iterator[tuple[Point, int]]:
-    """Yield as `read_points`, each with the byte offset of its line's end: where a sender goes on."""
+    """Yield each point as `read_points` does, with the byte offset at which its line ends and a later read can continue."""
     for line, end in read_lines(path, offset):
         point = _point(line)
         if point is not None:
@@ -142,7 +166,7 @@ def read_points_with_ends(path: Path, offset: int = 0) -> Iterator[tuple[Point, 
 
 
 def _point(line: Mapping[str, Any]) -> Point | None:
-    """None for a line that is no point, such as one that a bad block changed."""
+    """Parse a line. Returns None if it is not a point, for example because a bad disk block changed it."""
     try:
         return Point(str(line["key"]), int(line["step"]), float(line["value"]), int(line["time_ms"]))
     except (ValueError, TypeError, KeyError):

@@ -1,6 +1,6 @@
-"""Line files: one JSON object a line, appended by one writer and followed by any number of readers.
+"""Line files: one JSON object per line, appended by one writer and followed by any number of readers.
 
-A line counts once its newline is written. A reader skips a line that is cut off or damaged; the lines around it are good.
+A line counts once its newline is written. A reader skips a truncated or damaged line and still reads the lines around it.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_TAIL_BYTES = 1 << 16
+
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one line and close the file. A line that another writer left cut off is ended first.
+    """Append one line and close the file. A truncated last line of another writer is terminated first.
 
     Raises:
-        OSError: the disk has no room for it, or cannot be reached.
+        OSError: The disk is full or unavailable.
     """
     with path.open("ab+") as file:
         if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
@@ -26,7 +29,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield each complete line from byte `offset` on, with the offset at which it ends. No file is an empty one."""
+    """Yield each complete line from byte `offset` on, with the offset at which it ends. A missing file has no lines."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -43,8 +46,17 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], in
                 yield value, offset
 
 
+def read_last_line(path: Path) -> dict[str, Any] | None:
+    """Return the last complete line, or None if there is none. Only the end of the file is read."""
+    if not path.exists():
+        return None
+    tail = read_lines(path, max(0, path.stat().st_size - _TAIL_BYTES))  # a truncated first line is skipped
+    newest = deque(tail, maxlen=1)
+    return newest[0][0] if newest else None
+
+
 class LineFollower:
-    """Reads what a line file gains after the follower was made."""
+    """Reads the lines that are added to a line file after the follower was created."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -58,13 +70,13 @@ class LineFollower:
 
 
 class LineWriter:
-    """Appends lines to a file that it keeps open; safe to use from several threads.
+    """Appends lines to a file that it keeps open. Safe to use from several threads.
 
-    A line that the disk has no room for stays in memory and is written before the next one.
+    A line that does not fit on the disk stays in memory and is written before the next one.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, without a tail that an earlier writer left cut off: nobody has read it."""
+        """Open the file and cut off a truncated last line of an earlier writer, which no reader has read."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -72,29 +84,31 @@ class LineWriter:
         self._lock = threading.Lock()
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Append a line for each value. They survive this process at once, and the machine once `sync` returns.
+        """Append one line per value.
+
+        The lines survive the end of this process immediately, and a failure of the machine once `sync` returns.
 
         Raises:
-            OSError: the disk takes no more; the lines are kept.
+            OSError: The disk is full or failing. The lines stay in memory.
         """
         with self._lock:
             self._unwritten += b"".join(map(_line, values))
         self._flush()
 
     def sync(self) -> None:
-        """Put everything written so far on the disk.
+        """Flush everything written so far to the disk.
 
         Raises:
-            OSError: it cannot be; nothing is lost while this process lives.
+            OSError: The disk is full or failing. The lines stay in memory while this process lives.
         """
         self._flush()
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Sync and close.
+        """Sync and close the file.
 
         Raises:
-            OSError: as `sync`; the file is closed all the same.
+            OSError: As for `sync`. The file is closed in any case.
         """
         try:
             self.sync()
@@ -103,13 +117,13 @@ class LineWriter:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the file once everything written so far is in it."""
+        """Length that the file has once every line is written."""
         with self._lock:
             return os.fstat(self._file).st_size + len(self._unwritten)
 
     def _flush(self) -> None:
         with self._lock:
-            while self._unwritten:  # a disk that fills up takes a part
+            while self._unwritten:  # a disk that fills up accepts only a part
                 self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
 
 
@@ -120,8 +134,15 @@ def _line(value: Mapping[str, Any]) -> bytes:
 def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole != len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    with path.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:  # backwards, because a journal of many epochs takes 100 MB
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end != size:
+            file.truncate(end)

@@ -1,10 +1,10 @@
-"""One process trains a run at a time: it takes a lease, renews it, and gives it back.
+"""Lets one process at a time train a run: it claims a lease, renews it and releases it.
 
     lease.json   {"fence": 7, "owner": {"host": …, "pid": …, "started": …}, "renewed": …, "seconds": 60, "released": false}
 
-The fencing number grows by one with every lease. A process that was stopped and wakes up after its lease had run out still
-holds the old number, and with it can no longer complete a checkpoint or write a metric. On the same machine a dead owner is
-known to be dead, so no process waits for its lease to run out.
+The fencing number grows by one with every lease. A process that was suspended and resumes after its lease has expired still
+holds the old number, and can no longer complete a checkpoint or write a metric. A dead owner on the same machine is detected
+immediately, so its lease need not expire first.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from starlab.platform.runs.records import DamagedRecordError, LeaseState, Proces
 
 FILE = LeaseState.FILE
 SECONDS = 60.0
-"""A lease that was not renewed for so long is free: longer than any pause of a process that still lives."""
+"""A lease that was not renewed for this long has expired. Longer than any pause of a live process."""
 
 
 class RunTakenError(UserError):
-    """Another process trains this run."""
+    """Another process is training this run."""
 
 
 class LeaseLostError(StarlabError):
-    """This process no longer owns the run that it trains."""
+    """This process no longer owns the run that it is training."""
 
 
 class Lease:
-    """A run's lease in the hands of this process; a thread renews it until `release`."""
+    """The lease of a run, held by this process. A thread renews it until `release`."""
 
     def __init__(self, folder: Path, fence: int, owner: ProcessId, seconds: float) -> None:
-        """Use `claim`."""
+        """Create a lease that was already written to disk. Use `claim` instead."""
         self.fence = fence
         self._folder, self._owner, self._seconds = folder, owner, seconds
         self._renewing = Background("starlab-lease", self._renew, seconds / 4).start()
 
     @classmethod
     def claim(cls, folder: Path, seconds: float = SECONDS) -> Lease:
-        """Take the run in `folder`, which is created if need be.
+        """Claim the run in `folder`, which is created if it does not exist.
 
         Raises:
-            RunTakenError: another process has it; names that process and the time left.
+            RunTakenError: Another process holds the lease. The message names that process and the time left.
         """
         folder.mkdir(parents=True, exist_ok=True)
         me = this_process()
@@ -59,21 +59,21 @@ class Lease:
                 if left > 0 and not is_dead(held.owner):
                     raise RunTakenError(
                         f"run {folder.name} is being trained by process {held.owner.pid} on {held.owner.host}; wait for it or "
-                        f"end it. Its lease, unless renewed, runs out in {left:.0f} s (lease {held.fence}, {folder / FILE})"
+                        f"end it. Unless renewed, its lease runs out in {left:.0f} s (lease {held.fence}, {folder / FILE})"
                     )
             fence = held.fence + 1 if held else 1
             _write(folder, fence, me, seconds, released=False)
         return cls(folder, fence, me, seconds)
 
     def holds(self) -> bool:
-        """Whether the run still belongs to this process."""
+        """Return whether this process still owns the run."""
         held = _read(self._folder)
         return held is not None and held.fence == self.fence
 
     def release(self) -> None:
-        """Give the run back, so that the next process need not wait."""
+        """Release the run so that the next process need not wait."""
         self._renewing.stop()
-        with suppress(OSError):  # a full disk: this process is soon seen to be dead
+        with suppress(OSError):  # a full disk: other processes soon see that this one is dead
             self._put(released=True)
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class Lease:
         self.release()
 
     def _renew(self) -> None:
-        with suppress(OSError):  # a full disk or an absent server; the next try comes before the lease has run out
+        with suppress(OSError):  # a full disk or an unavailable server; the next attempt comes before the lease expires
             self._put(released=False)
 
     def _put(self, released: bool) -> None:
@@ -95,10 +95,10 @@ class Lease:
 
 
 def check_fence(folder: Path, fence: int) -> None:
-    """Check, before anything is added to a run, that the lease under which the training began is still the newest.
+    """Check that lease number `fence` is still the newest. Call it before anything is written to a run.
 
     Raises:
-        LeaseLostError: another process has taken the run over.
+        LeaseLostError: Another process has taken over the run.
     """
     held = _read(folder)
     if held is None or held.fence != fence:
@@ -111,7 +111,7 @@ def check_fence(folder: Path, fence: int) -> None:
 
 
 def _locked(folder: Path) -> AbstractContextManager[None]:
-    """Makes looking and writing one act; held for a moment only."""
+    """Lock the lease file so that a check and the write after it are atomic."""
     return file_lock(folder / f".{FILE}.lock")
 
 

@@ -1,4 +1,4 @@
-"""A run's record from its start to its end: opened, closed, or closed by others when its driver is gone."""
+"""Opens and closes a run's record, and closes the records of runs whose driver died."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from starlab.platform.runs.provenance import DEVICE, note_start, provenance
 from starlab.platform.runs.records import DamagedRecordError, LeaseState, ProcessId, RunInfo, Status, plain
 
 _BEFORE_OUTCOME = ("preempted.json", "stopped.json")
-"""What earlier versions wrote instead of `outcome.json`; stale once the run goes on."""
+"""Files that earlier versions wrote instead of `outcome.json`. They are outdated once the run continues."""
 _CLOCKS_DIFFER_SECONDS = 600.0
-"""The clocks of two machines surely differ by less."""
+"""An upper bound for the difference between the clocks of two machines."""
 
 
 def open_run(
@@ -35,15 +35,15 @@ def open_run(
     parent: RunFolder | None,
     resolved: Mapping[str, Any] | None = None,
 ) -> RunInfo:
-    """Write down what is about to run, or that it goes on.
+    """Create the record of a new run, or mark an existing run as running again.
 
     Args:
-        runs: the folder of runs.
-        parent: the search that the run belongs to.
-        resolved: what to store as its spec, if not `spec` itself.
+        runs: The folder of runs.
+        parent: The search that the run belongs to, if any.
+        resolved: The dict to store as the run's spec; None stores `spec`.
 
     Raises:
-        UserError: a run that goes on keeps its checkpoints elsewhere than the spec says now.
+        UserError: `resources.checkpoints` names another place than the one that an existing run uses.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.path / f".{RunInfo.FILE}.lock"):
@@ -53,7 +53,8 @@ def open_run(
         if earlier and checkpoints not in (None, earlier.checkpoints):
             raise UserError(
                 f"run {folder.path.name} keeps its checkpoints in {earlier.checkpoints or folder.checkpoints}, and "
-                f"resources.checkpoints is {spec.resources.checkpoints!r}; leave it out to go on, or start again with --fresh"
+                f"resources.checkpoints is {spec.resources.checkpoints!r}; leave it out to continue the run, or start again "
+                "with --fresh"
             )
         for name in _BEFORE_OUTCOME:
             (folder.path / name).unlink(missing_ok=True)
@@ -83,23 +84,23 @@ def open_run(
             status="RUNNING",
             driver=this_process(),
         )
-        folder.write_json(RunInfo.FILE, folder.read_json(RunInfo.FILE) | plain(info))  # keeps what a newer starlab knows
+        folder.write_json(RunInfo.FILE, folder.read_json(RunInfo.FILE) | plain(info))  # keeps the keys of a newer starlab
     return info
 
 
 def close_run(folder: RunFolder, status: Status, tags: Mapping[str, str] = MappingProxyType({})) -> RunInfo:
-    """Write down how a run ended, and further tags."""
+    """Record how a run ended, and add `tags` to it. Returns the new record."""
     more = {"starlab.ended_early": "true"} if folder.ended_early else {}
-    if (looks := folder.looks_at_test()) > 1:  # by hand, before the run had ended
+    if (looks := folder.looks_at_test()) > 1:  # evaluated by hand before the run ended
         more["starlab.test_looks"] = str(looks)
     return folder.update(RunInfo, lambda run: replace(run, status=status, tags={**run.tags, **more, **tags}))
 
 
 def close_abandoned(runs: Path) -> list[RunFolder]:
-    """Mark the runs under `runs`, trials of searches included, whose driver died as KILLED. Returns them.
+    """Mark the runs and trials under `runs` whose driver died as KILLED, and return them.
 
-    A driver on this machine that is not there any more is known to be dead. One on another machine cannot be seen from here
-    and counts as dead long after its lease has run out. A run whose record cannot be read is left alone.
+    A driver on this machine is dead if its process has ended. A driver on another machine cannot be observed; it counts as
+    dead ten minutes after its lease has expired. A run whose record cannot be read is left unchanged.
     """
     closed = []
     found = sorted([*runs.glob(f"*/{RunInfo.FILE}"), *runs.glob(f"*/trials/*/{RunInfo.FILE}")])
@@ -115,7 +116,7 @@ def close_abandoned(runs: Path) -> list[RunFolder]:
 
 
 def _lease_is_over(folder: RunFolder, driver: ProcessId) -> bool:
-    """Whether a driver on another machine has not renewed its lease for longer than any difference of clocks explains."""
+    """Return whether the lease of a driver on another machine expired longer ago than clock differences could explain."""
     if driver.machine == this_machine():
         return False
     try:

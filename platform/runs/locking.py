@@ -1,4 +1,4 @@
-"""A lock between processes, on a file."""
+"""A lock between processes, based on a file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock that `path` stands for; it ends with the process at the latest.
+    """Hold an exclusive lock on the file `path`. The lock is released when the process ends, at the latest.
 
     Raises:
-        BlockingIOError: another process holds it, and `wait` is False.
+        BlockingIOError: Another process holds the lock and `wait` is False.
     """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

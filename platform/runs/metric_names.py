@@ -1,4 +1,4 @@
-"""The names of metrics in a run's journal, and so in MLflow: "part/name"."""
+"""Names of the metrics in a run's journal and in MLflow, of the form "part/name"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EPOCH_TRAIN_LOSS = "epoch/train_loss"
 EPOCH_TRAIN_TOP1 = "epoch/train_top1"
 UNREADABLE_CLIPS = "data/unreadable_clips"
 VAL = "val/"
-"""Prefix of the metrics of the selection part, whichever clips it holds."""
+"""Prefix of the metrics of the selection part (the validation part, or the test part where the spec says so)."""
 VAL_TOP1 = "val/top1"
 VAL_LOSS = "val/loss"
 VAL_CLIPS = "val/clips"
@@ -22,7 +22,7 @@ TEST = "test/"
 TEST_TOP1 = "test/top1"
 TEST_MEAN_CLASS = "test/mean_class"
 SYSTEM = "system/"
-"""Prefix of what measures the machine and not the model: speeds, waits, memory. A replay never repeats them exactly."""
+"""Prefix of metrics of the machine rather than the model: speeds, waits, memory. A replay never repeats them exactly."""
 CLIPS_PER_SECOND = "system/clips_per_second"
 DATA_WAIT = "system/data_wait"
 MEMORY_MEGABYTES = "system/system_memory_usage_megabytes"

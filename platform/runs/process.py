@@ -1,4 +1,4 @@
-"""Which process is which, and whether it still lives."""
+"""Identifies processes and tells whether they are still alive."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from starlab.platform.runs.records import ProcessId
 
 
 def this_process() -> ProcessId:
-    """The identity of this process."""
+    """Return the identity of this process."""
     pid = os.getpid()
     return ProcessId(host=socket.gethostname(), machine=this_machine(), pid=pid, started=_start_ticks(pid))
 
 
 def is_dead(process: ProcessId) -> bool:
-    """True when the process ran on this machine and has ended; False when it lives, or ran where it cannot be seen."""
+    """Return whether the process ran on this machine and has ended. Returns False for a process on another machine."""
     return process.machine == this_machine() and _start_ticks(process.pid) != process.started
 
 
 def this_machine() -> str:
-    """Boot id and process-number space: containers of one host may share its name, but not its processes."""
+    """Return the boot id and PID namespace. Containers of one host may share its name but not its processes."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Clock ticks from boot to the process's start; None when it has ended, also as a zombie."""
+    """Return the clock ticks from boot to the start of the process, or None if it has ended (a zombie has ended)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

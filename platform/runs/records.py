@@ -1,7 +1,7 @@
-"""The typed records of a run's folder: what crosses a process or survives on disk, one JSON file each.
+"""Typed records of a run's folder: data that processes exchange or that stays on disk, one JSON file each.
 
-A record is a frozen dataclass that names its file. Readers ignore keys that they do not know, so the folder of an older or
-a newer starlab opens; a record that cannot be read is named with its file and what is wrong.
+A record is a dataclass that names its file. Readers ignore unknown keys, so the folder of an older or newer starlab can be
+read. The error for a damaged record names the file and the damage.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 from starlab.platform.errors import UserError
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-"""How a run stands, in MLflow's words; KILLED is a run that was asked to end, or whose driver died."""
+"""Status of a run, in MLflow's terms. KILLED means that the run was asked to end or that its driver died."""
 
 
 class DamagedRecordError(UserError):
-    """A record of a run cannot be read; the message names its file."""
+    """A record of a run is missing or cannot be read. The message names the file."""
 
 
 class Record(Protocol):
-    """A dataclass that is stored as one JSON file of a run's folder."""
+    """A dataclass that is stored as one JSON file in a run's folder."""
 
     FILE: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -36,69 +36,71 @@ R = TypeVar("R", bound=Record)
 
 
 def _absent() -> Any:
-    """A field that is left out of the file while it is None."""
+    """Declare a field that is omitted from the file while it is None."""
     return field(default=None, metadata={"omit_none": True})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessId:
-    """Identifies a process for ever: a later process with the same number started at another tick."""
+    """Unique identity of a process. A later process with the same PID has another start time."""
 
     host: str
     pid: int
     started: int | None
     """Clock ticks from boot to the process's start."""
     machine: str = ""
-    """Boot id and process-number space. Containers of one host may share its name, but not its processes."""
+    """Boot id and PID namespace. Containers of one host may share its name but not its processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunInfo:
-    """What a run is, who drives it and how it stands."""
+    """Identity, driver and status of a run."""
 
     FILE: ClassVar[str] = "run.json"
     run_id: str
     key: str
-    """A random name that no other run has; MLflow's run is found by it."""
+    """A random unique name, by which the MLflow run is found."""
     experiment: str
     mlflow_experiment: str
     tracking_uri: str
-    """Without its password."""
+    """Address of the tracking server, without its password."""
     runs: str
     """The folder of runs."""
     status: Status
     tags: dict[str, str]
     created: str = ""
-    """ISO 8601, UTC."""
+    """Time of creation, ISO 8601, UTC."""
     parent: str | None = None
-    """The folder of the search that the run belongs to."""
+    """Folder of the search that the run belongs to."""
     checkpoints: str | None = None
-    """Where its checkpoints are, if not in its own folder."""
+    """Folder or URI of the checkpoints if they are not in the run's own folder."""
     driver: ProcessId | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """How a run ended that reached its end: the metrics of its best checkpoint."""
+    """Result of a run that reached its end: the metrics of its best checkpoint."""
 
     FILE: ClassVar[str] = "result.json"
     steps: int
-    """Optimizer steps done; fewer than `total_steps` where a search ended the trial early."""
+    """Optimizer steps done; fewer than `total_steps` if a search ended the trial early."""
     total_steps: int
     best_step: int
     selected_by: str
-    """The part that picked the best checkpoint: "validation" or "test"."""
+    """The part that selected the best checkpoint: "validation" or "test"."""
     classes: tuple[str, ...]
     val: dict[str, float]
     """Metrics of the selection part at `best_step`."""
     precision: str | None = None
+    epochs: int | None = _absent()
+    """Last epoch that was evaluated."""
     test: dict[str, float] | None = _absent()
-    """Metrics of the test part; None where the run did not evaluate it."""
+    """Metrics of the test part; None if the run did not evaluate it."""
     test_clips: int | None = _absent()
     confusion: list[list[int]] | None = _absent()
-    """Test clips by true class (rows) and predicted class (columns)."""
+    """Number of test clips by true class (row) and predicted class (column)."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Reason by clip id."""
+    """Why a clip could not be read, by clip id."""
 
     @property
     def ended_early(self) -> bool:
@@ -108,20 +110,20 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How one attempt ended, as rank 0 tells the driver. Without one, the workers failed or do not share the folder."""
+    """How one attempt ended, reported by rank 0 to the driver. If missing, the workers failed or do not share the folder."""
 
     FILE: ClassVar[str] = "outcome.json"
     kind: Literal["finished", "stopped", "preempted"]
-    """"finished": `result.json` is written. "stopped": training again would end the same way. "preempted": it was asked to."""
+    """"finished": `result.json` is written. "stopped": another attempt would fail the same way. "preempted": asked to end."""
     step: int
     reason: str = ""
     kept: str = ""
-    """For "preempted": which checkpoint the run goes on from."""
+    """For "preempted": the checkpoint from which the run continues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EndRequest:
-    """Asks a training to write a checkpoint and end."""
+    """Request that a training write a checkpoint and end."""
 
     FILE: ClassVar[str] = "preempt.json"
     reason: str
@@ -130,7 +132,7 @@ class EndRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyEnd:
-    """Asks a trial of a search to end at its next point of the curve, with a result."""
+    """Request that a trial of a search end at its next point of the curve, with a result."""
 
     FILE: ClassVar[str] = "end_early.json"
     reason: str
@@ -138,16 +140,16 @@ class EarlyEnd:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseState:
-    """Which process may write to a run's folder (see lease.py)."""
+    """The process that may write to a run's folder (see lease.py)."""
 
     FILE: ClassVar[str] = "lease.json"
     fence: int
-    """Grows by one with every lease."""
+    """Number of the lease; it grows by one with every lease."""
     owner: ProcessId
     renewed: float
-    """Seconds since 1970."""
+    """Time of the last renewal, in seconds since 1970."""
     seconds: float
-    """How long it holds without being renewed."""
+    """Seconds after which the lease expires unless it is renewed."""
     released: bool = False
 
 
@@ -162,7 +164,7 @@ class BadSteps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choices:
-    """What "auto" in the spec became for this run; a resumed run keeps it."""
+    """Values chosen for "auto" settings of the spec. A resumed run keeps them."""
 
     FILE: ClassVar[str] = "choices.json"
     precision: str
@@ -170,17 +172,17 @@ class Choices:
 
 @dataclass(kw_only=True, slots=True)
 class MlflowState:
-    """What MLflow has of a run already."""
+    """The parts of a run that were already sent to MLflow."""
 
     FILE: ClassVar[str] = "mlflow.json"
     uri: str
-    """Without its password."""
+    """Address of the tracking server, without its password."""
     run_id: str
     status: str = "RUNNING"
     offsets: dict[str, int] = field(default_factory=dict)
-    """Bytes sent of each journal, by file name."""
+    """Number of bytes sent of each journal, by file name."""
     artifacts: dict[str, int] = field(default_factory=dict)
-    """Modification time of each artifact when it was sent, in ns."""
+    """Modification time in ns of each artifact when it was sent, by path."""
     tags: dict[str, str] = field(default_factory=dict)
     model_version: str | None = _absent()
 
@@ -191,21 +193,21 @@ class Trial:
 
     run: str
     values: dict[str, Any]
-    """Its point of the space, by dotted key."""
+    """Sampled values of the search space, by dotted key."""
     val_top1: float
     epochs: int
-    """Epochs reached."""
+    """Number of epochs reached."""
     whole: bool
-    """Whether it reached its last epoch."""
+    """Whether the trial reached its last epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSummary:
-    """The end of a search."""
+    """Result of a finished search."""
 
     FILE: ClassVar[str] = "search.json"
     trials: tuple[Trial, ...]
-    """Best first."""
+    """Finished trials, best first."""
     best: str
     """Run id of the best trial."""
     test_top1: float
@@ -213,15 +215,15 @@ class SearchSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRecord:
-    """One evaluation by hand, in a folder of its own under `artifacts/evaluations`."""
+    """One evaluation by `starlab evaluate`, in its own folder under `artifacts/evaluations`."""
 
     FILE: ClassVar[str] = "metrics.json"
     part: str
     step: int
     look_at_test: int
-    """The number of this evaluation among all of the run's test part; 0 for the validation part."""
+    """Position of this evaluation among all evaluations of the run's test part, from 1; 0 for the validation part."""
     time: str
-    """ISO 8601, UTC."""
+    """Time of the evaluation, ISO 8601, UTC."""
     clips: int
     unreadable: dict[str, str]
     metrics: dict[str, float]
@@ -231,17 +233,21 @@ class EvaluationRecord:
 
 
 def plain(record: Record) -> dict[str, Any]:
-    """The record in plain JSON types."""
+    """Convert a record to plain JSON types."""
     values = dataclasses.asdict(record)
     omitted = {f.name for f in fields(record) if f.metadata.get("omit_none") and values[f.name] is None}
     return {name: value for name, value in values.items() if name not in omitted}
 
 
 def parse(kind: type[R], text: str, path: Path) -> R:
-    """The record in a file's text.
+    """Parse the text of a file as a record.
+
+    Args:
+        kind: Class of the record.
+        path: The file, for the error message.
 
     Raises:
-        DamagedRecordError: it is not JSON, or a value is missing or of the wrong type.
+        DamagedRecordError: The text is not JSON, or a value is missing or has the wrong type.
     """
     try:
         record: R = _adapter(kind).validate_python(parse_json(text, path))
@@ -253,10 +259,10 @@ def parse(kind: type[R], text: str, path: Path) -> R:
 
 
 def parse_json(text: str, path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file's text.
+    """Parse the text of a file as a JSON object.
 
     Raises:
-        DamagedRecordError: it is none.
+        DamagedRecordError: The text is not a JSON object.
     """
     try:
         value = json.loads(text)
@@ -264,11 +270,11 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
         says = "it is empty" if not text.strip() else f"it is not whole JSON ({error})"
         raise DamagedRecordError(_damage(path, says)) from None
     if not isinstance(value, dict):
-        raise DamagedRecordError(_damage(path, "it holds no mapping"))
+        raise DamagedRecordError(_damage(path, "it does not hold a JSON object"))
     return value
 
 
-@functools.cache  # making one takes a thousand times as long as using it
+@functools.cache  # creating an adapter takes a thousand times as long as using it
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 

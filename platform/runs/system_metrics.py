@@ -1,7 +1,7 @@
-"""CPU, memory and GPUs of the driver's machine and of each worker's, in the run's system journals, and so in MLflow.
+"""Records CPU, memory and GPU use of the driver's machine and of each worker's machine in the run's system journals.
 
-The names are MLflow's own, so that its page shows them under "System metrics"; a worker's machine has its node's number in
-them. A step is a sample, one every few seconds.
+The names are those of MLflow, so that its UI shows them under "System metrics". Names for a worker's machine include its node
+number. A step is a sample, taken every few seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import psutil
 
 from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.journal import NODE_FILES, SYSTEM_FILE, Journal, read_points
+from starlab.platform.runs.journal import NODE_FILES, SYSTEM_FILE, Journal
+from starlab.platform.runs.jsonl import read_last_line
 from starlab.platform.runs.metric_names import SYSTEM
 from starlab.platform.runs.process import this_machine
 
@@ -26,10 +27,16 @@ _NVIDIA_SMI_SECONDS = 5.0
 
 
 class SystemMetrics:
-    """Samples this machine from a thread; no failure of a sample disturbs the run."""
+    """Samples this machine from a thread. A sample that fails does not disturb the run."""
 
     def __init__(self, run: Path, every_seconds: float = 10.0, node: int | None = None) -> None:
-        """`run` is the run's folder, `node` this machine's number among the workers'; None is the driver's machine."""
+        """Prepare the sampling of this machine.
+
+        Args:
+            run: The run's folder.
+            every_seconds: Interval between samples.
+            node: Number of this machine among the workers' machines; None for the driver's machine.
+        """
         self._path = run / (SYSTEM_FILE if node is None else NODE_FILES.replace("*", str(node)))
         self._prefix = SYSTEM if node is None else f"{SYSTEM}node_{node}/"
         self._journal: Journal | None = None
@@ -50,17 +57,21 @@ class SystemMetrics:
                 self._journal.close()
 
     def _log_sample(self) -> None:
-        if self._journal is None:  # opened by the thread: a long journal takes a while to read
-            self._sample = max((point.step for point in read_points(self._path)), default=-1) + 1
-            self._journal = Journal(self._path)
-        with contextlib.suppress(OSError):  # a full disk: the next sample takes this one along
+        if self._journal is None:  # opened in the thread, because a long journal takes a while to read
+            last = read_last_line(self._path)
+            self._sample = int(last["step"]) + 1 if last else 0
+            self._journal = Journal(self._path, read=False)
+        with contextlib.suppress(OSError):  # a full disk: this sample is written with the next one
             metrics = machine_metrics() | gpu_metrics()
             self._journal.log(self._sample, {self._prefix + key.removeprefix(SYSTEM): value for key, value in metrics.items()})
         self._sample += 1
 
 
 def worker_metrics(run: RunFolder, node: int, local_rank: int) -> AbstractContextManager[object]:
-    """What a worker samples: its machine, if it is the first worker there and the driver is on another machine."""
+    """Return the sampler for a worker's machine, or a null context.
+
+    Only the first worker of a machine samples it, and only if the driver runs on another machine.
+    """
     driver = run.info.driver
     if local_rank > 0 or (driver is not None and this_machine() == driver.machine):
         return nullcontext()
@@ -68,7 +79,7 @@ def worker_metrics(run: RunFolder, node: int, local_rank: int) -> AbstractContex
 
 
 def machine_metrics() -> dict[str, float]:
-    """CPU (percent of all cores since the last call) and memory (MB and percent) of this machine."""
+    """Return CPU (percent of all cores since the last call) and memory (MB and percent) of this machine."""
     memory = psutil.virtual_memory()
     return {
         f"{SYSTEM}cpu_utilization_percentage": psutil.cpu_percent(),
@@ -78,24 +89,24 @@ def machine_metrics() -> dict[str, float]:
 
 
 def gpu_metrics() -> dict[str, float]:
-    """Load (percent) and memory (MB, percent) of each NVIDIA GPU that nvidia-smi names; nothing without it."""
+    """Return load (percent), memory (MB, percent) and power (watts) of each NVIDIA GPU. Empty without nvidia-smi."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
     wanted = "index,utilization.gpu,memory.used,memory.total,power.draw"
     command = [program, f"--query-gpu={wanted}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
     metrics: dict[str, float] = {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         metrics |= _gpu_line(line)
     return metrics
 
 
 def _gpu_line(line: str) -> Mapping[str, float]:
-    """One GPU's values; a value that the card does not give ("[N/A]") is left out."""
+    """Parse the values of one GPU. A value that the card does not report ("[N/A]") is omitted."""
     index, *texts = [text.strip() for text in line.split(",")]
     load, used, total, watts = (_number(text) for text in (*texts, "", "", "", "")[:4])
     named = {

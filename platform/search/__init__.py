@@ -1,1 +1,1 @@
-"""Search: many runs of one trainer, proposed by a sampler. Runs in the driver. Imports the trainer and everything below it."""
+"""Search: many runs of one trainer, at the points that a sampler proposes. Runs in the driver. Imports the trainer."""

@@ -1,11 +1,11 @@
-"""The best checkpoint of a run as an MLflow model: weights in safetensors, the spec in JSON, no pickle anywhere.
+"""Writes and loads the best checkpoint of a run as an MLflow model: weights in safetensors, spec in JSON, no pickle.
 
     artifacts/model/
-      MLmodel               MLflow's own page: flavors and signature
-      weights.safetensors   as `model.state_dict()` names them
-      spec.json             what the weights belong to, and the classes
+      MLmodel               MLflow's description: flavors and signature
+      weights.safetensors   weights under the names of `model.state_dict()`
+      spec.json             the run's spec, and the classes
 
-MLflow loads it by `mlflow.pyfunc.load_model` where starlab is installed; `load_model` below gives the bare torch module.
+`mlflow.pyfunc.load_model` loads it where starlab is installed. `load_model` below returns the torch module itself.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _WEIGHTS, _SPEC, _PAGE = "weights.safetensors", "spec.json", "MLmodel"
 
 
 def write_best_model(folder: RunFolder) -> None:
-    """Write the best checkpoint of a finished run among its artifacts, once."""
+    """Write the best checkpoint of a finished run to its artifacts, unless it is there already."""
     result = folder.require(Result)
     target = folder.artifacts / MODEL
     if (target / _PAGE).is_file():
         return
     try:
         best = find_checkpoint(folder.stored_checkpoints, result.best_step)
-    except ValueError as error:  # the disk had no room for it
+    except ValueError as error:  # the disk had no room for the checkpoint
         record(folder.path, "no_model", f"the best weights were never stored: {error}", step=result.best_step)
         return
     spec = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
@@ -53,9 +53,10 @@ def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], c
     """Write an MLflow model into `folder`.
 
     Args:
-        tensors: a state dict of the model.
-        classes: names, by index of the logits.
-        step: of the checkpoint that the weights come from.
+        spec: Spec of the run.
+        tensors: State dict of the model.
+        classes: Names of the classes, in the order of the logits.
+        step: Step of the checkpoint that the weights come from.
     """
     from mlflow.models import Model
 
@@ -73,25 +74,27 @@ def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], c
 
 
 def load_model(uri: str) -> StarTransformer:
-    """The model behind "models:/demo/3", "runs:/<MLflow run>/model", a run's folder or a model's folder, ready to predict.
+    """Load a model from "models:/demo/3", "runs:/<MLflow run>/model", a run's folder or a model's folder.
+
+    MLflow addresses are resolved at the server that MLFLOW_TRACKING_URI names.
 
     Returns:
-        In evaluation mode, on the CPU; `logits = model(frames, joints)`. The tracking server is MLFLOW_TRACKING_URI's.
+        The model in evaluation mode, on the CPU. Call it as `logits = model(frames, joints)`.
 
     Raises:
-        UserError: there is no such model.
+        UserError: The model does not exist.
     """
     return _read(_local(uri))[0]
 
 
 class Predictor:
-    """What `mlflow.pyfunc.load_model` hands out behind its own checks of the signature."""
+    """The model that `mlflow.pyfunc.load_model` wraps. MLflow checks inputs against the signature first."""
 
     def __init__(self, model: StarTransformer) -> None:
         self._model = model
 
     def predict(self, data: Mapping[str, NDArray[Any]], params: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
-        """Logits (n, C) of {"frames": uint8 (n, T, H, W, 3), "joints": float32 (n, T, M, N, 3)}."""
+        """Compute logits (n, C) from {"frames": uint8 (n, T, H, W, 3), "joints": float32 (n, T, M, N, 3)}."""
         with torch.no_grad():
             logits = self._model(torch.from_numpy(data["frames"]), torch.from_numpy(data["joints"]))
         scores: NDArray[np.float32] = logits.float().numpy()
@@ -99,7 +102,7 @@ class Predictor:
 
 
 def _load_pyfunc(path: str) -> Predictor:
-    """MLflow calls this by its name."""
+    """Load a model for MLflow, which calls this function by name."""
     return Predictor(_read(Path(path))[0])
 
 
@@ -131,6 +134,6 @@ def _local(uri: str) -> Path:
 def _read(path: Path) -> tuple[StarTransformer, dict[str, Any]]:
     about: dict[str, Any] = json.loads((path / _SPEC).read_text())
     spec = spec_from_dict(about["spec"], str(path / _SPEC))
-    model = StarTransformer(replace(spec.model, weights="none"))  # they come from the file
+    model = StarTransformer(replace(spec.model, weights="none"))  # the file has the weights
     load_state(model, load_file(path / _WEIGHTS))
     return model.eval(), about

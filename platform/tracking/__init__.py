@@ -1,1 +1,1 @@
-"""Tracking: followers of a run's folder (MLflow, progress lines, live view). Runs in the driver's threads. Imports runs."""
+"""Tracking: followers of a run's folder (MLflow, progress lines, live view). Runs in threads of the driver. Imports runs."""

@@ -1,4 +1,4 @@
-"""Tells MLflow about runs whose driver died: it could not do so itself."""
+"""Closes runs whose driver died, in their folders and in MLflow."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from starlab.platform.tracking.sender import Sender
 
 
 def close_abandoned_everywhere(runs: Path) -> list[RunFolder]:
-    """Close the runs that `close_abandoned` finds. MLflow learns it from a thread that nothing waits for.
+    """Close the runs that `close_abandoned` finds, and return them. A background thread updates MLflow.
 
-    What the thread cannot send, `starlab sync` sends later.
+    `starlab sync` later sends what the thread could not send.
     """
     closed = close_abandoned(runs)
     if closed:
-        threading.Thread(target=_tell, args=(closed,), name="starlab-abandoned", daemon=True).start()
+        threading.Thread(target=_update_mlflow, args=(closed,), name="starlab-abandoned", daemon=True).start()
     return closed
 
 
-def _tell(closed: list[RunFolder]) -> None:
+def _update_mlflow(closed: list[RunFolder]) -> None:
     for folder in closed:
-        if folder.info.status == "KILLED":  # it may have been taken up again meanwhile
+        if folder.info.status == "KILLED":  # it may have been resumed in the meantime
             Sender(folder).send_now()

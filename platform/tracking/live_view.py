@@ -1,4 +1,4 @@
-"""A view of a training on a terminal that changes in place."""
+"""Shows a training on a terminal, in a view that is updated in place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READ_SECONDS = 0.5
 
 
 class LiveView:
-    """Follows a run's journal and draws it. Lines that are printed meanwhile appear above it."""
+    """Follows a run's journal and draws its state. Lines printed in the meantime appear above the view."""
 
     def __init__(
         self,
@@ -35,7 +35,15 @@ class LiveView:
         console: Console | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """`run` is the run's folder. `console` and `say` are the terminal's, unless a test gives others."""
+        """Prepare the view of a run.
+
+        Args:
+            run: The run's folder.
+            total_steps: Number of steps of the run.
+            epochs: Number of epochs of the run.
+            console: Where to draw; None draws on the terminal.
+            say: Prints the line of each finished epoch; None prints it above the view.
+        """
         self._follower = JournalFollower(run, total_steps, epochs)
         self._console = console or Console()
         self._say = say or (lambda line: self._console.print(line, markup=False, highlight=False))
@@ -61,10 +69,10 @@ class LiveView:
         del self._losses[:-_CURVE_POINTS]
         status = self._follower.status()
         if status and any(point.key == names.VAL_LOSS for point in points):
-            self._say(status_line(status, with_validation=True))  # stays when the view is gone
+            self._say(status_line(status, with_validation=True))  # this line remains when the view disappears
 
     def render(self) -> RenderableType:
-        """The view as it is now."""
+        """Build the current view."""
         status = self._follower.status()
         if status is None:
             seconds = time.monotonic() - self._began
@@ -80,8 +88,8 @@ class LiveView:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """A curve in one line of `width` characters: low is small. Each character is the mean of its share of the values."""
-    finite = [value for value in values if abs(value) < 1e300]  # beyond, sums and differences overflow
+    """Draw a curve in one line of at most `width` characters. Each character shows the mean of an equal share of the values."""
+    finite = [value for value in values if abs(value) < 1e300]  # sums and differences of larger values overflow
     if not finite:
         return ""
     columns = min(width, len(finite))
@@ -126,13 +134,14 @@ def _numbers(status: Status, memory: str) -> Table:
 
 
 class _Memory:
-    """The newest sample of the machine's, and the fullest GPU's, memory."""
+    """Reads the newest memory use of the machine and of its fullest GPU."""
 
     def __init__(self, path: Path) -> None:
         self._points = PointFollower(path)
         self._latest: dict[str, Point] = {}
 
     def text(self) -> str:
+        """Return the memory use for display, e.g. "8.1 GB, GPU 30.1 GB"; empty before the first sample."""
         for point in self._points.new_points():
             self._latest[point.key] = point
         gpus = [point.value for key, point in self._latest.items() if "gpu_" in key and key.endswith(names.GPU_MEMORY_SUFFIX)]

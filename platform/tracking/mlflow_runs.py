@@ -1,4 +1,4 @@
-"""The MLflow run of a run folder: found by its key, created if there is none, never two."""
+"""Finds or creates the one MLflow run that belongs to a run's folder, by the run's key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _MAX_PARAMS = 100
 
 
 def find_or_create(client: MlflowClient, folder: RunFolder) -> str | None:
-    """The id of the MLflow run with this run's key, created if there is none. None while the parent run has none yet."""
+    """Return the id of the MLflow run with this run's key. It is created if it does not exist.
+
+    Returns None for a trial whose search is not in MLflow yet.
+    """
     run = folder.info
     experiment = _experiment(client, run)
     found = _with_key(client, experiment, run.key)
@@ -35,7 +38,7 @@ def find_or_create(client: MlflowClient, folder: RunFolder) -> str | None:
 
 
 def send_params(client: MlflowClient, run_id: str, folder: RunFolder) -> None:
-    """Send the whole spec as params. MLflow accepts a repeat of the same values."""
+    """Send the whole spec as params. MLflow accepts repeated params with the same values."""
     from mlflow.entities import Param
 
     params = [Param(key, without_secrets(str(value))) for key, value in flatten(folder.read_json(SPEC)).items()]
@@ -44,7 +47,7 @@ def send_params(client: MlflowClient, run_id: str, folder: RunFolder) -> None:
 
 
 def delete_doubles(client: MlflowClient, run_id: str, folder: RunFolder) -> None:
-    """Delete empty runs with our key that a server created late, after it had not answered in time and was asked again."""
+    """Delete empty duplicates of this run. A server creates one when it handles a request after the client timed out."""
     run = folder.info
     for other in _with_key(client, _experiment(client, run), run.key):
         if other != run_id and not client.get_run(other).data.metrics:
@@ -52,7 +55,7 @@ def delete_doubles(client: MlflowClient, run_id: str, folder: RunFolder) -> None
 
 
 def register_model(client: MlflowClient, folder: RunFolder, run_id: str) -> str:
-    """Make the uploaded model a version of the registered model with the experiment's name; once per run."""
+    """Register the uploaded model as a version of the model named after the experiment, once per run. Returns the version."""
     from mlflow.exceptions import MlflowException
 
     run, result = folder.info, folder.require(Result)
@@ -63,7 +66,7 @@ def register_model(client: MlflowClient, folder: RunFolder, run_id: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     versions = client.search_model_versions(f"run_id = '{run_id}'")
-    if versions:  # created by an earlier try that got no answer
+    if versions:  # created by an earlier request that got no answer
         return str(versions[0].version)
     tags = {"starlab.run_id": run.run_id, "starlab.step": str(result.best_step)}
     tags |= {
@@ -74,7 +77,7 @@ def register_model(client: MlflowClient, folder: RunFolder, run_id: str) -> str:
 
 
 def _with_key(client: MlflowClient, experiment: str, key: str) -> list[str]:
-    """Ids of the runs with this key, oldest first, so that every process picks the same one."""
+    """Return the ids of the runs with this key, oldest first, so that every process picks the same one."""
     found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=20)
     return [run.info.run_id for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))]
 

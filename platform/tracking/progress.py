@@ -1,4 +1,4 @@
-"""Where a training is, read from its journal: step, speed, time left, a line per epoch."""
+"""Reads the progress of a training from its journal and prints it: step, speed, time left, a line per epoch."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ _READ_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a run is."""
+    """Progress of a run."""
 
     step: int
     total_steps: int
     epoch: float
-    """Passes done."""
+    """Number of epochs done, e.g. 0.8."""
     epochs: float
+    """Number of epochs of the whole run."""
     value: dict[str, float]
-    """Newest value of each metric of the journal."""
+    """Newest value of each metric in the journal."""
     seconds_left: float | None
-    """By the speed of this call; None until it is known."""
+    """Estimate from the speed since this process began to follow the run; None until the speed is known."""
 
 
 class JournalFollower:
-    """Reads what a run's journal gains; what an earlier call of the run wrote is left out."""
+    """Follows the points that are added to a run's journal. Points of earlier calls of the run are ignored."""
 
     def __init__(self, run: Path, total_steps: int, epochs: float) -> None:
-        """`run` is the run's folder; it has `total_steps` steps and `epochs` passes in all."""
+        """Follow the journal in the run's folder `run`. The whole run has `total_steps` steps and `epochs` epochs."""
         self._points = PointFollower(run / FILE)
         self._total_steps, self._epochs = total_steps, epochs
         self._latest: dict[str, Point] = {}
         self._first: tuple[int, float] | None = None
 
     def new_points(self) -> list[Point]:
-        """The points written since the last call."""
+        """Return the points written since the last call."""
         points = self._points.new_points()
         for point in points:
             self._latest[point.key] = point
@@ -50,7 +51,7 @@ class JournalFollower:
         return points
 
     def status(self) -> Status | None:
-        """Where the run is; None before its first point of the curve."""
+        """Return the progress of the run, or None before its first point of the curve."""
         if names.TRAIN_LOSS not in self._latest:
             return None
         step, left = self._latest[names.TRAIN_LOSS].step, None
@@ -61,13 +62,13 @@ class JournalFollower:
 
 
 class Progress:
-    """Prints a line per epoch from a thread of the driver, and one in between when an epoch is slow."""
+    """Prints a line per epoch from a thread of the driver, and further lines when an epoch is slow."""
 
     def __init__(
         self, run: Path, total_steps: int, epochs: float, say: Callable[[str], None], every_seconds: float = 15.0
     ) -> None:
         self._follower, self._say, self._every_seconds = JournalFollower(run, total_steps, epochs), say, every_seconds
-        self._said_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._reading = Background("starlab-progress", self._read, _READ_SECONDS, last_call=True)
 
     def __enter__(self) -> Self:
@@ -83,18 +84,18 @@ class Progress:
         status = self._follower.status()
         if status is None:
             return
-        if names.VAL_LOSS in keys:  # the last point that the end of an epoch writes
-            self._tell(status_line(status, with_validation=True))
-        elif time.monotonic() - self._said_at > self._every_seconds:
-            self._tell(status_line(status, with_validation=False))
+        if names.VAL_LOSS in keys:  # the last point that is written at the end of an epoch
+            self._print(status_line(status, with_validation=True))
+        elif time.monotonic() - self._printed_at > self._every_seconds:
+            self._print(status_line(status, with_validation=False))
 
-    def _tell(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._say(line)
-        self._said_at = time.monotonic()
+        self._printed_at = time.monotonic()
 
 
 def status_line(status: Status, with_validation: bool) -> str:
-    """Where a run is, as one line of a log."""
+    """Format the progress of a run as one line of a log."""
     value = status.value
     parts = [f"step {status.step:>5}/{status.total_steps}"]
     if with_validation:
@@ -110,7 +111,7 @@ def status_line(status: Status, with_validation: bool) -> str:
 
 
 def duration(seconds: float) -> str:
-    """75 → "1:15", 7500 → "2 h 05 min"."""
+    """Format seconds: 75 as "1:15", 7500 as "2 h 05 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d}"

@@ -1,7 +1,7 @@
-"""MLflow as a projection of the run's folder: whatever is not there yet is sent, in any number of tries.
+"""Sends the contents of a run's folder to MLflow, in any number of attempts.
 
-Training never talks to MLflow. The driver's `Sender` thread (or `starlab sync`, later) reads the folder and sends what is
-new. A dead or slow server delays the curves in MLflow and nothing else.
+Training never talks to MLflow. The driver's `Sender` thread, or `starlab sync` later, reads the folder and sends what is new. A
+dead or slow server delays the curves in MLflow and nothing else.
 
     mlflow.json   {"uri": …, "run_id": …, "offsets": {"journal.jsonl": 4711, …}, "artifacts": {…}, "status": "RUNNING"}
 """
@@ -26,7 +26,7 @@ from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, register_model, send_params
 
-if TYPE_CHECKING:  # importing MLflow takes seconds: the sender's thread does it, while the workers start
+if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it while the workers start
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
@@ -35,29 +35,30 @@ _LAST_TRY_SECONDS = 30.0
 
 
 class SendingElsewhereError(StarlabError):
-    """Another process sends this run's points just now."""
+    """Another process is sending the points of this run."""
 
 
 class ParentUnknownError(StarlabError):
-    """A trial's search is not in MLflow yet, so the trial cannot be put under it."""
+    """The search that a trial belongs to is not in MLflow yet, so the trial cannot be nested under it."""
 
 
 def sync(folder: RunFolder, uri: str | None = None) -> int:
-    """Send everything MLflow lacks of this run: params, tags, points, artifacts, model, status.
+    """Send everything of this run that MLflow does not have yet: params, tags, points, artifacts, model, status.
 
-    Safe to repeat, and after a crash at any place: points keep the times of the journal, and MLflow drops exact repeats.
+    The call can be repeated, also after a crash at any point: points keep the times of the journal, and MLflow drops exact
+    repeats.
 
     Args:
-        uri: the address with its password; None takes the stored one, which has none (see `stored_uri`).
+        uri: Address of the tracking server with its password; None uses `stored_uri`.
 
     Returns:
         The number of points sent.
 
     Raises:
-        MlflowException: the server refused or cannot be reached.
-        ParentUnknownError: it is a trial, and its search was not sent yet.
-        SendingElsewhereError: another process is at it.
-        UserError: the address needs a password.
+        MlflowException: The server refused the request or cannot be reached.
+        ParentUnknownError: The run is a trial, and its search was not sent yet.
+        SendingElsewhereError: Another process is sending this run.
+        UserError: The address needs a password that is not known.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -68,11 +69,11 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
         client = MlflowClient(address, registry_uri=address)
         state = folder.read(MlflowState)
         if state and state.uri != without_password(address):
-            state = None  # another server than before: it has nothing yet
+            state = None  # a different server than before, which has nothing yet
         try:
             return _send(client, folder, state, address)
         except MlflowException as error:
-            # Gone, database and all. (A run that was deleted by hand is refused with another code, and stays deleted.)
+            # The server lost the run, e.g. with its database. (A run deleted by hand gives another code and stays deleted.)
             if error.error_code != "RESOURCE_DOES_NOT_EXIST" or state is None:
                 raise
             return _send(client, folder, None, address)
@@ -108,10 +109,12 @@ def _send(client: MlflowClient, folder: RunFolder, state: MlflowState | None, ad
 
 
 def _begin(client: MlflowClient, folder: RunFolder, address: str) -> MlflowState:
-    """Create the MLflow run, or find it, and send the params."""
+    """Find or create the MLflow run and send the params."""
     run_id = find_or_create(client, folder)
     if run_id is None:
-        raise ParentUnknownError(f"{folder.path.name} is a trial of a search that {without_password(address)} has not got yet")
+        raise ParentUnknownError(
+            f"{folder.path.name} is a trial of a search that {without_password(address)} does not have yet"
+        )
     send_params(client, run_id, folder)
     state = MlflowState(uri=without_password(address), run_id=run_id)
     folder.write(state)
@@ -119,16 +122,19 @@ def _begin(client: MlflowClient, folder: RunFolder, address: str) -> MlflowState
 
 
 def is_sent(folder: RunFolder) -> bool:
-    """Whether MLflow has how the run ended, which is sent last."""
+    """Return whether MLflow has the current status of the run, which is sent last."""
     state = folder.read(MlflowState)
     return state is not None and state.status == folder.info.status
 
 
 def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
-    """`sync` each run, a search before its trials, and say what was sent; one that fails does not keep the others.
+    """Call `sync` for each run, and for a search also for its trials. A run that fails does not stop the others.
+
+    Args:
+        say: Called with a line per run.
 
     Raises:
-        StarlabError: something is left; names the runs and why.
+        StarlabError: Some runs could not be sent completely. The message lists them and the reasons.
     """
     failed = []
     for folder in dict.fromkeys(itertools.chain.from_iterable((run, *run.trials()) for run in folders)):
@@ -141,16 +147,17 @@ def sync_all(folders: Sequence[RunFolder], say: Callable[[str], None]) -> None:
         else:
             say(f"{folder.path.name}: {sender.sent} points sent to {where}, which now has all {total}")
     if failed:
-        raise StarlabError("not everything was sent; the same command goes on from there.\n" + "\n".join(failed))
+        raise StarlabError("not everything was sent; run the same command again to send the rest.\n" + "\n".join(failed))
 
 
 def stored_uri(folder: RunFolder) -> str:
-    """The tracking address of a run. Its password, if it has one, was never stored: MLFLOW_TRACKING_URI gives it again.
+    """Return the tracking address of a run, with its password if it has one.
 
-    An http address may leave it to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    Passwords are not stored, so MLFLOW_TRACKING_URI must contain it. For an http address, MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD can be set instead.
 
     Raises:
-        UserError: the password is missing.
+        UserError: The address has a password, and no variable gives it.
     """
     stored = folder.info.tracking_uri
     if f":{HIDDEN}@" not in stored:
@@ -162,29 +169,29 @@ def stored_uri(folder: RunFolder) -> str:
     if scheme in ("http", "https") and os.environ.get("MLFLOW_TRACKING_PASSWORD"):
         return f"{scheme}://{rest.partition('@')[2]}"
     raise UserError(
-        f"{folder.path.name} was tracked at {stored}, and passwords are not stored: set MLFLOW_TRACKING_URI to the whole "
+        f"{folder.path.name} was tracked at {stored}, and passwords are not stored: set MLFLOW_TRACKING_URI to the full "
         "address, or, for a server, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     )
 
 
 class Sender:
-    """Keeps MLflow up to date with a run while it trains, from a thread of the driver."""
+    """Sends a run to MLflow while it trains, from a thread of the driver."""
 
     def __init__(self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0) -> None:
         self._folder, self._uri, self._every_seconds = folder, uri, every_seconds
         self._wait = every_seconds
         self._sending = Background("starlab-sender", self._send_in_turn, every_seconds, last_call=True)
         self.problem: str | None = None
-        """Why the last try failed; None when all is sent."""
+        """Why the last attempt failed; None if everything was sent."""
         self.sent = 0
-        """Points sent so far."""
+        """Number of points sent so far."""
 
     def __enter__(self) -> Self:
         self._sending.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Try a last time, for half a minute at most, and longer the more there is to upload."""
+        """Send what is left. Waits for at most 30 seconds plus one second per megabyte of artifacts."""
         if not self._sending.stop(_LAST_TRY_SECONDS + _artifact_seconds(self._folder)):
             self.problem = "the tracking server does not answer"
 
@@ -194,10 +201,10 @@ class Sender:
         return self._wait
 
     def send_now(self) -> None:
-        """Send what is new. A failure is kept in `problem`."""
+        """Send what is new. If that fails, `problem` says why."""
         try:
             self.sent += sync(self._folder, self._uri)
-        except Exception as error:  # whatever tracking does, training goes on
+        except Exception as error:  # no failure of tracking may end the training
             self.problem = without_secrets(f"{type(error).__name__}: {error}")
         else:
             self.problem = None
@@ -205,12 +212,12 @@ class Sender:
 
 @contextmanager
 def _alone(folder: RunFolder) -> Iterator[None]:
-    """One sender at a time."""
+    """Hold the lock that lets only one process send this run."""
     with ExitStack() as stack:
         try:
             stack.enter_context(file_lock(folder.path / ".mlflow.lock", wait=False))
         except BlockingIOError:
-            raise SendingElsewhereError(f"another process sends the points of {folder.path.name} just now") from None
+            raise SendingElsewhereError(f"another process sends the points of {folder.path.name} at the moment") from None
         yield
 
 
@@ -235,7 +242,7 @@ def _artifact_files(folder: RunFolder) -> list[Path]:
 
 
 def _artifact_seconds(folder: RunFolder) -> float:
-    """What an upload may take: a second per megabyte."""
+    """Return the seconds that uploading the artifacts may take, one per megabyte."""
     return sum(path.stat().st_size for path in _artifact_files(folder)) / 1e6
 
 
@@ -254,7 +261,7 @@ def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
 
 
 def _fail_fast() -> None:
-    # MLflow's own retries hold a caller for four minutes; the Sender's loop is the retry here.
+    # MLflow's own retries block the caller for four minutes; here the loop of the Sender retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports every table that it creates
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it logs every table that it creates

@@ -1,1 +1,1 @@
-"""Worker: one rank of a training or evaluation. Runs in Ray Train. Imports recipe, runs and cluster; never MLflow."""
+"""Worker: one rank of a training or evaluation. Runs in Ray Train workers. Imports recipe, runs and cluster; never MLflow."""

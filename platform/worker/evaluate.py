@@ -1,7 +1,7 @@
 """Predicts every clip of a part exactly once, over any number of workers.
 
-During a training the `Evaluator` predicts the selection part now and then and the test part at the end;
-`evaluation_loop` is the whole work of `starlab evaluate`'s workers.
+During a training, the `Evaluator` predicts the selection part at intervals and the test part at the end. The workers of
+`starlab evaluate` run `evaluation_loop`.
 
 Letters: C classes  n clips.
 """
@@ -38,7 +38,7 @@ from starlab.platform.worker.tasks import EvaluationTask, TrainTask
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """Predicts clips with every rank doing its share; all ranks get the whole."""
+    """Predicts clips on all ranks, each a share of them. Every rank gets all predictions."""
 
     source: ClipSource
     config: DataConfig
@@ -46,18 +46,21 @@ class Predictor:
     device: torch.device
     limits: StreamLimits
     batch: int
-    """Clips at once on each rank."""
+    """Number of clips per batch on each rank."""
     autocast: torch.dtype | None
 
     @torch.no_grad()
     def predict(self, model: nn.Module, clips: tuple[int, ...], times: int = 1, places: int = 1) -> Evaluation:
-        """Predict `clips` (source indices).
+        """Predict `clips`.
 
-        With several views of a clip (`times` in time, `places` in the picture for each) the class probabilities are averaged
-        over them; the logits returned are then the logarithms of these means. A clip of which a view cannot be read is left
-        out.
+        If there are several views of a clip, the class probabilities are averaged over them and the returned logits are the
+        logarithms of the means. A clip is omitted if any of its views cannot be read.
 
-        `model` must be the same on all ranks and is left in training mode if it was.
+        Args:
+            model: Equal on all ranks. It is evaluated in evaluation mode and then returned to its previous mode.
+            clips: Source indices.
+            times: Number of views of a clip in time.
+            places: Number of spatial crops of each of these views.
         """
         was_training = model.training
         model.eval()
@@ -81,7 +84,7 @@ class Predictor:
 
 
 class Evaluator:
-    """One rank's share of each evaluation during a training; all ranks get the whole."""
+    """Evaluates a part of the data during a training, each rank a share of it. Every rank gets the whole evaluation."""
 
     def __init__(self, task: TrainTask, ranks: Ranks, state: TrainingState, device: torch.device, writer: RunWriter) -> None:
         self._task, self._ranks, self._state, self._writer = task, ranks, state, writer
@@ -91,17 +94,17 @@ class Evaluator:
     def evaluate(
         self, clips: tuple[int, ...], part: str, times: int = 1, places: int = 1, *, averaged: bool = False
     ) -> Evaluation:
-        """Predict every clip once, with the averaged weights where the run keeps them.
+        """Predict every clip once, with the averaged weights if the run keeps them.
 
         Args:
-            clips: source indices.
-            part: what to call them in a message.
-            times: views of a clip in time.
-            places: views of each of these in the picture.
-            averaged: the model holds the averaged weights already.
+            clips: Source indices.
+            part: Name of the part, for messages.
+            times: Number of views of a clip in time.
+            places: Number of spatial crops of each of these views.
+            averaged: Whether the model holds the averaged weights already.
 
         Raises:
-            StopRunError: too many of the clips cannot be read; all that cannot be are listed.
+            StopRunError: Too many of the clips cannot be read. `unreadable.json` lists them.
         """
         average = self._state.average
         self._ranks.share_buffers(self._state.model)
@@ -120,14 +123,14 @@ class Evaluator:
 
 
 def evaluation_loop(config: dict[str, EvaluationTask]) -> None:
-    """Predict one worker's share with a checkpoint of a run; rank 0 writes the predictions."""
+    """Predict one worker's share of the clips with a checkpoint of a run. Rank 0 writes all predictions."""
     task, context = config["task"], ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     check_device(device)
     if device.type == "cpu":
         torch.set_num_threads(task.spec.resources.threads_per_worker)
-    model = StarTransformer(replace(task.spec.model, weights="none"))  # they come from the checkpoint
+    model = StarTransformer(replace(task.spec.model, weights="none"))  # the checkpoint has the weights
     load_state(model, weights_to_evaluate(find_checkpoint(task.folder.stored_checkpoints, task.step).tensors))
     batch = max(1, 2 * task.spec.train.global_batch // ranks.world)
     predictor = Predictor(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[task.precision])
@@ -138,7 +141,7 @@ def evaluation_loop(config: dict[str, EvaluationTask]) -> None:
 
 def _merge(shares: list[Any], views: int) -> Evaluation:
     parts = [[array for share in shares for array in share[column]] for column in range(4)]
-    unreadable = tuple(sorted(dict(pair for share in shares for pair in share[4]).items()))  # a clip once, whatever its views
+    unreadable = tuple(sorted(dict(pair for share in shares for pair in share[4]).items()))  # once per clip, not per view
     if not parts[0]:
         empty = np.zeros(0, np.int64)
         return Evaluation(empty, empty, np.zeros((0, 1), np.float32), unreadable)
@@ -153,6 +156,6 @@ def _merge(shares: list[Any], views: int) -> Evaluation:
 
 
 def _mean_over_views(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, views, C) logits → (n, C): logarithms of the mean probabilities."""
+    """Average (n, views, C) logits over the views, as probabilities. Returns the (n, C) logarithms of the means."""
     mean: NDArray[np.float64] = softmax(logits.astype(np.float64)).mean(axis=1)
     return np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""All ranks of a run use one precision, chosen once and kept on resume."""
+"""Chooses one precision for all ranks of a run. A resumed run keeps it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlab.platform.worker.tasks import TrainTask
 
 
 def agree_on_precision(task: TrainTask, ranks: Ranks, model: nn.Module, clips: int, device: torch.device) -> str:
-    """The spec's precision, or for "auto" rank 0's choice for steps of `clips` clips, stored with the run."""
+    """Return the spec's precision. For "auto", rank 0 chooses one for steps of `clips` clips and stores it with the run."""
     wanted = task.spec.train.precision
     if wanted != "auto":
         return wanted

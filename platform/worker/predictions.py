@@ -1,4 +1,4 @@
-"""What a model said of each clip, as a Parquet file: one row a clip, enough to compute every metric again."""
+"""Writes and reads predictions as a Parquet file with one row per clip, enough to recompute every metric."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from starlab.platform.recipe.metrics import Evaluation
 
 
 def write_predictions(path: Path, evaluation: Evaluation, source: ClipSource) -> None:
-    """Write the columns clip_id, true, predicted (class names), probability (of the predicted class, in [0, 1]), logits (C).
+    """Write the predictions of an evaluation, in its order.
 
-    In the order of the evaluation. The classes, in the order of the logits, and the clips that could not be read are in the
-    file's metadata, as JSON under "starlab".
+    The columns are clip_id, true and predicted (class names), probability (of the predicted class, in [0, 1]) and logits (C
+    floats). The file's metadata holds the classes, in the order of the logits, and the unreadable clips, as JSON under
+    "starlab".
     """
     names = np.array(source.classes, dtype=object)
     logits = evaluation.logits.astype(np.float32)
@@ -38,7 +39,7 @@ def write_predictions(path: Path, evaluation: Evaluation, source: ClipSource) ->
 
 
 def read_predictions(path: Path) -> tuple[list[str], Evaluation, list[str]]:
-    """The clips' ids, the evaluation (its `clips` count the rows), and the classes."""
+    """Read a file of predictions. Returns the clip ids, the evaluation (its `clips` are row numbers) and the classes."""
     table = pq.read_table(path)
     about = json.loads(table.schema.metadata[b"starlab"])
     classes = list(about["classes"])

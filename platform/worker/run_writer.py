@@ -1,4 +1,4 @@
-"""What a rank writes to the run's folder: events, and on rank 0 also metrics, checkpoints and the outcome."""
+"""Writes to the run's folder: events on every rank; metrics, checkpoints and the outcome on rank 0."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from starlab.platform.worker.tasks import TrainTask
 
 
 class RunWriter:
-    """Writes for one rank."""
+    """Writes the files of one rank. Nothing more is written once another process owns the run."""
 
     def __init__(self, task: TrainTask, rank: int) -> None:
         self._task, self._rank, self._folder = task, rank, task.folder
         self._lost = False
-        self._journal = journal.Journal(self._folder.path / journal.FILE) if rank == 0 else None
+        self._journal = journal.Journal(self._folder.path / journal.FILE, read=False) if rank == 0 else None
         self._journal_fails = False
         self._writer = (
             CheckpointWriter(task.folder.stored_checkpoints, self._check, self._journal.sync, self._alert)
@@ -32,15 +32,15 @@ class RunWriter:
 
     @property
     def lost(self) -> bool:
-        """Whether another process has taken the run over; known to rank 0 alone."""
+        """Whether another process has taken over the run. Only rank 0 knows."""
         return self._lost
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, for rank 0; damaged ones become events, half-written ones are deleted.
+        """Load the newest whole checkpoint, on rank 0. Damaged ones are reported as events; incomplete ones are deleted.
 
         Raises:
-            LeaseLostError: another process has taken the run over.
-            OSError: as `checkpoint.newest_checkpoint`.
+            LeaseLostError: Another process has taken over the run.
+            OSError: As for `checkpoint.newest_checkpoint`.
         """
         self._check()
         storage = self._folder.stored_checkpoints
@@ -53,11 +53,13 @@ class RunWriter:
             self.event("resumed", f"from {storage}/{newest.name}", newest.step)
             missing = newest.state["journal_bytes"] - (self._folder.path / journal.FILE).stat().st_size
             if missing > 0:
-                self.event("journal_failed", f"{missing} bytes of metrics that this checkpoint knew of are gone", newest.step)
+                self.event("journal_failed", f"{missing} bytes of metrics from before this checkpoint are missing", newest.step)
+        if self._journal:
+            self._journal.expect_replay(newest.state["journal_bytes"] if newest else 0)
         return newest
 
     def points(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step. A disk without room delays them; it does not stop the training."""
+        """Log the metrics of a step. A full disk delays them and does not stop the training."""
         if self._journal is None or not self._own():
             return
         try:
@@ -70,36 +72,38 @@ class RunWriter:
             self._journal_fails = False
 
     def event(self, kind: str, says: str, step: int | None = None) -> None:
-        """Record something that the user should know."""
+        """Record an event that the user should know about."""
         events.record(self._folder.path, kind, says, rank=self._rank, step=step)
 
     def bad_step(self, guard: LossGuard, step: int, verdict: str) -> None:
-        """Log that the step after `step` was bad, how many were so in a row, and what the verdict is."""
+        """Log that the step after `step` was bad, the number of bad steps in a row, and the verdict."""
         self.points(step + 1, {TRAIN_BAD_STEPS: float(len(guard.streak))})
         if self._rank == 0:
             self.event("bad_loss", f"a loss or gradient was not finite; {verdict}", step)
 
     def skip_from_now_on(self, guard: LossGuard) -> None:
-        """Store which steps a restarted run skips; on a full disk it meets them once more."""
+        """Store the steps that a restarted run skips. If the disk is full, a restarted run does not skip them."""
         if self._rank == 0 and self._own():
             with contextlib.suppress(OSError):
                 self._folder.write(BadSteps(left_out=tuple(sorted(guard.left_out)), rollbacks=guard.rollbacks))
 
     def save(self, state: TrainingState, spec: Mapping[str, object]) -> None:
-        """Start writing a checkpoint; `wait` returns when it is complete, or could not be written."""
+        """Start writing a checkpoint. `wait` returns when it is complete or has failed."""
         if self._writer is None or self._journal is None or not self._own():
             return
+        if self._writer.written is not None:
+            self._journal.forget_before(self._writer.written)
         numbers = {**state.numbers(), "journal_bytes": self._journal.num_bytes, "spec": dict(spec)}
         keep = {int(state.best["step"])} if state.best else set()
         self._guarded(lambda writer: writer.save(state.step, state.tensors(), numbers, keep))
 
     def wait(self) -> int | None:
-        """Wait until no checkpoint is in flight. Returns the step of the last one that this process wrote."""
+        """Wait until no checkpoint is being written. Returns the step of the last one that this process completed."""
         self._guarded(CheckpointWriter.wait)
         return self._writer.written if self._writer else None
 
     def preempted(self, step: int, reason: str) -> None:
-        """Tell the driver that the run ended before its end, as asked."""
+        """Report to the driver that the run was asked to end and ended at `step`."""
         if self._rank == 0 and self._own():
             written = self.wait()
             kept = f"the checkpoint of step {step} is complete"
@@ -109,24 +113,24 @@ class RunWriter:
             self._folder.write(Outcome(kind="preempted", step=step, reason=reason, kept=kept))
 
     def stopped(self, step: int, reason: str) -> None:
-        """Tell the driver that the run stopped, and would stop again."""
+        """Report to the driver that the run stopped and would stop again for the same reason."""
         if self._rank == 0 and self._own():
             self._folder.write(Outcome(kind="stopped", step=step, reason=reason))
 
     def finished(self, result: Result) -> None:
-        """Write the result, then tell the driver."""
+        """Write the result, then report to the driver that the run finished."""
         if self._rank == 0 and self._own():
             self._folder.write(result)
             self._folder.write(Outcome(kind="finished", step=result.steps))
 
     def list_unreadable(self, clips: Mapping[str, str]) -> None:
-        """List the reason by clip id, for the user to read; on a full disk the next list has them too."""
+        """Write `unreadable.json`, the reason by clip id. If the disk is full, the next call writes these clips too."""
         if self._rank == 0 and clips and self._own():
             with contextlib.suppress(OSError):
                 self._folder.write_json("unreadable.json", dict(clips))
 
     def close(self) -> None:
-        """Wait until nothing is in flight, and close the journal."""
+        """Wait until no checkpoint is being written, and close the journal."""
         self.wait()
         if self._journal:
             try:

@@ -1,4 +1,4 @@
-"""`train.profile=true`: a few steps of rank 0 as a Chrome trace, which chrome://tracing and Perfetto show."""
+"""Traces a few steps of rank 0 for `train.profile=true`, as a Chrome trace for Perfetto or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import torch
 from torch.profiler import ProfilerActivity
 
 FIRST, STEPS = 10, 5
-"""Steps left out at the start of a process (they warm up kernels and the stream), and steps traced."""
+"""Number of warm-up steps that are not traced at the start of a process, and number of steps traced."""
 
 
 class StepProfile:
-    """Traces steps `FIRST` to `FIRST + STEPS` of this process; the rest of the run pays nothing."""
+    """Traces steps `FIRST` to `FIRST + STEPS` of this process. The other steps of the run are not slowed down."""
 
     def __init__(self, path: Path, wanted: bool) -> None:
-        """`path` of the trace, ending in .json.gz."""
+        """Prepare a profile.
+
+        Args:
+            path: File of the trace, ending in .json.gz.
+            wanted: Whether to trace at all.
+        """
         self._path, self._wanted, self._seen = path, wanted, 0
         self._profiler: torch.profiler.profile | None = None
 
     def step(self) -> None:
-        """Call after every step."""
+        """Count a step, and start or end the trace if it is due. Call it after every step."""
         if not self._wanted:
             return
         self._seen += 1
@@ -32,7 +37,7 @@ class StepProfile:
             self.close()
 
     def close(self) -> None:
-        """Write what was traced; also of a run that ends before all steps were."""
+        """Write the steps traced so far, if any."""
         if self._profiler is None:
             return
         profiler, self._profiler, self._wanted = self._profiler, None, False

@@ -1,4 +1,4 @@
-"""What the driver hands to every worker: one training, or one evaluation of a run."""
+"""The task that the driver passes to every worker: a training or an evaluation of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlab.platform.runs.folder import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class TrainTask:
-    """One run: what to train, on what, where it is kept."""
+    """One training: its spec, its data and its folder."""
 
     spec: Spec
     source: ClipSource
@@ -24,22 +24,22 @@ class TrainTask:
     folder: RunFolder
     limits: StreamLimits
     is_trial: bool = False
-    """A trial of a search never evaluates the test part, and ends early when its folder is asked to."""
+    """Whether this is a trial of a search. A trial does not evaluate the test part, and ends early if asked to."""
     fence: int = 0
-    """Number of the lease (lease.py) under which the run trains; with an older one nothing more is written."""
+    """Number of the lease under which the run trains (see lease.py). Once a newer lease exists, nothing more is written."""
 
     @property
     def steps(self) -> StepPlan:
-        """The run's arithmetic of steps and epochs."""
+        """The steps at which the run ends, evaluates and writes checkpoints."""
         return StepPlan(self.spec.train, len(self.parts.train))
 
     @property
     def selection(self) -> tuple[int, ...]:
-        """The clips that pick the best checkpoint: test clips only where the spec says so."""
+        """Source indices of the clips that select the best checkpoint: the validation part unless the spec says "test"."""
         return self.parts.test if self.spec.data.select == "test" else self.parts.validation
 
     def plan(self, rank: int, world: int, first_step: int) -> TrainPlan:
-        """A rank's part of the training stream from a step on."""
+        """Return the part of the training stream for one rank, from step `first_step` on."""
         train, config = self.parts.train, self.spec.train
         schedule = Schedule(config.seed, len(train), self._clip_weights())
         return TrainPlan(schedule, train, config.global_batch, rank, world, first_step)
@@ -54,18 +54,18 @@ class TrainTask:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTask:
-    """One evaluation of a run's checkpoint, by hand."""
+    """One evaluation of a run's checkpoint by `starlab evaluate`."""
 
     spec: Spec
     source: ClipSource
     clips: tuple[int, ...]
     """Source indices."""
     views: tuple[int, int]
-    """Of each clip, in time and in the picture."""
+    """Number of views of each clip in time, and of spatial crops of each view."""
     folder: RunFolder
     step: int
-    """Of the checkpoint."""
+    """Step of the checkpoint."""
     precision: str
     limits: StreamLimits
     target: Path
-    """The folder that gets the predictions."""
+    """Folder to which the predictions are written."""

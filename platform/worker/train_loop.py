@@ -1,10 +1,10 @@
-"""What each Ray Train worker runs: the page between the stream and the model.
+"""The training loop of each Ray Train worker, between the stream and the model.
 
     pipelines/stream.py ─► batch ─► models/star.py ─► loss ─► step ─► journal (rank 0)
       (Ray Data, CPUs)                                          └───► checkpoint (rank 0)
 
-Every random number comes from (seed, step, rank) or (seed, position), so a run that was killed and resumed draws what it
-would have drawn. What a step changes is in recipe/training_state.py; what a rank writes goes through run_writer.py.
+Every random number derives from (seed, step, rank) or (seed, position), so a run that was killed and resumed draws the same
+numbers. recipe/training_state.py holds everything that a step changes; run_writer.py writes the run's files.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def train_loop(config: dict[str, TrainTask]) -> None:
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     check_device(device)
-    check_fence(task.folder.path, task.fence)  # a group that Ray starts again may come after another process took the run over
+    check_fence(task.folder.path, task.fence)  # another process may own the run when Ray restarts a group
     if ranks.rank == 0:
         note_device(task.folder, ranks.world, device)
     watchdog = Watchdog(task.folder.path, ranks.rank, task.spec.resources.stuck_after_seconds)
@@ -68,7 +68,7 @@ def train_loop(config: dict[str, TrainTask]) -> None:
 
 
 class _Worker:
-    """One rank: its model replica, its place in the run, its record."""
+    """One rank of a training: its model replica, its stream, its progress and its files."""
 
     def __init__(self, task: TrainTask, ranks: Ranks, device: torch.device, watchdog: Watchdog) -> None:
         self.task, self.ranks, self.device = task, ranks, device
@@ -81,7 +81,7 @@ class _Worker:
         self.evaluate_at, self.checkpoint_at = self.steps.evaluations(), self.steps.checkpoints_between()
         self.last_evaluation: dict[str, float] = {}  # step and the selection's metrics
         self.ending: str | None = None
-        """Why this rank wants the run to end; all ranks agree on it before the next step."""
+        """Why this rank wants the run to end. All ranks agree on it before the next step."""
 
         checkpoint = self._agree_on_checkpoint()
         # Started before the model is built, so that the first batch is ready when the model is.
@@ -103,8 +103,8 @@ class _Worker:
     # ------------------------------------------------------------------ the loop
 
     def train(self) -> bool:
-        """Step through what is left of the stream. Returns False when the run ends before, to go on another time."""
-        if self.state.step in self.evaluate_at:  # the checkpoint was taken just before an evaluation, which starts again
+        """Train on the rest of the stream. Returns False if the run was asked to end before that."""
+        if self.state.step in self.evaluate_at:  # the checkpoint was saved before an evaluation that did not finish
             self._evaluate(self.evaluate_at[self.state.step], checkpointed=True)
         timer = StepTimer(self.state.step)
         while self.state.step < self.steps.total_steps:
@@ -124,14 +124,14 @@ class _Worker:
             if evaluation_due:
                 self._evaluate(self.evaluate_at[step])
                 timer.restart(step)
-            elif step in self.checkpoint_at and not self.state.guard.streak:  # a roll-back must go to before bad steps
+            elif step in self.checkpoint_at and not self.state.guard.streak:  # a roll-back must go back to before the bad steps
                 self._save()
             if logged and self.task.is_trial and self._trial_is_given_up():
                 return True
         return True
 
     def _step(self, batch: Batch) -> None:
-        """Do one optimizer step, or none where a loss is bad on any rank."""
+        """Do one optimizer step, unless the loss or gradient is bad on any rank."""
         state = self.state
         state.unreadable.update(batch.unreadable)
         if len(batch.labels) < self.clips_per_step:
@@ -150,7 +150,7 @@ class _Worker:
             self._act_on(verdict)
 
     def _act_on(self, verdict: Verdict) -> None:
-        """Record a bad step; by the verdict leave it out, go back to the newest checkpoint, or stop the run."""
+        """Record a bad step, then follow the verdict: skip it, go back to the newest checkpoint, or stop the run."""
         state = self.state
         self.writer.bad_step(state.guard, state.step, verdict.value)
         if verdict is Verdict.STOP:
@@ -174,11 +174,11 @@ class _Worker:
         return self.ending is not None or self.writer.lost
 
     def _agree_to_end(self) -> bool:
-        """Ask all ranks, before every step, whether any of them wants the run to end here."""
+        """Return whether any rank wants the run to end. All ranks call it before every step."""
         return bool(self.ranks.sum(torch.tensor(float(self._wants_to_end()), device=self.device)) > 0)
 
     def _trial_is_given_up(self) -> bool:
-        """Rank 0 decides. Without an evaluation there is no result yet, so a trial goes on to its first."""
+        """Return whether the search asked this trial to end. Without an evaluation there is no result yet, so it continues."""
         return self.ranks.first(bool(self.state.best) and self.folder.asked_to_end)
 
     # ------------------------------------------------------------------ curve, evaluations, end
@@ -189,12 +189,12 @@ class _Worker:
         totals = state.pending.totals()
         state.epoch.add(state.pending)
         state.pending.clear()
-        if totals.clips:  # none where every step was left out
+        if totals.clips:  # no clips if every step was left out
             self.writer.points(
                 state.step,
                 {
-                    names.TRAIN_LOSS: totals.loss / totals.clips,
-                    names.TRAIN_TOP1: totals.hits / totals.clips,
+                    names.TRAIN_LOSS: totals.mean_loss,
+                    names.TRAIN_TOP1: totals.top1,
                     names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.total_steps),
                     names.CLIPS_PER_SECOND: timer.steps_per_second(state.step) * self.spec.train.global_batch,
                     names.DATA_WAIT: timer.waiting_share(),
@@ -202,7 +202,7 @@ class _Worker:
             )
 
     def _evaluate(self, epoch: int, *, checkpointed: bool = False) -> None:
-        """Checkpoint, then evaluate the selection clips while it is being written."""
+        """Start a checkpoint, and evaluate the selection part while it is being written."""
         if not checkpointed and not self.state.guard.streak:
             self._save()
         state = self.state
@@ -215,16 +215,17 @@ class _Worker:
         better = is_better(selected, state.best, self.spec.train.select_by)
         is_kept = self.ranks.first(checkpointed or self.writer.wait() == state.step)
         self.last_evaluation = {"step": float(state.step), **selected}
-        if better and is_kept:  # a checkpoint that the disk had no room for cannot be the best
+        if better and is_kept:  # a checkpoint that could not be written cannot be the best
             state.best = self.last_evaluation
         state.epoch.clear()
-        loss, hits = (totals.loss / totals.clips, totals.hits / totals.clips) if totals.clips else (None, None)
-        train = {names.EPOCH_TRAIN_LOSS: loss, names.EPOCH_TRAIN_TOP1: hits}
+        train = {}
+        if totals.clips:  # none where every step was left out
+            train = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1}
         self.writer.points(
             state.step,
             {
                 names.EPOCH: float(epoch),
-                **{name: value for name, value in train.items() if value is not None},
+                **train,
                 names.UNREADABLE_CLIPS: float(len(state.unreadable)),
                 **{f"{names.VAL}{name}": value for name, value in selected.items()},
                 names.VAL_CLIPS: float(len(evaluation.clips)),
@@ -234,14 +235,14 @@ class _Worker:
         ray.train.report({"epoch": epoch, "step": state.step, "val_top1": selected["top1"], "best_val_top1": best})
 
     def finish(self) -> None:
-        """Write the result, with the best checkpoint's predictions of every test clip unless the run is a trial."""
+        """Write the result. Unless the run is a trial, evaluate the best checkpoint on the test part first."""
         self.writer.wait()
         state = self.state
         best = dict(self.ranks.first(state.best or self.last_evaluation))
         step = int(best.pop("step"))
         test = None
         if not self.task.is_trial:
-            if state.best:  # else no checkpoint could be kept, and the last weights are all there is
+            if state.best:  # otherwise no checkpoint was kept, so the last weights are used
                 tensors = find_checkpoint(self.folder.stored_checkpoints, step).tensors
                 self.core.load_state_dict(weights_to_evaluate(tensors))
             views = self.spec.data.test_views
@@ -254,6 +255,7 @@ class _Worker:
             Result(
                 steps=state.step,
                 total_steps=self.steps.total_steps,
+                epochs=max((epoch for at, epoch in self.evaluate_at.items() if at <= state.step), default=0),
                 best_step=step,
                 selected_by=self.spec.data.select,
                 precision=self.precision,
@@ -275,7 +277,7 @@ class _Worker:
         self.writer.save(self.state, self.spec.to_dict())
 
     def _agree_on_checkpoint(self) -> Checkpoint | None:
-        """Rank 0 picks the newest whole checkpoint; the others load the same one."""
+        """Load the newest whole checkpoint. Rank 0 chooses it and the other ranks load the same one."""
         newest = self.writer.newest_checkpoint() if self.ranks.rank == 0 else None
         step = self.ranks.first(newest.step if newest else -1)
         if step < 0:
@@ -288,13 +290,13 @@ class _Worker:
         return train_batches(self.task.source, self.spec.data, plan, steps, self.task.limits)
 
     def _fold(self) -> None:
-        """Add every rank's sums to `pending`, which is the same on all of them."""
+        """Add the sums of all ranks to `pending`, which is equal on all ranks."""
         self.ranks.sum(self.local.tensor)
         self.state.pending.add(self.local)
         self.local.clear()
 
     def _gather_unreadable(self) -> None:
-        """Every rank's list of unreadable clips becomes all ranks' list."""
+        """Merge the unreadable clips of all ranks, on every rank, and list them in the run's folder."""
         shares = self.ranks.gather(self.state.unreadable)
         self.state.unreadable = {clip: reason for share in shares for clip, reason in share.items()}
         self.writer.list_unreadable(self.state.unreadable)

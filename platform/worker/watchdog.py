@@ -1,12 +1,12 @@
-"""A supervisor process beside every rank, which sees a training that makes no more steps.
+"""Detects and kills a stuck rank, with a supervisor process beside each rank.
 
-Ray Train sees a dead worker, not one that sleeps, waits for ever or hangs in C code; a process that is stopped by a signal it
-sees after ten minutes. So each rank starts this file as a process of its own and sends it a byte per forward pass. When none
-comes for `stuck_after_seconds`, every thread's stack goes to the run's folder (by a C signal handler, which needs no Python
-lock), and a little later, when all ranks have written theirs, the rank is killed: to Ray a dead worker, whose group it starts
-again from the newest checkpoint.
+Ray Train detects a dead worker, but not one that sleeps, waits forever or hangs in C code, and it notices a process stopped by
+a signal only after ten minutes. So each rank starts this file as a separate process and sends it a byte per forward pass. If
+no byte arrives for `stuck_after_seconds`, a C signal handler, which needs no Python lock, writes the stack of every thread to
+the run's folder. A few seconds later, once all ranks have written their stacks, the supervisor kills the rank. Ray then sees a
+dead worker and restarts the group from the newest checkpoint.
 
-Standard library only: the supervisor is started by path, without the rest of the package.
+This module uses only the standard library, because the supervisor is started by path, without the rest of the package.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import time
 from pathlib import Path
 
 STACKS_SECONDS = 5.0
-"""From the stacks to the kill: all ranks stop within a step of each other, and each is to write its own."""
+"""Wait between writing the stacks and the kill. All ranks stall within a step of each other, and each writes its own."""
 
 
 class Watchdog:
-    """Held by a rank while it trains; `beat` says that it lives."""
+    """Supervises a rank while it trains. The rank calls `beat` for every forward pass."""
 
     def __init__(self, folder: Path, rank: int, stuck_after_seconds: float) -> None:
         """Start the supervisor. Stacks go to `folder`/stacks/rank-N.txt, which begins with the rank's process id."""
@@ -46,12 +46,12 @@ class Watchdog:
         os.close(reader)
 
     def beat(self) -> None:
-        """Another forward pass; a microsecond. Without a supervisor, or while it lags behind, nothing happens."""
+        """Report a forward pass, in about a microsecond. Does nothing if the supervisor has ended or is behind."""
         with contextlib.suppress(OSError):
             os.write(self._pipe, b".")
 
     def close(self) -> None:
-        """End the supervision."""
+        """Stop the supervisor and wait for it to end."""
         os.close(self._pipe)
         self._supervisor.wait()
         faulthandler.unregister(signal.SIGUSR2)
@@ -59,7 +59,7 @@ class Watchdog:
 
 
 def supervise(pid: int, pipe: int, stuck_after_seconds: float, stacks: Path, events: Path, rank: int) -> None:
-    """Wait for beats until the rank ends or is stuck; in the supervisor's process."""
+    """Wait for beats until the rank ends or is stuck. Runs in the supervisor process."""
     while True:
         if select.select([pipe], [], [], stuck_after_seconds)[0]:
             if not os.read(pipe, 1 << 16):
@@ -71,7 +71,7 @@ def supervise(pid: int, pipe: int, stuck_after_seconds: float, stacks: Path, eve
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR2)
             if select.select([pipe], [], [], STACKS_SECONDS)[0]:
-                continue  # it moves again, or has ended
+                continue  # the rank continues, or has ended
             says = f"no forward pass for {stuck_after_seconds:g} s: {state}; process {pid} is killed, see {stacks}"
             with contextlib.suppress(OSError), events.open("a") as file:
                 file.write(json.dumps({"time": time.time(), "kind": "stuck", "rank": rank, "step": None, "says": says}) + "\n")

@@ -34,7 +34,7 @@ from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu, write_video
 from starlab.pipelines.loading import LoadClips
 from starlab.pipelines.ntu import NtuSource
-from starlab.pipelines.prepare import prepare
+from starlab.pipelines.prepare import StoreLayout, prepare
 from starlab.pipelines.sampling import pick_frames
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.sources import DataConfig
@@ -368,7 +368,7 @@ def main() -> None:
     rows = []
     try:
         raw = make_authors_folder(folder / "authors")
-        store = prepare(raw, "synthetic_ntu", folder / "store", clips_per_shard=8, max_bad_fraction=0.2)
+        store = prepare(raw, "synthetic_ntu", folder / "store", StoreLayout(clips_per_shard=8), max_bad_fraction=0.2)
         benches: dict[str, Callable[[], list[Row]]] = {
             "formats": lambda: bench_formats(raw, store, folder),
             "stream": lambda: bench_stream(store),

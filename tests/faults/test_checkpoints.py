@@ -1,6 +1,6 @@
-"""The newest checkpoint is damaged or the disk is full, in a whole run. Rows 7 to 10 of docs/reliability.md.
+"""Tests whole runs with a damaged newest checkpoint or a full disk. Rows 7 to 10 of docs/reliability.md.
 
-What happens to a single checkpoint is in tests/platform/runs/test_checkpoint.py and test_checkpoint_writer.py.
+Tests of a single checkpoint are in tests/platform/runs/test_checkpoint.py and test_checkpoint_writer.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quie
 
 @pytest.mark.slow_fault
 @pytest.mark.parametrize("damage", ["bit flip", "truncation", "zeroed block", "no manifest"])
-def test_a_damaged_newest_checkpoint_is_told_of_and_the_one_before_it_leads_to_the_same_end(
+def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_leads_to_the_same_result(
     training, undisturbed: RunResult, sabotage, same_as, events_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     injected = sabotage(lambda: os.kill(os.getpid(), signal.SIGKILL), at_step=11, rank=0)
@@ -50,15 +50,15 @@ def test_a_damaged_newest_checkpoint_is_told_of_and_the_one_before_it_leads_to_t
     [resumed] = events_of(folder, "resumed")
     assert resumed.step is not None
     assert resumed.step < int(newest.name[5:13])
-    told = events_of(folder, "orphan_removed" if damage == "no manifest" else "checkpoint_passed_over")
-    assert [newest.name in event.says for event in told] == [True]
+    reported = events_of(folder, "orphan_removed" if damage == "no manifest" else "checkpoint_passed_over")
+    assert [newest.name in event.says for event in reported] == [True]
     row = "07" if damage == "no manifest" else f"08-09 {damage}"
     training.measure(row, f"{damage} in the newest checkpoint, after SIGKILL at step 11", folder, injected.stat().st_mtime)
 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for one checkpoint of the small training, not for two."""
+    """Mount a file system with room for one checkpoint of the small training, not for two."""
     place = tmp_path / "small"
     place.mkdir()
     if subprocess.run(
@@ -70,13 +70,13 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow_fault
-def test_a_full_disk_costs_checkpoints_and_neither_the_training_nor_the_older_ones(
+def test_a_full_disk_costs_new_checkpoints_but_not_the_training_or_older_ones(
     training, undisturbed: RunResult, local_ray: Cluster, events_of: Callable, tmp_path: Path, full_disk: Path
 ) -> None:
     kept, _ = newest_checkpoint(undisturbed.folder / "checkpoints")
     assert kept is not None
     size = sum(value.nbytes for value in kept.tensors.values())
-    assert 1_300_000 < size < 1_900_000, f"a checkpoint has {size} bytes; the disk of this test is to fit one"
+    assert 1_300_000 < size < 1_900_000, f"a checkpoint has {size} bytes; the disk of this test must fit exactly one"
     result = training.run(tmp_path / "runs", f"resources.checkpoints={full_disk}", "resources.max_failures=0")
     lost = [event.step for event in events_of(result.folder, "checkpoint_failed")]
     assert lost

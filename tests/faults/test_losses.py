@@ -1,4 +1,4 @@
-"""A loss that is not a number. Row 16 of docs/reliability.md."""
+"""Tests runs with NaN losses. Row 16 of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quie
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`poison(steps, rank)`: on that rank, the loss of these steps is NaN, and so are batch-norm's statistics."""
+    """Return a function that makes the loss and the batch-norm statistics of some steps NaN, on one rank."""
 
     def plan(steps: set[int], rank: int = 1) -> None:
         def loop(config: dict[str, TrainTask]) -> None:
@@ -50,7 +50,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.slow_fault
-def test_a_bad_loss_on_one_rank_is_left_out_on_all_recorded_and_the_run_ends_well(
+def test_a_step_with_a_bad_loss_on_one_rank_is_skipped_on_all_ranks_and_the_run_finishes(
     training, local_ray: Cluster, poison: Callable[..., None], events_of, tmp_path: Path
 ) -> None:
     poison({4, 8})
@@ -67,10 +67,10 @@ def test_a_bad_loss_on_one_rank_is_left_out_on_all_recorded_and_the_run_ends_wel
 
 
 @pytest.mark.slow_fault
-def test_bad_losses_in_a_row_roll_the_run_back_and_are_passed_over_the_second_time(
+def test_bad_losses_in_a_row_roll_the_run_back_and_the_replay_skips_them(
     training, local_ray: Cluster, poison: Callable[..., None], events_of, tmp_path: Path
 ) -> None:
-    poison({5, 6})  # the checkpoint that would be due between the two is not written
+    poison({5, 6})  # the checkpoint due between the two is not written
     result = training.run(tmp_path, "resources.max_failures=0", "train.max_bad_steps=1")
     assert [(event.step, event.says.split("; ")[1]) for event in events_of(result.folder, "bad_loss")] == [
         (5, "left out"),

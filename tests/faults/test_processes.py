@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from starlab.platform.runs.events import read_events
 from starlab.platform.runs.journal import read_points
 from starlab.platform.trainer import RunResult
 
@@ -89,7 +91,8 @@ def test_a_killed_search_goes_on_and_finishes_every_trial_once(training, kill_fa
     [found] = tmp_path.glob("demo_search-*/search.json")
     trials = json.loads(found.read_text())["trials"]
     assert len(trials) == 3
-    distinct = {trial["run"] for trial in trials}  # a point that the sampler proposes twice is one run, trained once
+    distinct = {trial["run"] for trial in trials}
+    assert len(distinct) == 3  # no point is tried twice
     assert {trial.name for trial in caught} <= distinct
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
@@ -99,6 +102,42 @@ def test_a_killed_search_goes_on_and_finishes_every_trial_once(training, kill_fa
         keys = [(p.key, p.step) for p in read_points(found.parent / "trials" / run / "journal.jsonl")]
         assert len(keys) == len(set(keys))
     training.measure("04", "SIGKILL of a search's driver in mid-trial, the same command at once", caught[0], injected)
+
+
+@pytest.mark.slow_fault
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_that_is_asked_to_end_checkpoints_its_trials_tests_nothing_and_goes_on(
+    training, kill_family, until, tmp_path: Path, number: signal.Signals
+) -> None:
+    def under_way() -> list[Path]:
+        return [trial for trial in tmp_path.glob("demo_search-*/trials/*") if 4 <= _steps(trial) <= 20]  # of 52
+
+    words = ("search", "demo_search")
+    long = ["search.trials=3", "train.epochs=8", "search.grace_epochs=8", "resources.grace_seconds=120"]
+    process = training.start(tmp_path, *long, words=words)
+    until(under_way, process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, said
+    assert "the same command goes on" in said
+    assert "evaluated on the test part" not in said
+    [folder] = tmp_path.glob("demo_search-*")
+    assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"
+    assert not (folder / "search.json").exists()
+    results = [json.loads(path.read_text()) for path in folder.glob("trials/*/result.json")]
+    assert not [result for result in results if "test" in result]
+    caught = {trial.name for trial in folder.glob("trials/*") if not (trial / "result.json").exists() and _steps(trial)}
+    assert caught
+    assert all(list((folder / "trials" / name / "checkpoints").glob("step_*")) for name in caught)
+
+    again = training.start(tmp_path, *long, words=words)
+    said, _ = again.communicate(timeout=800)
+    assert again.returncode == 0, said
+    trials = json.loads((folder / "search.json").read_text())["trials"]
+    assert len({trial["run"] for trial in trials}) == 3
+    assert caught <= {trial["run"] for trial in trials}
+    for name in caught:
+        assert any(event.kind == "resumed" for event in read_events(folder / "trials" / name))
 
 
 def _steps(folder: Path) -> int:

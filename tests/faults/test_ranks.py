@@ -1,4 +1,4 @@
-"""A rank dies, sleeps or is stopped; a second process wants the run. Rows 1, 5, 6, 19 and 20 of docs/reliability.md."""
+"""Tests ranks that die, sleep or are stopped, and a second process. Rows 1, 5, 6, 19 and 20 of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quie
 
 
 @pytest.mark.slow_fault
-def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_checkpoint_and_nothing_else(
+def test_a_rank_killed_in_mid_epoch_costs_only_the_steps_since_the_checkpoint(
     training, undisturbed: RunResult, sabotage: Callable[..., Path], same_as, events_of, tmp_path: Path
 ) -> None:
     injected = sabotage(lambda: os.kill(os.getpid(), signal.SIGKILL), at_step=5, rank=1)
@@ -31,7 +31,7 @@ def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_checkpoint_and_not
 
 
 @pytest.mark.slow_fault
-def test_a_rank_that_sleeps_for_ever_is_found_its_stacks_are_written_and_the_group_is_restarted(
+def test_a_rank_that_sleeps_forever_is_detected_and_its_group_restarts(
     training, undisturbed: RunResult, sabotage: Callable[..., Path], same_as, events_of, tmp_path: Path
 ) -> None:
     injected = sabotage(lambda: time.sleep(10_000), at_step=5, rank=1)
@@ -39,9 +39,9 @@ def test_a_rank_that_sleeps_for_ever_is_found_its_stacks_are_written_and_the_gro
     same_as(result, undisturbed)
     stuck = {event.rank for event in events_of(result.folder, "stuck")}
     assert 1 in stuck
-    assert "in gradients" in (result.folder / "stacks" / "rank-1.txt").read_text()  # where it sleeps
-    assert "no forward pass" in (result.folder / "stacks" / "rank-0.txt").read_text()  # which waits for it
-    training.measure("06", "rank 1 sleeps for ever at step 5 (stuck_after_seconds=30)", result.folder, _at(injected))
+    assert "in gradients" in (result.folder / "stacks" / "rank-1.txt").read_text()  # the stack where it sleeps
+    assert "no forward pass" in (result.folder / "stacks" / "rank-0.txt").read_text()  # rank 0 waits for rank 1
+    training.measure("06", "rank 1 sleeps forever at step 5 (stuck_after_seconds=30)", result.folder, _at(injected))
 
 
 @pytest.mark.slow_fault
@@ -56,7 +56,7 @@ def test_a_rank_that_is_stopped_by_a_signal_is_replaced(
 
 
 @pytest.mark.slow_fault
-def test_a_rank_that_dies_again_and_again_fails_the_run_after_the_restarts_it_may_have(
+def test_a_rank_that_dies_repeatedly_fails_the_run_after_the_allowed_restarts(
     training, undisturbed: RunResult, sabotage: Callable[..., Path], same_as, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die_without_a_trace() -> None:
@@ -73,10 +73,10 @@ def test_a_rank_that_dies_again_and_again_fails_the_run_after_the_restarts_it_ma
 
 @pytest.mark.slow_fault
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_workers_over_the_same_clips_and_to_the_same_metrics_but_for_rounding(
+def test_a_run_continues_with_another_number_of_workers_to_the_same_metrics_up_to_rounding(
     training, sabotage: Callable[..., Path], tmp_path: Path, before: int, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Batch-norm's statistics are a worker's own, so they are frozen; the demo has no dropout.
+    # Each worker has its own batch-norm statistics, so they are frozen. The demo has no dropout.
     fixed = ["model.batch_norm=frozen", "resources.max_failures=0"]
     whole = training.run(tmp_path / "whole", *fixed, f"resources.workers={before}")
     injected = sabotage(lambda: os.kill(os.getpid(), signal.SIGKILL), at_step=7, rank=before - 1)
@@ -94,7 +94,7 @@ def test_a_run_goes_on_with_another_number_of_workers_over_the_same_clips_and_to
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_second_process_that_wants_a_run_is_refused_before_it_changes_anything(training, tmp_path: Path) -> None:
+def test_a_second_process_that_trains_a_run_is_refused_before_it_changes_anything(training, tmp_path: Path) -> None:
     spec = training.spec()
     from starlab.platform.preflight import open_data
 
@@ -105,7 +105,7 @@ def test_a_second_process_that_wants_a_run_is_refused_before_it_changes_anything
         began = time.time()
         with pytest.raises(RunTakenError, match=f"process {os.getpid()} on"):
             training.run(tmp_path)
-        training.note("20", "a second process wants the run: seconds until it is refused", time.time() - began, 0)
+        training.note("20", "a second process trains the run: seconds until it is refused", time.time() - began, 0)
         assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -1,4 +1,4 @@
-"""Slow storage, little shared memory, a jumping clock, checkpoints in a bucket. Rows 18, 21, 22 of docs/reliability.md."""
+"""Tests slow storage, little shared memory, clock jumps and bucket storage. Rows 18, 21, 22 of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_a_slow_disk_shows_as_waiting_for_data_and_not_as_a_stuck_worker(
     assert events_of(result.folder, "stuck") == []
 
 
-def test_a_clock_that_jumps_back_leaves_the_points_in_the_order_of_their_steps(
+def test_points_stay_in_the_order_of_their_steps_if_the_clock_jumps_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Imitated: the process's clock is replaced, the machine's is left alone."""
+    """Simulated: the clock of the process is replaced, and the machine's clock is not changed."""
     journal = Journal(tmp_path / FILE)
     for step in range(4):
         monkeypatch.setattr(time, "time_ns", lambda step=step: (1_000_000 - 100_000 * step) * 1_000_000)
@@ -71,7 +71,7 @@ print(train(load_spec("demo", sys.argv[2:]), runs=sys.argv[1]).metrics["test/top
 
 
 @pytest.mark.slow_fault
-def test_eighty_megabytes_of_shared_memory_slow_the_stream_and_break_nothing(training, tmp_path: Path) -> None:
+def test_eighty_megabytes_of_shared_memory_only_slow_the_stream(training, tmp_path: Path) -> None:
     overrides = training.spec().to_dict()  # the same people, in clips of 0.8 MB
     words = [
         f"data.store={training.store}",
@@ -96,5 +96,5 @@ def test_checkpoints_under_a_uri_give_the_same_run(training, undisturbed: RunRes
     assert not (result.folder / "checkpoints").exists()
     (result.folder / "checkpoints").symlink_to(
         next((tmp_path / "bucket").glob(f"{result.run_id}-*"))
-    )  # where the comparison looks
+    )  # where the comparison looks for checkpoints
     same_as(result, undisturbed)

@@ -1,12 +1,11 @@
-"""A real MLflow server that is killed, stopped, slow, locked or away, while a run writes its journal and a sender sends it.
+"""Tests a real MLflow server that is killed, stopped, slow, locked or unavailable while a sender sends a run's journal.
 
-Each time: training is not held up, and once the server is well MLflow holds every point exactly once, in one run.
+In each case training is not delayed, and once the server works again MLflow holds every point exactly once, in one run.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -32,8 +31,8 @@ KEYS = ("train/loss", "train/top1", "val/top1")
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that is not answered in two seconds fails: as with the ten of a real run, but sooner."""
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests time out after two seconds instead of the ten of a real run, so that the tests are faster."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
@@ -59,7 +58,7 @@ def new_run(root: Path, uri: str, key: str) -> RunFolder:
 
 
 def train(folder: RunFolder, first: int = 0, last: int = STEPS) -> None:
-    """What a training does to its journal, a step every few milliseconds."""
+    """Write the journal of a training, a step every few milliseconds."""
     journal = Journal(folder.path / FILE)
     for step in range(first, last):
         journal.log(step, {key: step / 7 + index for index, key in enumerate(KEYS)})
@@ -101,14 +100,11 @@ Fault = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
-def measures() -> Iterator[dict[str, dict[str, object]]]:
-    """Seconds from the server being well to MLflow holding everything; reported, never asserted."""
+def measures(add_to_table: Callable[..., None]) -> Iterator[dict[str, dict[str, object]]]:
+    """Seconds from when the server works again until MLflow holds everything. Reported, never asserted."""
     rows: dict[str, dict[str, object]] = {}
     yield rows
-    target = Path("runs") / "faults.json"
-    target.parent.mkdir(exist_ok=True)
-    earlier = json.loads(target.read_text()) if target.exists() else {}
-    target.write_text(json.dumps(dict(sorted((earlier | rows).items())), indent=1))
+    add_to_table(rows)
 
 
 ROWS = {"killed": "11", "stopped": "12", "locked": "13"}
@@ -142,12 +138,12 @@ def test_mlflow_holds_every_point_once_after_its_server_was(
     with Sender(folder, every_seconds=0.1):
         train(folder, last=STEPS // 3)
         trouble.start()
-        train(folder, first=STEPS // 3)  # the journal does not care
+        train(folder, first=STEPS // 3)  # the journal does not depend on the server
         trouble.join()
-        well = time.monotonic()
+        recovered = time.monotonic()
         finish(folder)
     sync_until_it_works(folder)
-    seconds, row = round(time.monotonic() - well, 1), ROWS[fault.__name__]
+    seconds, row = round(time.monotonic() - recovered, 1), ROWS[fault.__name__]
     measures[row] = {"fault": f"MLflow server {fault.__name__}", "recovery_seconds": seconds, "steps_done_again": 0}
     assert_each_point_once(folder, tracking_server.uri)
     assert MlflowClient(tracking_server.uri).get_run(folder.read_json("mlflow.json")["run_id"]).info.status == "FINISHED"
@@ -155,7 +151,9 @@ def test_mlflow_holds_every_point_once_after_its_server_was(
 
 @pytest.mark.slow_fault
 @pytest.mark.parametrize("fault", [killed, stopped])
-def test_a_run_that_begins_while_the_server_is_away_is_made_once(fault: Fault, tracking_server: Any, tmp_path: Path) -> None:
+def test_a_run_that_begins_while_the_server_is_unavailable_is_created_once(
+    fault: Fault, tracking_server: Any, tmp_path: Path
+) -> None:
     folder = new_run(tmp_path, tracking_server.uri, f"begins-{fault.__name__}")
     trouble = threading.Thread(target=fault, args=(tracking_server,))
     trouble.start()
@@ -169,8 +167,8 @@ def test_a_run_that_begins_while_the_server_is_away_is_made_once(fault: Fault, t
 
 
 @contextmanager
-def slow_line(port: int, delay_seconds: float) -> Iterator[str]:
-    """A line to `port` on which every packet takes its time, in both directions."""
+def slow_connection(port: int, delay_seconds: float) -> Iterator[str]:
+    """Open a proxy to `port` that delays every packet, in both directions. Yields its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 
@@ -204,9 +202,11 @@ def slow_line(port: int, delay_seconds: float) -> Iterator[str]:
 
 
 @pytest.mark.slow_fault
-@pytest.mark.parametrize("delay_seconds", [0.3, 1.5])  # slow, and so slow that every request is given up before its answer
-def test_a_slow_line_delays_the_curves_and_doubles_none(delay_seconds: float, tracking_server: Any, tmp_path: Path) -> None:
-    with slow_line(tracking_server.port, delay_seconds) as uri:
+@pytest.mark.parametrize("delay_seconds", [0.3, 1.5])  # slow, and so slow that every request times out before its answer
+def test_a_slow_connection_delays_the_curves_and_duplicates_no_point(
+    delay_seconds: float, tracking_server: Any, tmp_path: Path
+) -> None:
+    with slow_connection(tracking_server.port, delay_seconds) as uri:
         folder = new_run(tmp_path, uri, f"slow-{delay_seconds}")
         sender = Sender(folder, every_seconds=0.1)
         with sender:
@@ -217,7 +217,7 @@ def test_a_slow_line_delays_the_curves_and_doubles_none(delay_seconds: float, tr
     assert_each_point_once(folder, tracking_server.uri)
 
 
-def test_a_killed_driver_is_followed_by_starlab_sync_which_sends_the_rest_once(tracking_server: Any, tmp_path: Path) -> None:
+def test_starlab_sync_sends_the_rest_once_after_the_driver_was_killed(tracking_server: Any, tmp_path: Path) -> None:
     folder = new_run(tmp_path, tracking_server.uri, "driver")
     code = (
         "import sys, time; from pathlib import Path; from starlab.platform.runs.folder import RunFolder\n"
@@ -238,21 +238,21 @@ def test_a_killed_driver_is_followed_by_starlab_sync_which_sends_the_rest_once(t
     train(folder, first=STEPS // 2)
     command = [sys.executable, "-m", "starlab.platform.cli", "sync", folder.path.name, "--runs", str(tmp_path)]
     tracking_server.signal(signal.SIGSTOP)
-    away = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    while_stopped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     tracking_server.signal(signal.SIGCONT)
-    assert away.returncode == 1
-    assert "Traceback" not in away.stderr
-    assert folder.path.name in away.stderr
+    assert while_stopped.returncode == 1
+    assert "Traceback" not in while_stopped.stderr
+    assert folder.path.name in while_stopped.stderr
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
-    said = int(ended.stdout.split(": ")[1].split()[0])
-    assert 0 < said <= STEPS * len(KEYS)
+    num_sent = int(ended.stdout.split(": ")[1].split()[0])
+    assert 0 < num_sent <= STEPS * len(KEYS)
     assert_each_point_once(folder, tracking_server.uri)
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ": 0 points sent" in again.stdout
 
 
-def test_points_of_a_clock_that_jumps_back_keep_their_order_by_step(
+def test_points_keep_their_order_by_step_if_the_clock_jumps_back(
     tracking_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = new_run(tmp_path, tracking_server.uri, "clock")
@@ -275,7 +275,7 @@ def test_points_of_a_clock_that_jumps_back_keep_their_order_by_step(
 
 
 @pytest.mark.slow_fault
-def test_a_server_that_lost_its_database_gets_the_whole_run_again(tmp_path: Path) -> None:
+def test_a_server_that_lost_its_database_receives_the_whole_run_again(tmp_path: Path) -> None:
     folder = new_run(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "lost")
     train(folder)
     assert sync(folder) == STEPS * len(KEYS)
@@ -284,7 +284,7 @@ def test_a_server_that_lost_its_database_gets_the_whole_run_again(tmp_path: Path
     assert_each_point_once(folder, f"sqlite:///{tmp_path}/other.db")
 
 
-def test_a_run_that_its_server_does_not_know_any_more_is_sent_anew(tracking_server: Any, tmp_path: Path) -> None:
+def test_a_run_that_its_server_no_longer_knows_is_sent_again(tracking_server: Any, tmp_path: Path) -> None:
     folder = new_run(tmp_path, tracking_server.uri, "forgotten")
     train(folder, last=STEPS - 1)
     sync(folder)
@@ -304,7 +304,7 @@ def test_mlflow_over_postgresql_holds_every_point_once_after_a_kill(postgres_ser
         server.kill()
         train(folder, first=STEPS // 2)
         server.start()
-    folder.write_json("mlflow.json", folder.read_json("mlflow.json") | {"offsets": {}})  # nobody knows what arrived
+    folder.write_json("mlflow.json", folder.read_json("mlflow.json") | {"offsets": {}})  # as if it were unknown what arrived
     finish(folder)
     sync_until_it_works(folder)
     assert_each_point_once(folder, server.uri)
@@ -319,7 +319,7 @@ def test_mlflow_over_postgresql_holds_every_point_once_after_a_kill(postgres_ser
     assert [metric.step for metric in strange] == [STEPS, STEPS + 1]
 
 
-def test_a_second_sender_of_the_same_run_is_told_so(tracking_server: Any, tmp_path: Path) -> None:
+def test_a_second_sender_of_the_same_run_is_refused(tracking_server: Any, tmp_path: Path) -> None:
     folder = new_run(tmp_path, tracking_server.uri, "two")
     train(folder)
     command = [sys.executable, "-m", "starlab.platform.cli", "sync", folder.path.name, "--runs", str(tmp_path)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from starlab.models.attention import SpatioTemporalAttention
-from starlab.models.layers import StarLayer
+from starlab.models.layers import LayerOptions, StarLayer
 
 DIM = 8
 patterns = st.sampled_from(["F", "Z", "B"])
@@ -104,7 +104,7 @@ def test_masked_tokens_change_nothing_and_count_as_if_they_were_not_there(
 @pytest.mark.parametrize("patterns", ["F", "FZ", "ZB", "BF"])
 def test_a_layer_keeps_the_tokens_shape_and_commutes_with_frame_reversal(patterns: str, norm: str) -> None:
     torch.manual_seed(0)
-    layer = StarLayer(DIM, 2, patterns, norm=norm).double()  # type: ignore[arg-type]
+    layer = StarLayer(DIM, 2, patterns, LayerOptions(norm=norm)).double()  # type: ignore[arg-type]
     tokens = torch.randn(2, 4, 3, DIM, dtype=torch.float64)
     output = layer(tokens)
     assert output.shape == tokens.shape

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import mc3_18
 
-from starlab.models.backbone import KINETICS_FILE, STAGES, Backbone, BackboneName, batch_norms, load_kinetics400
+from starlab.models.backbone import (
+    KINETICS_FILE,
+    LOCAL_STRIDE_PX,
+    STAGES,
+    Backbone,
+    BackboneName,
+    BackboneOptions,
+    LocalLayer,
+    batch_norms,
+    load_kinetics400,
+)
 
 
 def clips(count: int = 1, size: int = 32, frames: int = 4) -> Tensor:
@@ -27,7 +37,7 @@ def clips(count: int = 1, size: int = 32, frames: int = 4) -> Tensor:
 def test_both_maps_have_the_named_size_and_every_frame(
     name: str, layer: str, size: int, local_shape: tuple[int, ...], global_shape: tuple[int, ...]
 ) -> None:
-    backbone = Backbone(name, local_layer=layer)  # type: ignore[arg-type]
+    backbone = Backbone(name, BackboneOptions(local_layer=layer))  # type: ignore[arg-type]
     local_map, global_map = backbone(clips(2, size, frames=3))
     assert local_map.shape == (2, *local_shape)
     assert global_map.shape == (2, *global_shape)
@@ -37,7 +47,7 @@ def test_both_maps_have_the_named_size_and_every_frame(
 def test_mc3_18_equals_torchvisions_trunk_on_normalised_frames(channels_last: bool) -> None:
     torch.manual_seed(0)
     reference = mc3_18(weights=None).eval()
-    backbone = Backbone("mc3_18", channels_last=channels_last).eval()
+    backbone = Backbone("mc3_18", BackboneOptions(channels_last=channels_last)).eval()
     backbone.load_state_dict({key: v for key, v in reference.state_dict().items() if not key.startswith("fc.")})
     frames = clips()
     mean, std = torch.tensor([0.43216, 0.394666, 0.37645]), torch.tensor([0.22803, 0.22145, 0.216989])
@@ -61,7 +71,7 @@ def test_the_first_stages_mix_frames_and_the_later_ones_do_not() -> None:
 
 
 def test_clip_standardisation_ignores_brightness_and_contrast_and_survives_a_blank_clip() -> None:
-    backbone = Backbone("mc3_tiny", pixel_norm="clip")
+    backbone = Backbone("mc3_tiny", BackboneOptions(pixel_norm="clip"))
     frames = torch.randint(0, 100, (2, 4, 16, 16, 3), dtype=torch.uint8)
     pixels = backbone.normalise(frames)
     assert pixels.shape == (2, 3, 4, 16, 16)
@@ -85,13 +95,13 @@ def test_grid_averages_equal_blocks_of_the_global_map(grid: int) -> None:
 
 def test_a_grid_finer_than_the_map_is_refused() -> None:
     with pytest.raises(ValueError, match=r"grid is 3.*2 × 2 cells; use grid ≤ 2"):
-        Backbone("mc3_tiny", grid=3)(clips())
+        Backbone("mc3_tiny", BackboneOptions(grid=3))(clips())
 
 
 @pytest.mark.parametrize("frozen_stages", [0, 2, 5])
 def test_frozen_stages_keep_weights_and_statistics_and_the_others_move(frozen_stages: int) -> None:
     torch.manual_seed(0)
-    backbone = Backbone("mc3_tiny", frozen_stages=frozen_stages).train()
+    backbone = Backbone("mc3_tiny", BackboneOptions(frozen_stages=frozen_stages)).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if trained:
@@ -106,7 +116,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_others_move(frozen_st
 
 def test_frozen_batch_norm_uses_the_stored_statistics_and_still_trains_scale_and_shift() -> None:
     torch.manual_seed(0)
-    backbone = Backbone("mc3_tiny", batch_norm="frozen").train()
+    backbone = Backbone("mc3_tiny", BackboneOptions(batch_norm="frozen")).train()
     frames = clips(2)
     trained = backbone(frames)[1]
     trained.square().mean().backward()
@@ -118,7 +128,7 @@ def test_frozen_batch_norm_uses_the_stored_statistics_and_still_trains_scale_and
 
 
 def test_synchronised_batch_norm_says_where_it_cannot_train_and_still_evaluates() -> None:
-    backbone = Backbone("mc3_tiny", batch_norm="sync")
+    backbone = Backbone("mc3_tiny", BackboneOptions(batch_norm="sync"))
     assert all(isinstance(norm, nn.SyncBatchNorm) for norm in batch_norms(backbone))
     with pytest.raises(ValueError, match=r"'sync'.*frames are on cpu.*not initialised"):
         backbone(clips())
@@ -132,7 +142,7 @@ def test_synchronised_batch_norm_says_where_it_cannot_train_and_still_evaluates(
 def test_checkpointing_changes_neither_gradients_nor_running_statistics(name: str) -> None:
     torch.manual_seed(0)
     plain = Backbone(name)  # type: ignore[arg-type]
-    saving = Backbone(name, activation_checkpointing=True)  # type: ignore[arg-type]
+    saving = Backbone(name, BackboneOptions(activation_checkpointing=True))  # type: ignore[arg-type]
     saving.load_state_dict(plain.state_dict())
     frames = clips(2)
     for backbone in (plain, saving):
@@ -143,6 +153,49 @@ def test_checkpointing_changes_neither_gradients_nor_running_statistics(name: st
         assert a.grad is not None
         assert b.grad is not None
         torch.testing.assert_close(a.grad, b.grad, msg=key)
+
+
+def test_checkpointing_with_synchronised_batch_norm_gives_plain_gradients_and_counts_a_batch_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Without a process group, SyncBatchNorm computes plain batch-norm, on a CPU too.
+    monkeypatch.setattr("starlab.models.backbone.check_can_synchronise", lambda _: None)
+    torch.manual_seed(0)
+    plain = Backbone("mc3_tiny")
+    saving = Backbone("mc3_tiny", BackboneOptions(batch_norm="sync", activation_checkpointing=True))
+    saving.load_state_dict(plain.state_dict())
+    frames = clips(2)
+    for backbone in (plain, saving):
+        sum(output.square().mean() for output in backbone(frames)).backward()
+    for (key, a), b in zip(plain.state_dict().items(), saving.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=key)
+    assert all(norm.num_batches_tracked == 1 and norm.momentum == 0.1 for norm in batch_norms(saving))
+    for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=key)
+
+
+@pytest.mark.parametrize("size", [200, 202])
+@pytest.mark.parametrize("layer", ["layer2", "layer3"])
+@pytest.mark.parametrize("name", ["mc3_18", "mc3_tiny"])
+def test_a_cell_of_the_local_map_looks_at_pixels_around_its_stride_times_its_index(
+    name: BackboneName, layer: LocalLayer, size: int
+) -> None:
+    backbone = Backbone(name, BackboneOptions(local_layer=layer)).eval()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.abs_()  # nothing cancels and no ReLU is closed: every pixel in reach has a gradient
+    pixels = torch.rand(1, 3, 1, size, size, requires_grad=True)
+    x = pixels
+    for stage in STAGES[: STAGES.index(layer) + 1]:
+        x = backbone.get_submodule(stage)(x)
+    row, column = x.shape[-2] // 2, x.shape[-1] // 2 - 1
+    (gradient,) = torch.autograd.grad(x[0, :, 0, row, column].sum(), pixels)
+    rows, columns = (gradient.abs().amax((0, 1, 2))).nonzero().unbind(1)
+    stride = LOCAL_STRIDE_PX[layer]
+    assert rows.min() > 0
+    assert columns.max() < size - 1
+    assert (rows.min() + rows.max()) / 2 == stride * row
+    assert (columns.min() + columns.max()) / 2 == stride * column
 
 
 def weights_file(folder: Path, name: str | None = None) -> tuple[Path, dict[str, Tensor]]:
@@ -195,7 +248,7 @@ def test_our_name_of_the_kinetics_file_is_torchvisions() -> None:
 
 
 def test_frozen_batch_norm_is_frozen_in_a_model_that_was_just_built() -> None:
-    backbone = Backbone("mc3_tiny", batch_norm="frozen", frozen_stages=1)
+    backbone = Backbone("mc3_tiny", BackboneOptions(batch_norm="frozen", frozen_stages=1))
     before = {name: value.clone() for name, value in backbone.named_buffers()}
     backbone(torch.randint(0, 255, (2, 2, 16, 16, 3), dtype=torch.uint8))
     assert all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())

@@ -18,6 +18,7 @@ from starlab.models.star import StarConfig, StarTransformer
 
 Array = NDArray[np.float64]
 TOLERANCE = 1e-10
+HEIGHT_PX, WIDTH_PX = 32, 48
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
@@ -89,16 +90,19 @@ def star_layer(layer: StarLayer, z: Array, present: NDArray[np.bool_]) -> Array:
     return layer_norm(layer.mlp_norm, linear(layer.mlp.down, gelu(linear(layer.mlp.up, z))) + z)
 
 
-def joint_map(joint: Array, size: tuple[int, int], sigma: float) -> Array:
-    """§3.1: the joint projected on the map, blurred by a Gaussian, brought to sum 1; nothing where it is invisible."""
+def joint_map(joint: Array, size: tuple[int, int], stride_px: int, sigma: float) -> Array:
+    """§3.1: the joint projected on the map, blurred by a Gaussian, brought to sum 1; nothing where it is invisible.
+
+    Cell i is centred on pixel stride · i, whose own centre is half a pixel from its edge.
+    """
     (x, y, confidence), (height, width) = joint, size
     heatmap = np.zeros(size)
     if confidence <= 0 or not 0 <= x <= 1 or not 0 <= y <= 1:
         return heatmap
     for i in range(height):
         for j in range(width):
-            distance2 = (i + 0.5 - y * height) ** 2 + (j + 0.5 - x * width) ** 2
-            heatmap[i, j] = math.exp(-distance2 / (2 * sigma**2))
+            above, left = stride_px * i + 0.5 - y * HEIGHT_PX, stride_px * j + 0.5 - x * WIDTH_PX
+            heatmap[i, j] = math.exp(-(above**2 + left**2) / (2 * (sigma * stride_px) ** 2))
     return np.asarray(heatmap / heatmap.sum())
 
 
@@ -129,7 +133,8 @@ def transformer(model: StarTransformer, local: Array, grid: Array, joints: Array
         joint_rows = []
         for m in range(bodies):
             for n in range(num_joints):
-                heatmap = joint_map(joints[t, m, n], (local.shape[2], local.shape[3]), config.sigma_cells)
+                stride_px = {"layer2": 4, "layer3": 8}[config.local_layer]
+                heatmap = joint_map(joints[t, m, n], (local.shape[2], local.shape[3]), stride_px, config.sigma_cells)
                 row = linear(jm.projection, joint_token(local[:, t], heatmap)) + value(jm.pos)[n]
                 joint_rows.append(row if jm.body is None else row + value(jm.body)[m])
         t_g = ([value(tokens.cls_glob)] if tokens.cls_glob is not None else []) + gg  # Eq. 2
@@ -164,7 +169,7 @@ def compare(model: StarTransformer, clips: int, tweak: Callable[[torch.Tensor], 
     config = model.config
     shake(model)
     model.double().eval()
-    frames = torch.randint(0, 256, (clips, config.frames, 32, 48, 3), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (clips, config.frames, HEIGHT_PX, WIDTH_PX, 3), dtype=torch.uint8)
     joints = torch.rand(clips, config.frames, config.max_bodies, config.num_joints, 3, dtype=torch.float64) * 1.2 - 0.1
     if tweak is not None:
         tweak(joints)

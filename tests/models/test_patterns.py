@@ -121,7 +121,7 @@ def test_the_rollout_agrees_with_the_products_of_loops(grouping: Grouping) -> No
     frames, joints = batch(1)
     joints = joints.double()
     with torch.no_grad():
-        z = model.tokens(None, None, joints)
+        z = model.tokens(None, None, joints, (48, 48))
         size, x, product = z.tokens.shape[2], z.tokens, torch.eye(FRAMES * z.tokens.shape[2], dtype=torch.float64)
         for layer in (*model.encoder, *model.decoder):
             step = weights_by_loops(layer.attentions[0], x[0], grouping).mean(0)

@@ -37,7 +37,7 @@ def weight_matrix(attention: SpatioTemporalAttention, tokens: Tensor, mask: Tens
 def explicit_rollout(model: StarTransformer, frames: Tensor, joints: Tensor) -> Tensor:
     model.eval()
     assert model.backbone is not None
-    z = model.tokens(*model.backbone(frames), joints)
+    z = model.tokens(*model.backbone(frames), joints, (32, 32))
     x, length = z.tokens, z.tokens.shape[1] * z.tokens.shape[2]
     joint = torch.eye(length).expand(2, length, length)
     for layer in (*model.encoder, *model.decoder):

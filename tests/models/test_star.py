@@ -186,7 +186,7 @@ def test_with_pixels_too_order_reaches_the_transformer_only_through_the_backbone
     outputs = []
     for flip in (False, True):
         maps = [m.flip(2) if flip else m for m in (local_map, global_map)]
-        z = model.tokens(maps[0], maps[1], joints.flip(1) if flip else joints)
+        z = model.tokens(maps[0], maps[1], joints.flip(1) if flip else joints, (32, 32))
         x = z.tokens
         for layer in (*model.encoder, *model.decoder):
             x = layer(x)
@@ -399,7 +399,16 @@ def test_the_model_trains_under_bf16_autocast(options: dict[str, Any]) -> None:
     inputs = batch(config)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(*inputs)
-    logits.float().square().sum().backward()
-    assert logits.dtype == torch.bfloat16
+    logits.square().sum().backward()
+    assert logits.dtype == torch.float32
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert (logits.float() - model(*inputs)).abs().max() < 0.1
+    assert (logits - model(*inputs)).abs().max() < 0.1
+
+
+def test_the_head_is_computed_in_full_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = StarTransformer(DEMO).eval()
+    inputs = batch(DEMO)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, embedding = model(*inputs), model.embed(*inputs)
+    torch.testing.assert_close(logits, model.head(embedding.float()), rtol=0, atol=1e-6)

@@ -14,7 +14,7 @@ import simplejpeg
 from starlab.experiments.spec import SpecError, load_spec
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip
 from starlab.pipelines.datasets import DATASETS, Dataset, Generator
-from starlab.pipelines.prepare import prepare
+from starlab.pipelines.prepare import StoreLayout, prepare
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.skeletons import Skeleton
 from starlab.pipelines.sources import generated_clips_per_class, generated_folder, is_generated, open_authors_files, open_source
@@ -71,7 +71,7 @@ def test_a_reader_and_an_entry_are_enough_for_a_spec_a_store_and_a_stream(folder
     spec = load_spec("demo", overrides)
     assert (spec.model.num_classes, spec.model.num_joints, spec.model.max_bodies) == (2, 2, 1)
     raw = open_source(spec.data, tmp_path)
-    store = prepare(open_authors_files("my_lab", folder), "my_lab", tmp_path / "store", clips_per_shard=16)
+    store = prepare(open_authors_files("my_lab", folder), "my_lab", tmp_path / "store", StoreLayout(clips_per_shard=16))
     prepared = open_source(replace(spec.data, store=str(tmp_path / "store")), tmp_path)
     assert isinstance(prepared, StoreSource)
     assert prepared.skeleton == STICK

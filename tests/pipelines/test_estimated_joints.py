@@ -14,7 +14,7 @@ from starlab.pipelines import estimated_joints
 from starlab.pipelines.clip import ClipSource, DataError, UnreadableClipError
 from starlab.pipelines.estimated_joints import SCHEMA, EstimatedJoints, write_joints
 from starlab.pipelines.penn_action import PennActionSource
-from starlab.pipelines.skeletons import COCO, NTU
+from starlab.pipelines.skeletons import COCO, NTU, Skeleton
 
 
 def estimate(num_frames: int, bodies: int = 1, joints: int = 17, seed: int = 0) -> np.ndarray:
@@ -156,18 +156,100 @@ def test_joints_that_do_not_fit_their_shape_make_the_clip_unreadable(
     tmp_path: Path, path: Path, small_source: PennActionSource
 ) -> None:
     row = small_source.clips[0]
-    source = EstimatedJoints(small_source, path, NTU)
-    with pytest.raises(UnreadableClipError, match=f"clip {row.clip_id}: .* numbers are not {row.num_frames} × 1 × 25 × 3"):
-        source.read(row, [0], 48)
-    joints = estimate(row.num_frames)
-    joints[0, 0, 0, 2] = 1.5
-    write_joints(tmp_path / "j.parquet", [(row.clip_id, joints)])
+    short = estimate(row.num_frames).ravel()[:-1].tolist()
+    pq.write_table(table(clip_id=[row.clip_id], num_frames=[row.num_frames], joints=[short]), tmp_path / "j.parquet")
     source = EstimatedJoints(small_source, tmp_path / "j.parquet", COCO)
-    with pytest.raises(UnreadableClipError, match="a confidence lies outside"):
+    with pytest.raises(UnreadableClipError, match=f"clip {row.clip_id}: .* numbers are not {row.num_frames} × 1 × 17 × 3"):
+        source.read(row, [0], 48)
+    with pytest.raises(UnreadableClipError, match=f"clip {row.clip_id}: .* numbers are not"):
         source.encode(row, 48)
     (tmp_path / "j.parquet").unlink()
     with pytest.raises(UnreadableClipError, match="No such file"):
-        source.read(row, [0], 48)
+        EstimatedJoints._joints(source, row)
+
+
+def refusal(source: ClipSource, path: Path, clips: list[tuple[str, np.ndarray]], skeleton: Skeleton = COCO) -> str:
+    write_joints(path, clips)
+    with pytest.raises(DataError) as caught:
+        EstimatedJoints(source, path, skeleton)
+    return str(caught.value)
+
+
+def test_joints_in_pixels_are_refused_when_the_file_is_opened(tmp_path: Path, small_source: PennActionSource) -> None:
+    clips = every_clip(small_source)
+    clips[7][1][..., :2] *= (1280, 720)
+    largest = clips[7][1].max(axis=(0, 1, 2))
+    said = refusal(small_source, tmp_path / "j.parquet", clips)
+    assert f"x reaches {largest[0]:.6g} and y {largest[1]:.6g} in clip {clips[7][0]}: pixels?" in said
+    assert "divide x by its width and y by its height" in said
+
+
+def test_a_few_joints_far_off_are_no_pixels_and_joints_that_are_not_seen_may_be_anywhere(
+    tmp_path: Path, small_source: PennActionSource
+) -> None:
+    clips = every_clip(small_source)
+    clips[0][1][:, :, :8, 0] = 5.0
+    clips[1][1][...] = (700, 500, 0)
+    write_joints(tmp_path / "j.parquet", clips)
+    assert len(EstimatedJoints(small_source, tmp_path / "j.parquet", COCO).clips) == 90
+
+
+def test_scores_above_one_are_named_when_the_file_is_opened_and_may_be_clamped(
+    tmp_path: Path, small_source: PennActionSource
+) -> None:
+    clips = every_clip(small_source)
+    clips[3][1][0, 0, 0, 2], clips[5][1][1, 0, 4, 2] = 1.37, -0.25
+    said = refusal(small_source, tmp_path / "j.parquet", clips)
+    assert f"confidences lie outside [0, 1], from -0.25 to 1.37, first in clip {clips[3][0]}" in said
+    assert "data.clamp_confidence=true" in said
+    source = EstimatedJoints(small_source, tmp_path / "j.parquet", COCO, clamp=True)
+    assert source.read(source.clips[3], [0], 48).joints[0, 0, 0, 2] == 1
+    assert source.read(source.clips[5], [1], 48).joints[0, 0, 4].tolist() == [0, 0, 0]
+
+
+def test_another_skeleton_is_named_when_the_file_is_opened(tmp_path: Path, small_source: PennActionSource) -> None:
+    said = refusal(small_source, tmp_path / "j.parquet", every_clip(small_source), NTU)
+    assert "has 17 joints, the skeleton ntu has 25: is data.estimated_skeleton right?" in said
+
+
+def test_what_pandas_writes_is_read(tmp_path: Path, small_source: PennActionSource) -> None:
+    """Large strings, int64, lists of float64."""
+    clips = every_clip(small_source)
+    columns = {
+        "clip_id": pa.array([clip_id for clip_id, _ in clips], pa.large_string()),
+        "num_frames": [len(joints) for _, joints in clips],
+        "num_bodies": [1] * len(clips),
+        "joints": pa.array([joints.ravel().tolist() for _, joints in clips], pa.list_(pa.float64())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "j.parquet", row_group_size=8)
+    source = EstimatedJoints(small_source, tmp_path / "j.parquet", COCO)
+    np.testing.assert_array_equal(source.read(source.clips[13], [1], 48).joints, estimate(99, seed=13)[[1]])
+
+
+def test_reading_a_clip_opens_no_other_row_group_and_the_footer_once(
+    tmp_path: Path, small_source: PennActionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constant time, counted: what is read for a clip does not depend on how many clips there are."""
+    write_joints(tmp_path / "j.parquet", every_clip(small_source))
+    source = EstimatedJoints(small_source, tmp_path / "j.parquet", COCO)
+    assert pq.read_metadata(tmp_path / "j.parquet").num_row_groups == 12
+    groups, footers = [], []
+    read, footer = pq.ParquetFile.read_row_group, pq.read_metadata
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, i, **more: groups.append(i) or read(self, i, **more))
+    monkeypatch.setattr(pq, "read_metadata", lambda path: footers.append(path) or footer(path))
+    travelled = pickle.loads(pickle.dumps(source))
+    for row in source.clips[::10]:
+        travelled.read(row, [0], 48)
+    assert groups == [place // 8 for place in range(0, 90, 10)]
+    assert len(footers) == 1
+    assert len(pickle.dumps(source)) - len(pickle.dumps(small_source)) < 90 * 8 + 2000
+
+
+def test_a_file_that_changes_while_it_is_in_use_ends_the_run(path: Path, small_source: PennActionSource) -> None:
+    source = EstimatedJoints(small_source, path, COCO)
+    write_joints(path, [*every_clip(small_source)[::-1], ("more", estimate(3))])
+    with pytest.raises(DataError, match="changed while they were in use"):
+        source.read(source.clips[0], [0], 48)
 
 
 def test_joints_of_another_shape_are_not_written(tmp_path: Path) -> None:

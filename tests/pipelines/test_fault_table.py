@@ -320,13 +320,19 @@ def over_one(clips: list[tuple[str, np.ndarray]]) -> None:
     clips[0][1][3, 0, 4, 2] = 1.01
 
 
+def in_pixels(clips: list[tuple[str, np.ndarray]]) -> None:
+    for _, joints in clips:
+        joints[..., :2] *= 64
+
+
 ESTIMATED = (
     Fault("estimated joints: cut short", changed(parquet_of, lambda data: data[:-100]), "refused", "cannot be read"),
     Fault("estimated joints: a column is missing", without_joints, "refused", "lack the column 'joints'"),
     Fault("estimated joints: a clip is missing", joints_with(lambda clips: clips.pop(0)), "left out", "has no joints of it"),
     Fault("estimated joints: of another length", joints_with(shorter), "left out", r"has joints of \d+ frames, the clip has"),
     Fault("estimated joints: of another shape", wider_by_a_body, "unreadable", r"numbers are not \d+ × 2 × 17 × 3"),
-    Fault("estimated joints: a confidence above 1", joints_with(over_one), "unreadable", "a confidence lies outside"),
+    Fault("estimated joints: a confidence above 1", joints_with(over_one), "refused", "confidences lie outside"),
+    Fault("estimated joints: in pixels", joints_with(in_pixels), "refused", "pixels"),
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from starlab.pipelines.ntu import MISSING_LISTS
 from starlab.pipelines.ntu_names import parse_name
-from starlab.pipelines.prepare import prepare, verify
+from starlab.pipelines.prepare import StoreLayout, prepare, verify
 from starlab.pipelines.sources import DataConfig, open_authors_files, open_source
 from starlab.pipelines.store import StoreSource
 
@@ -32,7 +32,7 @@ def folder(ntu_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(folder: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: object) -> Path:
     root = tmp_path_factory.mktemp("prepared") / "store"
     source = open_authors_files("synthetic_ntu", folder)
-    prepare(source, "synthetic_ntu", root, short_side_px=72, clips_per_shard=16, max_bad_fraction=0.1)
+    prepare(source, "synthetic_ntu", root, StoreLayout(short_side_px=72, clips_per_shard=16), max_bad_fraction=0.1)
     return root
 
 

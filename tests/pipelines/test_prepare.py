@@ -17,7 +17,7 @@ import pytest
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES
 from starlab.pipelines.penn_action import PennActionSource
-from starlab.pipelines.prepare import Progress, prepare, verify
+from starlab.pipelines.prepare import Progress, StoreLayout, prepare, verify
 from starlab.pipelines.sources import DataConfig, open_source
 from starlab.pipelines.storage import Folder
 from starlab.pipelines.store import StoreSource
@@ -37,7 +37,7 @@ class Said:
 def prepared(small_source: PennActionSource, tmp_path_factory: pytest.TempPathFactory, local_ray: object) -> Path:
     """The small folder as a store of 9 shards; read only."""
     root = tmp_path_factory.mktemp("prepared") / "store"
-    prepare(small_source, DATASET, root, clips_per_shard=10)
+    prepare(small_source, DATASET, root, StoreLayout(clips_per_shard=10))
     return root
 
 
@@ -76,7 +76,7 @@ def test_every_clip_of_the_folder_is_in_the_store_once_with_the_same_pixels_and_
 def test_preparing_again_changes_nothing_and_what_is_left_of_an_attempt_is_used_and_tidied(copy: Path, small_source) -> None:
     before = content(copy)
     times = {path: path.stat().st_mtime_ns for path in copy.rglob("*.parquet")}
-    prepare(small_source, DATASET, copy, clips_per_shard=10)
+    prepare(small_source, DATASET, copy, StoreLayout(clips_per_shard=10))
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.parquet")} == times
 
     # As a kill leaves it: no manifest, one shard without its record, one half written, one damaged, drafts.
@@ -86,7 +86,7 @@ def test_preparing_again_changes_nothing_and_what_is_left_of_an_attempt_is_used_
     (copy / "shards/00007.parquet").write_bytes(before["shards/00007.parquet"].replace(b"\xff\xd8", b"\xff\x00", 1))
     (copy / "shards/00008.parquet.0badf00d.part").write_bytes(b"draft")
     seen: list[Progress] = []
-    prepare(small_source, DATASET, copy, clips_per_shard=10, on_progress=seen.append)
+    prepare(small_source, DATASET, copy, StoreLayout(clips_per_shard=10), on_progress=seen.append)
     assert content(copy) == before
     kept = {path for path, then in times.items() if path.exists() and path.stat().st_mtime_ns == then}
     written = {f"0000{shard}.parquet" for shard in (3, 5, 7)} | {"index.parquet"}
@@ -105,7 +105,7 @@ def test_clips_that_fail_a_check_are_quarantined_with_the_reason_and_a_mended_on
     (frames / "0012/000001.jpg").write_bytes((frames / "0012/000001.jpg").read_bytes().replace(b"\xff\xd8", b"GIF8", 1))
     (folder / "labels/0020.mat").write_bytes(b"<html>not found</html>")
     source = PennActionSource(folder, classes=SYNTHETIC_CLASSES)
-    store = prepare(source, DATASET, tmp_path / "store", clips_per_shard=10)
+    store = prepare(source, DATASET, tmp_path / "store", StoreLayout(clips_per_shard=10))
     reasons = {clip.clip_id: clip.reason for clip in store.skipped}
     assert set(reasons) == {"0007", "0012", "0020"}
     assert "0007/000003.jpg" in reasons["0007"]
@@ -115,8 +115,8 @@ def test_clips_that_fail_a_check_are_quarantined_with_the_reason_and_a_mended_on
     assert verify(tmp_path / "store")[1] == []
 
     (frames / "0007/000003.jpg").write_bytes(whole)
-    assert prepare(source, DATASET, tmp_path / "store", clips_per_shard=10).fingerprint == store.fingerprint
-    mended = prepare(source, DATASET, tmp_path / "store", clips_per_shard=10, retry=True)
+    assert prepare(source, DATASET, tmp_path / "store", StoreLayout(clips_per_shard=10)).fingerprint == store.fingerprint
+    mended = prepare(source, DATASET, tmp_path / "store", StoreLayout(clips_per_shard=10), retry=True)
     assert {clip.clip_id for clip in mended.skipped} == {"0012", "0020"}
     assert mended.fingerprint != store.fingerprint
 
@@ -126,7 +126,9 @@ def test_a_frame_of_another_size_than_its_label_tells_is_no_frame_of_that_clip(f
     import simplejpeg
 
     (folder / "frames/0031/000002.jpg").write_bytes(simplejpeg.encode_jpeg(np.zeros((64, 32, 3), np.uint8)))
-    store = prepare(PennActionSource(folder, classes=SYNTHETIC_CLASSES), DATASET, tmp_path / "store", clips_per_shard=30)
+    store = prepare(
+        PennActionSource(folder, classes=SYNTHETIC_CLASSES), DATASET, tmp_path / "store", StoreLayout(clips_per_shard=30)
+    )
     [bad] = store.skipped
     assert bad.reason.endswith("0031/000002.jpg: 64×32 pixels, its label says 64×64")
 
@@ -138,13 +140,13 @@ def test_the_whole_fails_only_past_the_threshold_and_then_leaves_the_list(folder
     source = PennActionSource(folder, classes=SYNTHETIC_CLASSES)
     root = tmp_path / "store"
     with pytest.raises(DataError, match=r"of 90 clips cannot be used, more than the allowed share of 0\.05") as failure:
-        prepare(source, DATASET, root, clips_per_shard=10)
+        prepare(source, DATASET, root, StoreLayout(clips_per_shard=10))
     listed = json.loads((root / "quarantine.json").read_text())
     assert len(listed) > 4
     assert str(root / "quarantine.json") in str(failure.value)
     with pytest.raises(DataError, match="not finished"):
         StoreSource(root)
-    allowed = prepare(source, DATASET, root, clips_per_shard=10, max_bad_fraction=0.2)
+    allowed = prepare(source, DATASET, root, StoreLayout(clips_per_shard=10), max_bad_fraction=0.2)
     assert len(allowed.skipped) == 10
     assert not (root / "quarantine.json").exists()
 
@@ -153,11 +155,11 @@ def test_the_whole_fails_only_past_the_threshold_and_then_leaves_the_list(folder
 def test_a_place_that_holds_something_else_is_refused_untouched(copy: Path, small_source, folder: Path) -> None:
     before = content(copy)
     with pytest.raises(DataError, match=r"clips_per_shard 10, now it is 11: use the same again, or name a new folder"):
-        prepare(small_source, DATASET, copy, clips_per_shard=11)
+        prepare(small_source, DATASET, copy, StoreLayout(clips_per_shard=11))
     shutil.rmtree(folder / "frames/0001")
     (folder / "labels/0001.mat").unlink()
     with pytest.raises(DataError, match="was begun with source_fingerprint"):
-        prepare(PennActionSource(folder, classes=SYNTHETIC_CLASSES), DATASET, copy, clips_per_shard=10)
+        prepare(PennActionSource(folder, classes=SYNTHETIC_CLASSES), DATASET, copy, StoreLayout(clips_per_shard=10))
     assert content(copy) == before
     with pytest.raises(DataError, match=r"no plan\.json, so it is no store: name a new folder"):
         prepare(small_source, DATASET, folder)

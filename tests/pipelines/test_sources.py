@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,34 @@ def test_odd_frames_under_an_attention_that_splits_them_are_refused_with_the_key
     assert "use an even number such as 16, or 'FF' for both" in str(caught.value)
     with pytest.raises(SpecError, match=r"data.frames is 0; it must be at least 1"):
         load_spec("demo", ["data.frames=0", "model.encoder=FF", "model.decoder=FF"])
+
+
+def test_ntu_with_estimated_joints_needs_no_kinect_skeleton(ntu_folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(ntu_folder, tmp_path / "videos"))
+    whole = open_source(ntu_data(store=str(root)), tmp_path)
+    lengths = {row.clip_id: row.num_frames for row in whole.clips}
+    path = tmp_path / "coco.parquet"
+    write_joints(path, ((name, np.full((frames, 2, 17, 3), 0.5, np.float32)) for name, frames in lengths.items()))
+    data = ntu_data(store=str(root), estimated_joints=str(path), estimated_skeleton="coco")
+    before = open_source(data, tmp_path)
+    (root / "nturgb+d_skeletons" / f"{whole.clips[0].clip_id}.skeleton").unlink()
+    (root / "nturgb+d_skeletons" / f"{whole.clips[1].clip_id}.skeleton").write_bytes(b"40\r\nnot read any more\r\n")
+    some = open_source(data, tmp_path)
+    shutil.rmtree(root / "nturgb+d_skeletons")
+    none = open_source(data, tmp_path)
+    assert some.clips[0].num_frames == lengths[some.clips[0].clip_id]
+    assert list(none.clips) == list(before.clips) == list(whole.clips)
+    for row in none.clips[:2]:
+        one, other = before.read(row, [3, 7], 48), none.read(row, [3, 7], 48)
+        np.testing.assert_array_equal(one.frames, other.frames)
+        np.testing.assert_array_equal(one.joints, other.joints)
+    with pytest.raises(DataError, match="no skeleton"):
+        open_source(ntu_data(store=str(root)), tmp_path)
+
+
+def test_clamping_is_for_estimated_joints_alone_and_changes_a_run_only_where_it_is_on() -> None:
+    with pytest.raises(SpecError, match=r"there are no data\.estimated_joints"):
+        load_spec("demo", ["data.clamp_confidence=true"])
+    estimated = ["data.estimated_joints=j.parquet", "data.estimated_skeleton=coco"]
+    off, on = load_spec("demo", estimated), load_spec("demo", [*estimated, "data.clamp_confidence=true"])
+    assert off.run_id("x") != on.run_id("x")

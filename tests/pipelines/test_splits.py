@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starlab.pipelines.clip import ClipRow, DataError
-from starlab.pipelines.splits import limit_parts, split_rows
+from starlab.pipelines.splits import limit_parts, split_rows, thin_train
 
 
 def row(number: int, label: int, split: str = "train", subject: str | None = None) -> ClipRow:
@@ -137,3 +137,30 @@ def test_a_larger_limit_only_adds_clips():
     rows = [row(number, number % 3) for number in range(60)]
     parts = split_rows(rows, 0, 0)
     assert set(limit_parts(parts, rows, 3, 1).train) < set(limit_parts(parts, rows, 5, 1).train)
+
+
+@given(CLIPS, st.floats(0.05, 1), st.floats(0.05, 1), SEED)
+def test_a_fraction_of_train_is_nested_keeps_the_classes_and_leaves_validation_and_test_alone(rows, one, other, seed):
+    parts = split_rows(rows, 0, seed)
+    small, large = (thin_train(parts, rows, fraction, seed) for fraction in sorted((one, other)))
+    assert set(small.train) <= set(large.train) <= set(parts.train)
+    assert (large.validation, large.test) == (parts.validation, parts.test)
+    counts = Counter(rows[index].label for index in parts.train)
+    kept = Counter(rows[index].label for index in large.train)
+    assert kept.keys() == counts.keys()
+    assert all(abs(kept[label] - max(one, other) * counts[label]) <= 1 for label in counts)
+    assert list(large.train) == sorted(large.train)
+
+
+def test_validation_clips_are_the_same_for_every_fraction_of_train():
+    rows = [row(number, number % 3, subject=f"s{number % 7}") for number in range(210)]
+    parts = split_rows(rows, 0.2, 0)
+    assert {thin_train(parts, rows, fraction, 0).validation for fraction in (0.01, 0.3, 1.0)} == {parts.validation}
+    assert len(thin_train(parts, rows, 0.01, 0).train) == 3  # one of each class
+    assert thin_train(parts, rows, 1.0, 0) is parts
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.1])
+def test_a_fraction_of_train_outside_its_limits_is_an_error(fraction):
+    with pytest.raises(ValueError, match=r"train_fraction must be in \(0, 1\]"):
+        thin_train(split_rows([row(0, 0)], 0, 0), [row(0, 0)], fraction, 0)

@@ -3,9 +3,11 @@
 import dataclasses
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import check_shard, shard_rows
-from starlab.pipelines.shards import StoredClip, read_index, whole_shard, write_index, write_shard
+from starlab.pipelines.rows import Rows, Subset
+from starlab.pipelines.shards import INDEX_SCHEMA, StoredClip, read_index, whole_shard, write_index, write_shard
 from starlab.pipelines.skeletons import NTU
 from starlab.pipelines.statistics import store_statistics
 from starlab.pipelines.storage import Draft, Folder
@@ -190,7 +193,7 @@ def test_a_clip_of_a_damaged_shard_is_unreadable_and_named(tmp_path) -> None:
     jpeg = store_bytes = whole
     place = store_bytes.index(_jpegs(TwoBodies([4] * 6), row)[0]) + 400
     path.write_bytes(jpeg[:place] + bytes(60) + jpeg[place + 60 :])
-    assert whole_shard(store.folder, 1) is None
+    assert whole_shard(store.folder, 1, hashed=True) is None
     assert check_shard(store, 1, decode=False) == ["shards/00001.parquet: its bytes are not those that were written"]
     with pytest.raises(UnreadableClipError, match="frame 0"):
         StoreSource(tmp_path).read(row, [0], 16)
@@ -296,3 +299,64 @@ def test_put_writes_in_place_reaches_the_disk_and_never_renames(tmp_path: Path, 
     assert (folder.has("a/file"), folder.has("a"), folder.folders()) == (True, False, ["a"])
     folder.delete("a")
     assert folder.folders() == []
+
+
+def test_the_index_of_all_of_ntu_120_costs_a_process_less_than_20_megabytes(tmp_path: Path) -> None:
+    """Counted by Arrow's and Python's own books, which no other process disturbs."""
+    count, folder = 114_480, Folder(tmp_path)
+    clip = StoredClip(
+        clip_id="", label=0, split="train", subject="P001", num_frames=80, height=256, width=456, shard=0, row=0,
+        num_bytes=1, joints_unseen=0.0, frames_unseen=0, sha256="0" * 64,
+    )  # fmt: skip
+    rows = {field.name: pa.repeat(pa.scalar(getattr(clip, field.name), field.type), count) for field in INDEX_SCHEMA}
+    rows |= {
+        "clip_id": pa.array([f"S001C001P{i:06d}R001A001" for i in range(count)]),
+        "sha256": pa.array([f"{i:064x}" for i in range(count)]),
+    }
+    pq.write_table(pa.table(rows, schema=INDEX_SCHEMA), tmp_path / "index.parquet")
+    index = {"sha256": folder.sha256("index.parquet")}
+    manifest = {"format": 1, "classes": ["one"], "skeleton": "ntu", "max_bodies": 2, "fingerprint": "", "index": index}
+    folder.write_json("manifest.json", manifest | {"quarantine": {}, "shards": []})
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    store = StoreSource(tmp_path)
+    cost = pa.total_allocated_bytes() - before + tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(store.clips) == count
+    assert store.clips[70_000].clip_id == store.find("S001C001P070000R001A001").clip_id
+    assert cost < 20e6
+
+
+def test_going_on_trusts_a_shard_with_a_record_and_only_retry_reads_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_store(tmp_path, TwoBodies([4, 10, 2])).folder
+    hashed: list[str] = []
+    sha256 = Folder.sha256
+    monkeypatch.setattr(Folder, "sha256", lambda folder, name: hashed.append(name) or sha256(folder, name))
+    record = whole_shard(folder, 0, hashed=False)
+    assert record is not None
+    assert record == whole_shard(folder, 0, hashed=True)
+    assert hashed == ["shards/00000.parquet"]
+    folder.write("shards/00000.parquet", folder.read("shards/00000.parquet")[:-1] + b"x")  # after its record
+    assert whole_shard(folder, 0, hashed=False) is None
+    os.utime(tmp_path / "shards/00000.parquet", (0, 0))
+    assert whole_shard(folder, 0, hashed=False) == record
+    assert whole_shard(folder, 0, hashed=True) is None
+    folder.write("shards/00000.parquet", folder.read("shards/00000.parquet")[:-1])
+    assert whole_shard(folder, 0, hashed=False) is None
+
+
+@given(values=st.lists(st.text("abc", max_size=3), unique=True, max_size=12).map(sorted), wanted=st.text("abc", max_size=3))
+def test_rows_are_a_sequence_that_is_searched_by_a_sorted_column(values: list[str], wanted: str) -> None:
+    rows = Rows(pa.table({"name": pa.array(values, pa.string())}), lambda row: row["name"])
+    assert rows == values
+    assert [rows[place] for place in range(-len(values), len(values))] == values * 2
+    assert rows[1:5] == tuple(values[1:5])
+    assert rows.find("name", wanted) == (values.index(wanted) if wanted in values else None)
+    for outside in (len(values), -len(values) - 1):
+        with pytest.raises(IndexError):
+            rows[outside]
+    every_other = Subset(rows, range(0, len(values), 2))
+    assert every_other == values[::2]
+    assert every_other[1:] == tuple(values[::2][1:])

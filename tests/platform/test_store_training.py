@@ -9,7 +9,7 @@ import pytest
 
 from starlab.experiments.spec import load_spec
 from starlab.pipelines.penn_action import PennActionSource
-from starlab.pipelines.prepare import prepare
+from starlab.pipelines.prepare import StoreLayout, prepare
 from starlab.platform.runs.journal import read_points
 from starlab.platform.runs.metric_names import SYSTEM
 from starlab.platform.trainer import RunResult, train
@@ -31,7 +31,7 @@ def test_a_run_from_a_store_that_decodes_in_the_worker_has_the_losses_of_one_fro
     small_folder: Path, small_source: PennActionSource, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    prepare(small_source, "synthetic_penn_action", store, clips_per_shard=20)
+    prepare(small_source, "synthetic_penn_action", store, StoreLayout(clips_per_shard=20))
     from_files = train(load_spec("demo", [*TINY, f"data.store={small_folder}"]), runs=tmp_path / "runs")
     from_store = train(load_spec("demo", [*TINY, f"data.store={store}", "data.decode=worker"]), runs=tmp_path / "runs")
     assert from_files.run_id != from_store.run_id  # another fingerprint: a store may lack what is in quarantine

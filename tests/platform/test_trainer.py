@@ -254,9 +254,9 @@ def test_a_gpu_that_torch_was_not_built_for_is_refused_before_workers_start(monk
 def test_workers_that_decode_by_themselves_take_the_machine_but_for_a_crumb(cpus: int, workers: int, share: float) -> None:
     spec = load_spec("demo", [f"resources.workers={workers}", "data.decode=worker"])
     machine = Cluster(local=True, nodes=1, cpus=cpus, gpus=0, accelerators=())
-    allotment = place(spec, machine, share)
-    assert 0.9 * cpus * share <= workers * allotment.cpus_per_worker + 0.05 * workers <= cpus * share + 1e-9
-    assert allotment.limits.threads == max(1, round(allotment.cpus_per_worker))
+    placement = place(spec, machine, share)
+    assert 0.9 * cpus * share <= workers * placement.cpus_per_worker + 0.05 * workers <= cpus * share + 1e-9
+    assert placement.limits.threads == max(1, round(placement.cpus_per_worker))
     shared = place(spec, dataclasses.replace(machine, local=False, cpus=64), share)
     assert (shared.cpus_per_worker, shared.limits.threads) == (1, 1)
     named = [f"resources.workers={workers}", "data.decode=worker", "resources.cpus_per_worker=3"]
@@ -269,7 +269,7 @@ def test_workers_that_decode_by_themselves_take_the_machine_but_for_a_crumb(cpus
 @pytest.mark.parametrize(("cpus", "workers", "share"), [(2, 1, 1), (2, 2, 1), (2, 1, 0.5), (64, 4, 1), (8, 8, 1), (4, 1, 0.25)])
 def test_workers_and_both_windows_of_every_stream_fit_the_share_of_the_cluster(cpus: int, workers: int, share: float) -> None:
     spec = load_spec("demo", [f"resources.workers={workers}"])
-    allotment = place(spec, Cluster(local=True, nodes=1, cpus=cpus, gpus=0, accelerators=()), share)
-    taken = workers * (allotment.cpus_per_worker + 2 * allotment.limits.cpus)
+    placement = place(spec, Cluster(local=True, nodes=1, cpus=cpus, gpus=0, accelerators=()), share)
+    taken = workers * (placement.cpus_per_worker + 2 * placement.limits.cpus)
     assert taken <= cpus * share + 1e-9
-    assert 0 < allotment.limits.cpus_per_task <= allotment.limits.cpus
+    assert 0 < placement.limits.cpus_per_task <= placement.limits.cpus

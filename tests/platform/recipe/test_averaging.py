@@ -3,7 +3,7 @@ import torch
 from starlab.platform.recipe.averaging import WeightAverage
 
 
-def test_the_average_follows_its_definition_with_a_decay_that_rises_to_its_setting() -> None:
+def test_the_average_follows_its_definition_with_a_decay_that_rises_to_the_configured_one() -> None:
     model = torch.nn.Linear(2, 1, bias=False)
     average = WeightAverage(model, 0.5)
     expected = model.weight.detach().clone()
@@ -16,7 +16,7 @@ def test_the_average_follows_its_definition_with_a_decay_that_rises_to_its_setti
     assert torch.allclose(average.tensors()["weight"], expected)
 
 
-def test_the_model_holds_the_averages_inside_and_its_own_weights_bit_for_bit_afterwards() -> None:
+def test_in_place_loads_the_averages_and_then_restores_the_weights_bit_for_bit() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     average = WeightAverage(model, 0.9)
     torch.nn.init.normal_(model[0].weight)
@@ -28,7 +28,7 @@ def test_the_model_holds_the_averages_inside_and_its_own_weights_bit_for_bit_aft
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_frozen_weights_have_no_average_and_a_stored_one_comes_back() -> None:
+def test_frozen_weights_have_no_average_and_stored_averages_are_loaded() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
     average = WeightAverage(model, 0.9)

@@ -1,4 +1,4 @@
-"""Bad steps: skipped, then rolled back, then the end, each so often as the spec says."""
+"""Tests that bad steps are skipped, then rolled back, then stop the run, within the limits of the spec."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def test_bad_steps_are_skipped_then_rolled_back_then_stop_the_run() -> None:
     verdicts = [guard.judge(step, True) for step in (10, 11, 12)]
     assert verdicts == [Verdict.SKIP, Verdict.SKIP, Verdict.ROLL_BACK]
     guard.give_up_on_streak()
-    guard.streak = []  # as the checkpoint had it
+    guard.streak = []  # as restored from the checkpoint
     assert guard.left_out == {10, 11, 12}
     verdicts = [guard.judge(step, True) for step in (13, 14, 15)]
     assert verdicts == [Verdict.SKIP, Verdict.SKIP, Verdict.STOP]
@@ -24,7 +24,7 @@ def test_a_good_step_ends_a_streak() -> None:
 
 
 @pytest.mark.parametrize(("policy", "verdict"), [("rollback", Verdict.ROLL_BACK), ("stop", Verdict.STOP)])
-def test_the_other_policies_begin_further_down(policy: str, verdict: Verdict) -> None:
+def test_the_other_policies_roll_back_or_stop_at_the_first_bad_step(policy: str, verdict: Verdict) -> None:
     assert LossGuard(TrainConfig(on_bad_loss=policy)).judge(3, True) is verdict  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""A new metric is one function and its line in the table: reported, and selected by its name."""
+"""Tests the metrics. A new metric is one function and one entry in the table, and can then select checkpoints."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def evaluation(labels: list[int], logits: list[list[float]]) -> Evaluation:
 
 
 def worst_class(evaluation: Evaluation) -> float:
-    """Recall of the class that is recognised least often, in [0, 1]."""
+    """Compute the recall of the class that is recognised least often, in [0, 1]."""
     return float(np.nanmin(evaluation.per_class()))
 
 
-def test_a_metric_is_added_by_one_entry_and_then_reported_and_selected_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_metric_needs_one_entry_to_be_reported_and_to_select_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METRICS, "worst_class", Metric(worst_class))
     even = evaluation([0, 0, 1, 1], [[2, 1], [0, 1], [0, 1], [1, 0]]).metrics()
     uneven = evaluation([0, 0, 1, 1], [[2, 1], [2, 1], [0, 1], [1, 0]]).metrics()
@@ -31,12 +31,12 @@ def test_a_metric_is_added_by_one_entry_and_then_reported_and_selected_by(monkey
     check_spec(load_spec("demo", ["train.select_by=worst_class"]))
 
 
-def test_a_metric_that_is_not_there_is_refused_with_the_nearest_one() -> None:
+def test_an_unknown_metric_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"train.select_by is 'top_1', which is not a metric; did you mean 'top1'\?"):
         check_spec(load_spec("demo", ["train.select_by=top_1"]))
 
 
-def test_selecting_by_the_loss_takes_the_lower_one_and_of_equal_values_the_lower_loss_wins() -> None:
+def test_a_lower_loss_is_better_and_breaks_ties_of_other_metrics() -> None:
     low, high = {"top1": 0.5, "loss": 1.0}, {"top1": 0.75, "loss": 2.0}
     assert is_better(low, high, "loss")
     assert not is_better(high, low, "loss")
@@ -46,7 +46,7 @@ def test_selecting_by_the_loss_takes_the_lower_one_and_of_equal_values_the_lower
     assert is_better(low, {}, "top1")
 
 
-def test_the_default_selection_is_no_part_of_a_runs_identity_and_another_one_is() -> None:
+def test_a_run_id_depends_on_select_by_unless_it_is_the_default() -> None:
     plain, by_loss = load_spec("demo"), load_spec("demo", ["train.select_by=loss"])
     assert plain.run_id("x") == load_spec("demo", ["train.select_by=top1"]).run_id("x")
     assert plain.run_id("x") != by_loss.run_id("x")

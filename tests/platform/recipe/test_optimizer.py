@@ -14,7 +14,7 @@ from starlab.platform.recipe.optimizer import (
 CONFIG = TrainConfig(lr=0.1, schedule="cosine", warmup_fraction=0.1, optimizer="adamw", weight_decay=0.5)
 
 
-def test_the_rate_warms_up_to_its_peak_and_falls_to_nothing() -> None:
+def test_the_rate_warms_up_to_its_peak_and_falls_to_zero() -> None:
     rates = [learning_rate(CONFIG, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.01 * (step + 1) for step in range(10)])
     assert max(rates) == 0.1
@@ -33,7 +33,7 @@ def test_a_scaled_rate_follows_the_global_batch_and_an_unscaled_one_does_not() -
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_an_optimizer_goes_on_bit_for_bit_from_its_stored_tensors(optimizer: str) -> None:
+def test_an_optimizer_continues_bit_for_bit_from_its_stored_tensors(optimizer: str) -> None:
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)

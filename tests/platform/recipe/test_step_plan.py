@@ -19,14 +19,14 @@ plans = st.builds(
 
 
 @given(plans)
-def test_the_last_step_is_evaluated_and_no_step_lies_behind_it(plan: StepPlan) -> None:
+def test_the_last_step_is_evaluated_and_nothing_is_planned_after_it(plan: StepPlan) -> None:
     steps = [*plan.evaluations(), *plan.checkpoints_between(), *plan.epoch_ends()]
     assert plan.total_steps in plan.evaluations()
     assert all(1 <= step <= plan.total_steps for step in steps)
 
 
 @given(plans)
-def test_every_epochs_end_has_a_checkpoint_by_an_evaluation_or_between_two(plan: StepPlan) -> None:
+def test_every_epoch_ends_with_a_checkpoint_at_an_evaluation_or_between_two(plan: StepPlan) -> None:
     between, evaluated = plan.checkpoints_between(), plan.evaluations().keys()
     assert not between & evaluated
     assert plan.epoch_ends() <= between | evaluated

@@ -1,4 +1,4 @@
-"""One step, whole or in parts, blended, in fp16, good or bad: what it does to the weights."""
+"""Tests the effect of one training step on the weights: whole, accumulated, with mixup, in fp16, good or bad."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def move(state: TrainingState, step: TrainStep, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
 @pytest.mark.parametrize("parts", [2, 3, 4, 6])
-def test_a_step_in_parts_is_the_same_step_but_for_rounding(parts: int, mixup: float) -> None:
+def test_an_accumulated_step_equals_a_whole_step_up_to_rounding(parts: int, mixup: float) -> None:
     model = dataclasses.replace(MODEL, dropout=0.0)
     config = dataclasses.replace(
         CONFIG, optimizer="sgd", mixup=mixup
-    )  # AdamW divides by gradients that are nothing but rounding
+    )  # AdamW would divide by gradients that consist of rounding errors
     whole, in_parts = training(config, model), training(dataclasses.replace(config, accumulate=parts), model)
     assert move(*in_parts, 3) == pytest.approx(move(*whole, 3), rel=1e-5)
     assert in_parts[0].step == 3
@@ -66,20 +66,20 @@ def test_a_step_in_parts_is_the_same_step_but_for_rounding(parts: int, mixup: fl
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_state_put_back_goes_on_bit_for_bit_with_its_average_its_optimizer_and_its_scaler(precision: str) -> None:
+def test_a_restored_state_continues_bit_for_bit_with_its_average_optimizer_and_scaler(precision: str) -> None:
     state, step = training(CONFIG, precision=precision)
     move(state, step, 3)
     kept = (state.step, {name: value.clone() for name, value in state.tensors().items()}, state.numbers())
     expected = move(state, step, 3)
     other, other_step = training(CONFIG, precision=precision)
-    move(other, other_step, 1)  # stands elsewhere
+    move(other, other_step, 1)  # the other state is at another step
     other.restore(*kept)
     assert move(other, other_step, 3) == expected
     assert other.scaler.state_dict() == state.scaler.state_dict()
     assert all(torch.equal(value, state.tensors()[name]) for name, value in other.tensors().items())
 
 
-def test_a_dropped_step_leaves_weights_optimizer_average_and_statistics_as_they_were() -> None:
+def test_a_dropped_step_does_not_change_weights_optimizer_average_or_statistics() -> None:
     state, step = training(CONFIG, dataclasses.replace(MODEL, batch_norm="train"))
     move(state, step, 2)
     before = {name: value.clone() for name, value in state.tensors().items()}
@@ -90,7 +90,7 @@ def test_a_dropped_step_leaves_weights_optimizer_average_and_statistics_as_they_
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, None])
-def test_a_gradient_that_is_not_finite_is_seen_whether_it_is_clipped_or_not(clip_norm: float | None) -> None:
+def test_a_gradient_that_is_not_finite_is_detected_with_and_without_clipping(clip_norm: float | None) -> None:
     state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm))
     step.gradients(batch(0))
     spoil(state)
@@ -98,7 +98,7 @@ def test_a_gradient_that_is_not_finite_is_seen_whether_it_is_clipped_or_not(clip
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, None])
-def test_in_fp16_a_gradient_is_bad_that_no_loss_scale_makes_finite(clip_norm: float | None) -> None:
+def test_in_fp16_a_gradient_is_bad_if_no_loss_scale_makes_it_finite(clip_norm: float | None) -> None:
     state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm), precision="fp16")
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     judged = []
@@ -107,10 +107,10 @@ def test_in_fp16_a_gradient_is_bad_that_no_loss_scale_makes_finite(clip_norm: fl
         spoil(state)
         judged.append(step.clip())
         if judged[-1]:
-            step.apply()  # the scaler leaves the weights alone, and tries half the scale
+            step.apply()  # the scaler skips the update and halves the scale
         else:
             step.drop()
-    assert judged == sorted(judged, reverse=True)  # the scaler's affair at first, then the guard's
+    assert judged == sorted(judged, reverse=True)  # first the scaler handles it, then the guard
     assert not any(judged[20:])
     assert state.scaler.get_scale() > 0.1
     assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
@@ -120,7 +120,7 @@ def spoil(state: TrainingState) -> None:
     next(p for p in state.model.parameters() if p.grad is not None).grad.fill_(float("inf"))  # type: ignore[union-attr]
 
 
-def test_mixup_changes_the_loss_and_draws_the_same_again() -> None:
+def test_mixup_changes_the_loss_and_is_reproducible() -> None:
     plain, mixed = training(CONFIG), training(dataclasses.replace(CONFIG, mixup=0.5))
     again = training(dataclasses.replace(CONFIG, mixup=0.5))
     losses = move(*mixed, 3)
@@ -128,7 +128,7 @@ def test_mixup_changes_the_loss_and_draws_the_same_again() -> None:
     assert losses == move(*again, 3)
 
 
-def test_what_is_evaluated_of_a_checkpoint_is_the_average_where_there_is_one() -> None:
+def test_the_averaged_weights_of_a_checkpoint_are_evaluated_if_the_run_keeps_them() -> None:
     state, step = training(CONFIG)
     move(state, step, 3)
     weights = weights_to_evaluate(state.tensors())
@@ -139,8 +139,8 @@ def test_what_is_evaluated_of_a_checkpoint_is_the_average_where_there_is_one() -
         assert not torch.equal(weights[name], state.model.state_dict()[name])
 
 
-def test_a_compiled_step_is_the_same_step_and_its_hooks_run_outside_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = functools.partial(torch.compile, backend="eager", fullgraph=True)  # no compiler needed; a break is an error
+def test_a_compiled_step_equals_a_plain_one_and_hooks_run_outside_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = functools.partial(torch.compile, backend="eager", fullgraph=True)  # needs no compiler; a graph break is an error
     monkeypatch.setattr(torch, "compile", compiled)
     beats: list[int] = []
     model = dataclasses.replace(MODEL, dropout=0.0)

@@ -8,7 +8,7 @@ import pytest
 from starlab.platform.runs.background import Background
 
 
-def test_work_is_repeated_until_it_is_stopped_and_not_after() -> None:
+def test_work_is_repeated_until_stop_and_not_after_it() -> None:
     calls = threading.Semaphore(0)
     with Background("test", lambda: calls.release(), 0.001) as background:  # noqa: PLW0108
         for _ in range(5):
@@ -20,7 +20,7 @@ def test_work_is_repeated_until_it_is_stopped_and_not_after() -> None:
     assert not calls.acquire(blocking=False)
 
 
-def test_a_wait_that_the_work_returns_counts_for_its_next_call() -> None:
+def test_the_work_can_return_the_wait_before_its_next_call() -> None:
     called = threading.Event()
 
     def once() -> float:
@@ -34,7 +34,7 @@ def test_a_wait_that_the_work_returns_counts_for_its_next_call() -> None:
     assert background.stop(timeout_seconds=30)
 
 
-def test_stopping_gives_up_waiting_for_work_that_hangs_and_says_so() -> None:
+def test_stop_returns_false_after_its_timeout_if_the_work_hangs() -> None:
     hanging, began = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -49,12 +49,12 @@ def test_stopping_gives_up_waiting_for_work_that_hangs_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("last_call", [True, False])
-def test_the_last_call_comes_after_the_stop_if_it_is_asked_for(last_call: bool) -> None:
+def test_work_is_called_once_more_after_stop_if_requested(last_call: bool) -> None:
     calls: list[bool] = []
     background = Background("test", lambda: calls.append(background.stopped), 3600.0, last_call=last_call).start()
     background.stop()
     assert calls == [True] * last_call
 
 
-def test_one_that_was_never_started_can_be_stopped() -> None:
+def test_a_thread_that_was_never_started_can_be_stopped() -> None:
     assert Background("test", lambda: None, 1.0).stop()

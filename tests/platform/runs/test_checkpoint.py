@@ -52,12 +52,12 @@ def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_
     assert newest.step == 1
     assert len(complaints) == 1
     assert (path.parent / "manifest.json.damaged").is_file()
-    assert newest_checkpoint(tmp_path)[1] == []  # complained of once
-    assert remove_orphans(tmp_path) == []  # kept for whoever wants to look
+    assert newest_checkpoint(tmp_path)[1] == []  # reported only once
+    assert remove_orphans(tmp_path) == []  # a damaged checkpoint is kept for inspection
 
 
 class Failing(Folder):
-    """A store of which some reads fail, so many times."""
+    """A store whose reads of one file fail a given number of times."""
 
     def __init__(self, path: Path, file: str, times: int) -> None:
         super().__init__(path)
@@ -85,20 +85,20 @@ def test_a_read_that_fails_is_tried_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_pause")
 @pytest.mark.parametrize("file", ["tensors.safetensors", "manifest.json"])
-def test_a_checkpoint_that_cannot_be_read_just_now_is_passed_over_and_kept(tmp_path: Path, file: str) -> None:
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_skipped_and_kept(tmp_path: Path, file: str) -> None:
     write_checkpoint(tmp_path, 1, TENSORS, STATE)
     second = write_checkpoint(tmp_path, 2, TENSORS, STATE)
     newest, [complaint] = newest_checkpoint(Failing(tmp_path, f"{second}/{file}", times=100))
     assert newest is not None
     assert newest.step == 1
     assert "cannot be read just now" in complaint
-    well, complaints = newest_checkpoint(tmp_path)
-    assert well is not None
-    assert (well.step, complaints) == (2, [])
+    later, complaints = newest_checkpoint(tmp_path)
+    assert later is not None
+    assert (later.step, complaints) == (2, [])
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_where_no_checkpoint_can_be_read_nothing_starts_from_nothing(tmp_path: Path) -> None:
+def test_if_no_checkpoint_can_be_read_the_error_is_raised_instead_of_starting_from_scratch(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1, TENSORS, STATE)
     with pytest.raises(OSError, match="the store does not answer"):
         newest_checkpoint(Failing(tmp_path, "tensors", times=100))
@@ -111,7 +111,7 @@ def test_a_checkpoint_whose_writer_was_killed_before_the_manifest_does_not_exist
     newest, complaints = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.step == 1
-    assert complaints == []  # nothing was lost that had ever been complete
+    assert complaints == []  # no complete checkpoint was lost
     assert remove_orphans(tmp_path) == [orphan.name]
     assert not orphan.exists()
 

@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: pyarrow's real S3 client against an imitation of the service in this process."""
+"""Tests checkpoints in a bucket with pyarrow's real S3 client and a simulated service in this process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from starlab.platform.runs.checkpoint import find_checkpoint, newest_checkpoint,
 from starlab.platform.runs.checkpoint_writer import CheckpointWriter
 
 
-class Imitation(BaseHTTPRequestHandler):
-    """The part of S3 that a client of folders and files uses. No rename, no append, as in the real one."""
+class SimulatedS3(BaseHTTPRequestHandler):
+    """Implements the part of S3 that is needed for folders and files. Like S3, it has no rename and no append."""
 
     protocol_version = "HTTP/1.1"
     objects: dict[str, bytes]
@@ -124,7 +124,7 @@ class Imitation(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Suppress the log of requests."""
 
 
 def _unchunk(raw: bytes) -> bytes:
@@ -140,10 +140,10 @@ def _unchunk(raw: bytes) -> bytes:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An address in an empty bucket."""
+    """Address of a folder in an empty bucket."""
     for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
-    handler = type("Handler", (Imitation,), {"objects": {}, "uploads": {}})
+    handler = type("Handler", (SimulatedS3,), {"objects": {}, "uploads": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"s3://bucket/runs?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.server_port}"
@@ -160,7 +160,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return opened
 
 
-def test_a_folder_is_a_folder_wherever_it_lies(storage: Folder) -> None:
+def test_a_folder_works_the_same_on_disk_and_in_a_bucket(storage: Folder) -> None:
     assert storage.folders() == []
     assert not storage.has("a/file")
     with pytest.raises(OSError, match="file"):
@@ -178,9 +178,9 @@ def test_a_folder_is_a_folder_wherever_it_lies(storage: Folder) -> None:
     assert not storage.has("b/file")
 
 
-def test_checkpoints_are_written_found_pruned_and_set_aside_wherever_they_lie(storage: Folder) -> None:
+def test_checkpoints_are_written_found_pruned_and_set_aside_on_disk_and_in_a_bucket(storage: Folder) -> None:
     alerts: list[object] = []
-    writer = CheckpointWriter(storage, lambda: None, lambda: None, lambda step, says: alerts.append((step, says)))
+    writer = CheckpointWriter(storage, lambda: None, lambda: None, lambda step, reason: alerts.append((step, reason)))
     for step in range(1, 5):
         writer.save(step, {"t": torch.full((300_000,), float(step))}, {"best": {}}, {2})
     writer.wait()
@@ -197,7 +197,7 @@ def test_checkpoints_are_written_found_pruned_and_set_aside_wherever_they_lie(st
     assert find_checkpoint(storage, 2).tensors["t"].mean() == 2
 
 
-def test_a_checkpoint_without_its_manifest_does_not_exist_in_a_bucket_either(storage: Folder) -> None:
+def test_a_checkpoint_without_its_manifest_does_not_exist_on_disk_or_in_a_bucket(storage: Folder) -> None:
     write_checkpoint(storage, 1, {"t": torch.ones(3)}, {})
 
     def die() -> None:
@@ -216,7 +216,7 @@ def test_a_bucket_that_does_not_answer_costs_the_checkpoint_and_not_the_training
         monkeypatch.setenv(name, value)
     address = "s3://bucket/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:9"
     alerts: list[int] = []
-    writer = CheckpointWriter(Folder(address), lambda: None, lambda: None, lambda step, says: alerts.append(step))
+    writer = CheckpointWriter(Folder(address), lambda: None, lambda: None, lambda step, reason: alerts.append(step))
     writer.save(1, {"t": torch.ones(3)}, {}, set())
     writer.wait()
     assert alerts == [1]

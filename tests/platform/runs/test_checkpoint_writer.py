@@ -1,4 +1,4 @@
-"""Checkpoints in the background: what a full disk, a lost lease and a killed writer do to them."""
+"""Tests the background writer of checkpoints with a full disk, a lost lease and a killed writer."""
 
 import errno
 import os
@@ -19,13 +19,13 @@ STATE = {"pending": [0.1 + 0.2, 1.0]}
 
 
 def writer(storage: Folder, alerts: list[tuple[int, str]] | None = None) -> CheckpointWriter:
-    said = [] if alerts is None else alerts
-    return CheckpointWriter(storage, lambda: None, lambda: None, lambda step, says: said.append((step, says)))
+    kept = [] if alerts is None else alerts
+    return CheckpointWriter(storage, lambda: None, lambda: None, lambda step, reason: kept.append((step, reason)))
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MB."""
+    """Mount a file system of one MB."""
     place = tmp_path / "small"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False).returncode:
@@ -44,7 +44,7 @@ def test_the_writer_stores_the_tensors_as_they_were_when_save_was_called(tmp_pat
     assert find_checkpoint(tmp_path, 1).tensors["t"].sum() == 1000
 
 
-def test_a_disk_without_room_costs_that_checkpoint_only_and_the_next_one_finds_what_it_left_free(small_disk: Path) -> None:
+def test_a_full_disk_costs_only_that_checkpoint_and_its_space_is_free_for_the_next_one(small_disk: Path) -> None:
     alerts: list[tuple[int, str]] = []
     one = writer(Folder(small_disk), alerts)
     one.save(1, {"t": torch.ones(100)}, STATE, set())
@@ -53,7 +53,7 @@ def test_a_disk_without_room_costs_that_checkpoint_only_and_the_next_one_finds_w
     assert one.written == 1
     assert [step for step, _ in alerts] == [2]
     assert os.strerror(errno.ENOSPC) in alerts[0][1]
-    one.save(3, {"t": torch.ones(200_000)}, STATE, set())  # fits only where nothing of step 2 is left
+    one.save(3, {"t": torch.ones(200_000)}, STATE, set())  # fits only if nothing of step 2 is left
     one.wait()
     assert len(alerts) == 1
     newest, complaints = newest_checkpoint(small_disk)
@@ -74,9 +74,9 @@ def test_a_disk_with_room_for_two_checkpoints_gives_up_the_oldest_for_the_newest
 
 def test_a_process_that_lost_its_lease_completes_no_checkpoint(tmp_path: Path) -> None:
     def refuse() -> None:
-        raise LeaseLostError("somebody else's")
+        raise LeaseLostError("another process owns the run")
 
-    one = CheckpointWriter(Folder(tmp_path), refuse, lambda: None, lambda step, says: None)
+    one = CheckpointWriter(Folder(tmp_path), refuse, lambda: None, lambda step, reason: None)
     one.save(1, {"t": torch.ones(3)}, STATE, set())
     with pytest.raises(LeaseLostError):
         one.wait()
@@ -84,13 +84,13 @@ def test_a_process_that_lost_its_lease_completes_no_checkpoint(tmp_path: Path) -
     one.wait()
 
 
-def test_a_process_that_lost_its_lease_deletes_nothing_of_whoever_has_it_now(tmp_path: Path) -> None:
-    others = tmp_path / "step_00000009-half"  # what the new owner writes just now
+def test_a_process_that_lost_its_lease_deletes_no_files_of_the_new_owner(tmp_path: Path) -> None:
+    others = tmp_path / "step_00000009-half"  # the new owner is writing it
     lost = False
 
     def check() -> None:
         if lost:
-            raise LeaseLostError("somebody else's")
+            raise LeaseLostError("another process owns the run")
 
     def lose_and_fail() -> None:
         nonlocal lost
@@ -98,19 +98,19 @@ def test_a_process_that_lost_its_lease_deletes_nothing_of_whoever_has_it_now(tmp
         lost = True
         raise OSError(errno.ENOSPC, "full")
 
-    one = CheckpointWriter(Folder(tmp_path), check, lose_and_fail, lambda step, says: None)
+    one = CheckpointWriter(Folder(tmp_path), check, lose_and_fail, lambda step, reason: None)
     one.save(1, {"t": torch.ones(3)}, STATE, set())
     with pytest.raises(LeaseLostError):
         one.wait()
     assert others.is_dir()
 
 
-def test_a_journal_that_cannot_be_written_costs_the_checkpoint_that_would_know_more(tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_completed_if_its_metrics_cannot_be_written_first(tmp_path: Path) -> None:
     def full() -> None:
         raise OSError(errno.ENOSPC, "full")
 
     alerts: list[int] = []
-    one = CheckpointWriter(Folder(tmp_path), lambda: None, full, lambda step, says: alerts.append(step))
+    one = CheckpointWriter(Folder(tmp_path), lambda: None, full, lambda step, reason: alerts.append(step))
     one.save(1, {"t": torch.ones(3)}, STATE, set())
     one.wait()
     assert (one.written, alerts) == (None, [1])
@@ -125,7 +125,7 @@ write_checkpoint(Path(sys.argv[1]), 2, {"t": torch.ones(3)}, {}, lambda: os.kill
 """
 
 
-def test_a_writer_killed_between_the_files_and_the_manifest_leaves_the_checkpoint_before_it_and_an_orphan(
+def test_a_writer_killed_between_the_files_and_the_manifest_leaves_the_previous_checkpoint_and_an_orphan(
     tmp_path: Path,
 ) -> None:
     write_checkpoint(tmp_path, 1, {"t": torch.ones(3)}, {})
@@ -139,7 +139,7 @@ def test_a_writer_killed_between_the_files_and_the_manifest_leaves_the_checkpoin
     assert [path.name[:13] for path in tmp_path.iterdir()] == ["step_00000001"]
 
 
-def test_a_folder_behind_a_uri_holds_checkpoints_as_a_disk_does(tmp_path: Path) -> None:
+def test_a_folder_given_by_a_uri_stores_checkpoints_like_a_path(tmp_path: Path) -> None:
     bucket = Folder(f"file://{tmp_path}/not/there/yet")
     assert newest_checkpoint(bucket) == (None, [])
     one = writer(bucket)

@@ -1,11 +1,11 @@
-"""What happened to a run, line by line, also after a line was cut off."""
+"""Tests the events of a run, also after a truncated line."""
 
 from pathlib import Path
 
 from starlab.platform.runs.events import FILE, EventPrinter, read_events, record
 
 
-def test_a_line_that_a_full_disk_cut_off_costs_that_line_alone(tmp_path: Path) -> None:
+def test_a_line_truncated_by_a_full_disk_loses_only_that_event(tmp_path: Path) -> None:
     record(tmp_path, "bad_loss", "one", rank=0, step=3)
     with (tmp_path / FILE).open("a") as file:
         file.write('{"time": 1.0, "kind": "stu')
@@ -19,7 +19,7 @@ def test_a_line_that_a_full_disk_cut_off_costs_that_line_alone(tmp_path: Path) -
     ]
 
 
-def test_what_happens_after_a_line_that_was_cut_off_is_still_said(tmp_path: Path) -> None:
+def test_events_after_a_truncated_line_are_printed(tmp_path: Path) -> None:
     said: list[str] = []
     with EventPrinter(tmp_path, said.append):
         (tmp_path / FILE).write_text('{"time": 1.0, "ki')

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints lie: settled when it is new, and no other run's."""
+"""Tests the place of a run's checkpoints: fixed when the run is created, and not shared with another run."""
 
 import dataclasses
 from pathlib import Path
@@ -31,7 +31,7 @@ def opened(people: tuple[Spec, ClipSource], runs: Path, checkpoints: str | None)
     return folder
 
 
-def test_a_run_that_goes_on_keeps_its_checkpoints_where_they_are_and_refuses_another_place(
+def test_a_continued_run_keeps_the_place_of_its_checkpoints_and_refuses_another(
     people: tuple[Spec, ClipSource], tmp_path: Path
 ) -> None:
     place = str(opened(people, tmp_path, f"file://{tmp_path}/bucket").stored_checkpoints)
@@ -43,21 +43,19 @@ def test_a_run_that_goes_on_keeps_its_checkpoints_where_they_are_and_refuses_ano
     assert str(RunFolder(tmp_path / "demo-1").stored_checkpoints) == place
 
 
-def test_a_fresh_run_and_one_of_the_same_name_elsewhere_share_no_folder_of_checkpoints(
-    people: tuple[Spec, ClipSource], tmp_path: Path
-) -> None:
+def test_runs_of_the_same_name_have_separate_folders_of_checkpoints(people: tuple[Spec, ClipSource], tmp_path: Path) -> None:
     bucket = f"file://{tmp_path}/bucket"
     first = opened(people, tmp_path / "a", bucket)
     elsewhere = opened(people, tmp_path / "b", bucket)
     kept = RunFolder(first.set_aside())
     fresh = opened(people, tmp_path / "a", bucket)
-    assert find_runs(tmp_path / "a", "demo") == [fresh]  # the name of the experiment does not mean what was set aside
+    assert find_runs(tmp_path / "a", "demo") == [fresh]  # the name of the experiment does not select a run that was set aside
     assert find_runs(tmp_path / "a", kept.path.name) == [kept]
     places = {str(folder.stored_checkpoints) for folder in (kept, elsewhere, fresh)}
     assert len(places) == 3
 
 
-def test_a_relative_folder_for_checkpoints_is_stored_whole(
+def test_a_relative_folder_for_checkpoints_is_stored_as_an_absolute_path(
     people: tuple[Spec, ClipSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -66,7 +64,7 @@ def test_a_relative_folder_for_checkpoints_is_stored_whole(
     assert str(folder.stored_checkpoints).startswith(f"{tmp_path}/kept/demo-1-")
 
 
-def test_an_address_that_nothing_can_open_is_refused_before_the_run_is_written_down(
+def test_an_address_that_cannot_be_opened_is_refused_before_the_run_is_recorded(
     people: tuple[Spec, ClipSource], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"resources.checkpoints is 's4://bucket/x', which cannot be opened"):

@@ -1,4 +1,4 @@
-"""Who may train a run: one process, by a lease that a dead one does not hold on to."""
+"""Tests that a lease lets one process at a time train a run, and that a dead process does not keep it."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_process_is_refused_and_told_by_whom_and_for_how_long(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_with_the_owner_and_the_time_left(tmp_path: Path) -> None:
     process = holder(tmp_path / "run")
     try:
         with pytest.raises(RunTakenError, match=rf"process {process.pid} on .*runs out in (60|59|5\d) s") as refused:
@@ -42,7 +42,7 @@ def test_a_second_process_is_refused_and_told_by_whom_and_for_how_long(tmp_path:
         process.wait()
 
 
-def test_a_killed_process_of_this_machine_frees_its_lease_at_once_and_the_number_grows(tmp_path: Path) -> None:
+def test_the_lease_of_a_killed_process_on_this_machine_is_free_immediately_and_the_number_grows(tmp_path: Path) -> None:
     process = holder(tmp_path)
     process.kill()
     process.wait()
@@ -53,16 +53,16 @@ def test_a_killed_process_of_this_machine_frees_its_lease_at_once_and_the_number
             check_fence(tmp_path, 1)
 
 
-def test_a_process_number_that_was_given_to_another_process_does_not_keep_a_lease(tmp_path: Path) -> None:
+def test_a_reused_process_number_does_not_keep_a_lease(tmp_path: Path) -> None:
     Lease.claim(tmp_path).release()
     held = json.loads((tmp_path / lease.FILE).read_text())
     held["released"] = False
-    held["owner"]["started"] -= 1  # this process's number, but of one that started earlier
+    held["owner"]["started"] -= 1  # the number of this process, but an earlier start
     (tmp_path / lease.FILE).write_text(json.dumps(held))
     Lease.claim(tmp_path).release()
 
 
-def test_a_lease_of_another_machine_is_free_when_it_has_run_out_and_not_before(tmp_path: Path) -> None:
+def test_a_lease_of_another_machine_is_free_once_it_has_expired_and_not_before(tmp_path: Path) -> None:
     elsewhere = replace(this_process(), host="node7", machine="another boot")
     lease._write(tmp_path, 4, elsewhere, seconds=60, released=False)
     with pytest.raises(RunTakenError, match=f"process {os.getpid()} on node7"):
@@ -72,7 +72,7 @@ def test_a_lease_of_another_machine_is_free_when_it_has_run_out_and_not_before(t
         assert mine.fence == 5
 
 
-def test_a_lease_is_renewed_while_it_is_held_and_given_back_at_the_end(tmp_path: Path) -> None:
+def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(tmp_path: Path) -> None:
     with Lease.claim(tmp_path, seconds=0.2):
         first = json.loads((tmp_path / lease.FILE).read_text())["renewed"]
         deadline = time.monotonic() + 60
@@ -82,10 +82,10 @@ def test_a_lease_is_renewed_while_it_is_held_and_given_back_at_the_end(tmp_path:
     assert json.loads((tmp_path / lease.FILE).read_text())["released"]
 
 
-def test_a_clock_that_jumps_back_or_forth_does_not_take_the_lease_of_a_living_process_here(
+def test_a_clock_that_jumps_does_not_take_the_lease_from_a_live_process_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Imitated: the claimant's clock is replaced, the machine's is left alone."""
+    """Simulated: the clock of the claiming process is replaced, and the machine's clock is not changed."""
     process = holder(tmp_path)
     try:
         now = time.time()
@@ -95,10 +95,10 @@ def test_a_clock_that_jumps_back_or_forth_does_not_take_the_lease_of_a_living_pr
     finally:
         process.kill()
         process.wait()
-    Lease.claim(tmp_path).release()  # its owner is dead: no waiting for a day
+    Lease.claim(tmp_path).release()  # its owner is dead, so no waiting for a day
 
 
-def test_a_holder_that_was_replaced_neither_renews_nor_releases_the_new_ones_lease(tmp_path: Path) -> None:
+def test_a_replaced_owner_does_not_renew_or_release_the_lease_of_the_new_one(tmp_path: Path) -> None:
     old = Lease.claim(tmp_path)
     lease._write(tmp_path, 2, replace(this_process(), pid=1), seconds=60, released=False)
     assert not old.holds()

@@ -1,4 +1,4 @@
-"""Records of a run: typed, tolerant of other versions, named when damaged, changed under a lock."""
+"""Tests the records of a run: other versions can be read, damage is reported, changes are made under a lock."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def test_a_record_that_was_written_is_read_back_equal(tmp_path: Path, record: re
     assert folder.read(type(record)) == record
 
 
-def test_a_run_without_a_record_has_none_and_says_which_file_is_missing_where_one_is_needed(tmp_path: Path) -> None:
+def test_a_missing_record_is_none_or_an_error_that_names_its_file_if_it_is_required(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).read(Result) is None
     with pytest.raises(DamagedRecordError, match=r"run.json is missing"):
         RunFolder(tmp_path).info  # noqa: B018
 
 
-def test_a_result_without_a_look_at_test_has_no_key_for_it(tmp_path: Path) -> None:
+def test_a_result_without_a_test_evaluation_has_no_keys_for_it(tmp_path: Path) -> None:
     assert {"test", "test_clips", "confusion"}.isdisjoint(plain(RESULT))
 
 
-def test_keys_of_a_newer_version_are_ignored_when_read_and_kept_when_the_record_is_changed(tmp_path: Path) -> None:
+def test_keys_of_a_newer_version_are_ignored_when_a_record_is_read_and_kept_when_it_is_changed(tmp_path: Path) -> None:
     folder = new_run(tmp_path, "demo-1")
     folder.write_json("run.json", folder.read_json("run.json") | {"from_the_future": [1]})
     assert folder.info == info("demo-1", tmp_path)
@@ -86,7 +86,7 @@ def test_keys_of_a_newer_version_are_ignored_when_read_and_kept_when_the_record_
     assert (folder.info.status, folder.info.tags) == ("FINISHED", {"a": "b", "c": "d"})
 
 
-def test_a_record_of_an_older_version_that_lacks_what_came_later_is_read(tmp_path: Path) -> None:
+def test_a_record_of_an_older_version_without_newer_keys_can_be_read(tmp_path: Path) -> None:
     folder = new_run(tmp_path, "demo-1")
     old = folder.read_json("run.json")
     for key in ("parent", "checkpoints", "driver", "created"):
@@ -106,7 +106,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_record_names_its_file_and_breaks_no_other_run(tmp_path: Path, kind: str) -> None:
+def test_the_error_for_a_damaged_record_names_its_file_and_other_runs_still_work(tmp_path: Path, kind: str) -> None:
     text, says = DAMAGE[kind]
     good, bad = new_run(tmp_path, "demo-good"), new_run(tmp_path, "demo-bad")
     (bad.path / "run.json").write_text(text)
@@ -123,7 +123,7 @@ def test_a_damaged_record_names_its_file_and_breaks_no_other_run(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["result.json", "run.json"])
-def test_a_run_whose_record_is_damaged_after_it_was_found_is_named_and_the_others_are_compared(
+def test_compare_reports_a_run_with_a_damaged_record_and_shows_the_others(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new_run(tmp_path, "demo-good")
@@ -141,7 +141,7 @@ def _add_tags(folder: Path, process: int) -> None:
         RunFolder(folder).update(RunInfo, lambda run, tag=tag: replace(run, tags={**run.tags, **tag}))  # type: ignore[misc]
 
 
-def test_no_change_of_a_record_is_lost_when_several_processes_change_it(tmp_path: Path) -> None:
+def test_no_change_is_lost_when_several_processes_change_a_record(tmp_path: Path) -> None:
     folder = new_run(tmp_path, "demo-1")
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_add_tags, args=(folder.path, number)) for number in range(3)]
@@ -153,11 +153,11 @@ def test_no_change_of_a_record_is_lost_when_several_processes_change_it(tmp_path
     assert len(folder.info.tags) == 1 + 3 * 25
 
 
-def test_an_evaluation_that_adds_a_tag_while_the_run_ends_does_not_bring_its_status_back(tmp_path: Path) -> None:
+def test_an_evaluation_that_adds_a_tag_while_the_run_ends_does_not_restore_the_old_status(tmp_path: Path) -> None:
     folder = new_run(tmp_path, "demo-1")
 
     def slow(run: RunInfo) -> RunInfo:
-        assert run.status == "FINISHED"  # it reads inside the lock, not before
+        assert run.status == "FINISHED"  # the record is read inside the lock, not before
         return replace(run, tags={**run.tags, "starlab.test_looks": "2"})
 
     close_run(folder, "FINISHED")
@@ -165,7 +165,7 @@ def test_an_evaluation_that_adds_a_tag_while_the_run_ends_does_not_bring_its_sta
     assert folder.info.status == "FINISHED"
 
 
-def test_a_draft_that_could_not_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_draft_is_left_behind_when_a_record_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = new_run(tmp_path, "demo-1")
     before = sorted(path.name for path in folder.path.iterdir())
 

@@ -1,4 +1,4 @@
-"""GPUs are imitated by a script called nvidia-smi; the machine's own figures are real."""
+"""Tests system metrics. A script called nvidia-smi simulates the GPUs; the metrics of the machine are real."""
 
 import os
 import time
@@ -35,14 +35,14 @@ def test_each_gpu_has_its_load_memory_and_power(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo nonsense"])
-def test_an_nvidia_smi_that_fails_costs_its_metrics_and_nothing_else(
+def test_a_failing_nvidia_smi_gives_no_gpu_metrics_and_no_error(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", fake_smi(tmp_path / "bin", script))
     assert gpu_metrics() == {}
 
 
-def test_samples_are_numbered_on_over_restarts(tmp_path: Path) -> None:
+def test_sample_numbers_continue_after_a_restart(tmp_path: Path) -> None:
     for _ in range(2):
         with SystemMetrics(tmp_path, every_seconds=0.05):
             before = len(list(read_points(tmp_path / SYSTEM_FILE)))
@@ -69,12 +69,12 @@ def info(runs: Path, driver: ProcessId) -> RunInfo:
     )
 
 
-def test_of_each_machine_but_the_drivers_one_worker_samples_into_a_journal_that_is_sent_too(
+def test_one_worker_of_each_machine_except_the_drivers_samples_into_a_journal_that_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunFolder(tmp_path / "run")
     run.write(info(tmp_path, this_process()))
-    assert not isinstance(worker_metrics(run, 0, 0), SystemMetrics)  # the driver samples its machine itself
+    assert not isinstance(worker_metrics(run, 0, 0), SystemMetrics)  # the driver samples its own machine
     monkeypatch.setattr(system_metrics, "this_machine", lambda: f"not {this_machine()}")
     assert not isinstance(worker_metrics(run, 3, 1), SystemMetrics)
     with worker_metrics(run, 3, 0):

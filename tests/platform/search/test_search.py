@@ -1,15 +1,16 @@
 """A search in small: trials nested in MLflow, the best alone tested, an interrupted one taken up."""
 
 import json
-from pathlib import Path
 
-import optuna
 import pytest
 from mlflow import MlflowClient
 
 from starlab.experiments.spec import SearchSpec, load_search
 from starlab.platform.cluster.connect import Cluster
-from starlab.platform.search.search import SearchResult, _take_up, search, search_id, trials_at_once
+from starlab.platform.runs.checkpoint import checkpoint_steps
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.records import Result
+from starlab.platform.search.search import SearchResult, search, search_id, trials_at_once
 from starlab.platform.summary import search_lines
 
 SMALL = [
@@ -23,8 +24,6 @@ SMALL = [
     "train.epochs=2",
     "search.grace_epochs=1",
 ]
-
-POINT = {"model.layers": 1, "model.encoder": "FF", "model.decoder": "FZ", "train.lr": 0.001}
 
 
 def spec(trials: int, *overrides: str) -> SearchSpec:
@@ -46,12 +45,13 @@ def test_every_trial_is_a_child_run_with_its_point_of_the_space(searched: tuple[
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert [run.info.run_name for run in parents] == [result.folder.name]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id} == {result.mlflow_run_id}
+    assert f"compare    starlab compare {result.folder.name}" in search_lines(result)
     assert search_lines(result)[-2].startswith(f"MLflow     run {result.mlflow_run_id} in sqlite:")
-    assert {run.info.run_name for run in children} == {trial["run"] for trial in result.trials}
+    assert {run.info.run_name for run in children} == {trial.run for trial in result.trials}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for trial in result.trials:
-        params = next(run.data.params for run in children if run.info.run_name == trial["run"])
-        for key, value in trial["values"].items():
+        params = next(run.data.params for run in children if run.info.run_name == trial.run)
+        for key, value in trial.values.items():
             assert params[key] == str(value)
     assert {file.path for file in client.list_artifacts(parents[0].info.run_id)} == {"trials.csv", "trials.png"}
 
@@ -60,11 +60,16 @@ def test_only_the_best_whole_trial_has_looked_at_the_test_part(searched: tuple[S
     result, _ = searched
     tested = [path.parent.name for path in result.folder.glob("trials/*/result.json") if "test" in json.loads(path.read_text())]
     assert tested == [result.best.run_id]
-    best = next(trial for trial in result.trials if trial["whole"])
-    assert best["run"] == result.best.run_id
-    assert [trial["val_top1"] for trial in result.trials] == sorted(
-        (trial["val_top1"] for trial in result.trials), reverse=True
-    )
+    best = next(trial for trial in result.trials if trial.whole)
+    assert best.run == result.best.run_id
+    assert [trial.val_top1 for trial in result.trials] == sorted((trial.val_top1 for trial in result.trials), reverse=True)
+
+
+def test_trials_keep_their_best_checkpoint_alone(searched: tuple[SearchResult, list[str]]) -> None:
+    result, _ = searched
+    for trial in result.trials:
+        folder = RunFolder(result.folder / "trials" / trial.run)
+        assert checkpoint_steps(folder.stored_checkpoints) == [folder.require(Result).best_step]
 
 
 def test_the_same_search_again_tries_nothing_new_and_more_trials_only_the_rest(
@@ -79,41 +84,25 @@ def test_the_same_search_again_tries_nothing_new_and_more_trials_only_the_rest(
     assert more.folder == result.folder
     assert len(more.trials) == 4
     assert len([line for line in said if "starts:" in line]) == 1
+    looks = len([path for path in result.folder.glob("trials/*/result.json") if "test" in json.loads(path.read_text())])
+    assert more.looks_at_test == looks  # another best trial is a second look at the test part
+    assert (looks > 1) == any("another look" in line for line in said)
+    info = RunFolder(more.folder).info
+    assert info.tags.get("starlab.test_looks") == (str(looks) if looks > 1 else None)
 
 
-@pytest.mark.longer
-def test_a_point_that_is_proposed_while_it_is_under_way_is_trained_once_and_counts_twice(
-    local_ray: Cluster, tmp_path: Path
-) -> None:
-    one_point = [f"space.{key}={{choice: [{value}]}}" for key, value in POINT.items()]
-    said: list[str] = []
-    result = search(spec(2, "search.concurrent=2", *one_point), runs=tmp_path, say=said.append)
-    assert not [line for line in said if "failed" in line]
-    assert [trial["values"] for trial in result.trials] == [POINT, POINT]
-    assert len(list(result.folder.glob("trials/*"))) == 1
-    [first, second] = (index for index, line in enumerate(said) if "starts:" in line)
-    assert not [line for line in said[first:second] if "ends after" in line]  # both were under way at once
-
-
-def test_a_trial_that_was_under_way_is_proposed_again_at_the_same_point(tmp_path: Path) -> None:
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
-    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
-    done, killed = study.ask(), study.ask()
-    done.suggest_float("lr", 0, 1)
-    study.tell(done, 0.5)
-    point = killed.suggest_float("lr", 0, 1)
-    assert _take_up("s", storage) == 1
-    proposed = optuna.load_study(study_name="s", storage=storage).ask()
-    assert proposed.suggest_float("lr", 0, 1) == point
+def test_the_packaged_search_keeps_its_id() -> None:
+    """Golden: a search that changes its id starts from nothing. If it changes on purpose, CHANGELOG.md says so."""
+    assert search_id(load_search("demo_search"), "x") == "demo_search-b326d98d"
 
 
 def test_more_trials_are_the_same_search_and_another_space_is_another() -> None:
     assert search_id(spec(3), "f") == search_id(spec(30), "f")
     different = {
         search_id(spec(3, *more), "f")
-        for more in ([], ["train.seed=1"], ["search.seed=1"], ["space.train.lr={log: [0.001, 0.1]}"])
+        for more in ([], ["train.seed=1"], ["search.seed=1"], ["space.train.lr={log: [0.001, 0.1]}"], ["search.sampler=random"])
     }
-    assert len(different) == 4
+    assert len(different) == 5
 
 
 @pytest.mark.parametrize(("gpus_per_worker", "workers", "expected"), [(1, 4, 2), (1, 1, 8), (0, 2, 8)])

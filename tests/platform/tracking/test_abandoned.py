@@ -33,15 +33,15 @@ def run(path: Path, root: Path, driver: ProcessId, status: str = "RUNNING") -> R
     return folder
 
 
-def test_a_process_is_dead_when_it_was_killed_and_not_while_it_lives_or_where_we_cannot_see_it() -> None:
+def test_a_killed_process_is_dead_and_a_live_one_or_one_on_another_machine_is_not() -> None:
     process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     driver = ProcessId(**json.loads(process.stdout.readline()))
     assert not is_dead(driver)
-    assert is_dead(replace(driver, started=(driver.started or 0) - 1))  # another process that has its number now
+    assert is_dead(replace(driver, started=(driver.started or 0) - 1))  # a later process with the same number
     process.kill()
     deadline = time.monotonic() + 60
-    while not is_dead(driver) and time.monotonic() < deadline:  # also before its parent has looked: only a zombie is left
+    while not is_dead(driver) and time.monotonic() < deadline:  # a zombie counts as dead before its parent waits for it
         time.sleep(0.01)
     assert is_dead(driver)
     process.wait()
@@ -50,13 +50,15 @@ def test_a_process_is_dead_when_it_was_killed_and_not_while_it_lives_or_where_we
     assert not is_dead(this_process())
 
 
-def test_only_runs_whose_driver_is_gone_are_closed_trials_included(tmp_path: Path) -> None:
+def test_only_runs_and_trials_whose_driver_died_are_closed(tmp_path: Path) -> None:
     gone = replace(this_process(), started=1)
     dead = run(tmp_path / "dead", tmp_path, gone)
     trial = run(tmp_path / "search" / "trials" / "trial", tmp_path, gone)
     alive = run(tmp_path / "search", tmp_path, this_process())
     elsewhere = run(tmp_path / "elsewhere", tmp_path, replace(gone, machine="another", host="far"))
-    elsewhere.write(LeaseState(fence=1, owner=gone, renewed=time.time() - 600, seconds=60))  # its clock may be behind
+    elsewhere.write(
+        LeaseState(fence=1, owner=gone, renewed=time.time() - 600, seconds=60)
+    )  # within the possible difference of clocks
     lost = run(tmp_path / "lost", tmp_path, replace(gone, machine="another", host="far"))
     lost.write(LeaseState(fence=1, owner=gone, renewed=time.time() - 700, seconds=60))
     done = run(tmp_path / "done", tmp_path, gone, "FINISHED")
@@ -68,7 +70,7 @@ def test_only_runs_whose_driver_is_gone_are_closed_trials_included(tmp_path: Pat
     assert close_abandoned(tmp_path) == []
 
 
-def test_mlflow_hears_of_it_and_of_the_run_going_on_again(tmp_path: Path) -> None:
+def test_mlflow_is_updated_when_a_run_is_closed_and_when_it_is_resumed(tmp_path: Path) -> None:
     folder = run(tmp_path / "dead", tmp_path, this_process())
     sync(folder)
     client, run_id = MlflowClient(TrackingConfig().address(tmp_path)), folder.read_json("mlflow.json")["run_id"]
@@ -81,7 +83,7 @@ def test_mlflow_hears_of_it_and_of_the_run_going_on_again(tmp_path: Path) -> Non
     assert client.get_run(run_id).info.status == "KILLED"
     assert "starlab.interrupted" in client.get_run(run_id).data.tags
     while folder.read_json("mlflow.json")["status"] != "KILLED" and time.monotonic() < deadline:
-        time.sleep(0.05)  # the thread is still writing down what it sent
+        time.sleep(0.05)  # the thread is still recording what it sent
     folder.write_json("run.json", folder.read_json("run.json") | {"status": "RUNNING", "driver": asdict(this_process())})
     sync(folder)
     assert client.get_run(run_id).info.status == "RUNNING"

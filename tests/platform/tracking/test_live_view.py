@@ -1,4 +1,4 @@
-"""The view, drawn on a terminal that only remembers."""
+"""Tests the live view on a terminal that only records its output."""
 
 import io
 import re
@@ -39,7 +39,7 @@ def drawn(view: LiveView, width: int = 100) -> str:
     return cast(io.StringIO, console.file).getvalue()
 
 
-def test_the_view_shows_what_a_trainee_looks_for_and_the_end_of_an_epoch_stays_as_a_line(tmp_path: Path) -> None:
+def test_the_view_shows_the_progress_and_the_line_of_a_finished_epoch_remains(tmp_path: Path) -> None:
     said: list[str] = []
     view = LiveView(tmp_path, 100, 4, terminal(), said.append)
     assert "the workers start" in drawn(view)
@@ -78,7 +78,7 @@ def test_the_view_fits_terminals_of_any_width(width: int, tmp_path: Path) -> Non
     assert max(map(len, drawn(view, width).splitlines())) <= width
 
 
-def test_what_an_earlier_call_wrote_is_not_told_again(tmp_path: Path) -> None:
+def test_points_of_an_earlier_call_are_not_printed_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path / FILE)
     journal.log(10, curve(10) | END)
     said: list[str] = []
@@ -94,7 +94,7 @@ def test_what_an_earlier_call_wrote_is_not_told_again(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=300), st.integers(1, 120))
-def test_a_sparkline_is_never_wider_than_its_place_and_takes_any_loss(values: list[float], width: int) -> None:
+def test_a_sparkline_fits_its_width_for_any_values(values: list[float], width: int) -> None:
     line = sparkline(values, width)
     assert len(line) <= width
     assert set(line) <= set("▁▂▃▄▅▆▇█")

@@ -48,7 +48,7 @@ def test_only_new_points_are_sent_and_none_twice(folder: RunFolder) -> None:
     assert [(step, value) for step, value, _ in history(folder, "train/loss")] == [(1, 0.5), (2, 0.4)]
 
 
-def test_a_sender_killed_between_sending_and_noting_it_sends_again_and_mlflow_still_holds_each_point_once(
+def test_a_sender_killed_before_it_records_its_progress_sends_again_and_mlflow_holds_each_point_once(
     folder: RunFolder,
 ) -> None:
     journal = Journal(folder.path / "journal.jsonl")
@@ -59,7 +59,7 @@ def test_a_sender_killed_between_sending_and_noting_it_sends_again_and_mlflow_st
     folder.write_json("mlflow.json", folder.read_json("mlflow.json") | {"offsets": {}})
     assert sync(folder) == 5
     assert len(history(folder, "train/loss")) == 5
-    (folder.path / "mlflow.json").unlink()  # not even its run id survived: found again by its key
+    (folder.path / "mlflow.json").unlink()  # the run id is lost too, and the run is found by its key
     assert sync(folder) == 5
     assert len(history(folder, "train/loss")) == 5
     client = MlflowClient(folder.read_json("run.json")["tracking_uri"])
@@ -67,7 +67,7 @@ def test_a_sender_killed_between_sending_and_noting_it_sends_again_and_mlflow_st
     assert before == {}
 
 
-def test_a_long_journal_goes_in_batches_that_mlflow_accepts(folder: RunFolder) -> None:
+def test_a_long_journal_is_sent_in_batches_that_mlflow_accepts(folder: RunFolder) -> None:
     journal = Journal(folder.path / "journal.jsonl")
     for step in range(1100):
         journal.log(step, {"a": 1.0 * step, "b": 2.0})
@@ -75,7 +75,7 @@ def test_a_long_journal_goes_in_batches_that_mlflow_accepts(folder: RunFolder) -
     assert len(history(folder, "a")) == 1100
 
 
-def test_params_tags_artifacts_and_the_end_of_the_run_arrive(folder: RunFolder) -> None:
+def test_params_tags_artifacts_and_the_final_status_are_sent(folder: RunFolder) -> None:
     folder.artifacts.mkdir()
     (folder.artifacts / "result.json").write_text("{}")
     sync(folder)
@@ -92,7 +92,7 @@ def test_params_tags_artifacts_and_the_end_of_the_run_arrive(folder: RunFolder) 
     assert [file.path for file in client.list_artifacts(run_id)] == ["result.json"]
 
 
-def test_a_resumed_run_is_running_again(folder: RunFolder) -> None:
+def test_a_resumed_run_shows_as_running_again(folder: RunFolder) -> None:
     client = MlflowClient(folder.read_json("run.json")["tracking_uri"])
     for status in ("FAILED", "RUNNING", "FINISHED"):
         folder.write_json("run.json", folder.read_json("run.json") | {"status": status})
@@ -114,9 +114,9 @@ def test_a_child_waits_for_its_parent_and_is_nested_under_it(folder: RunFolder, 
     assert tags["mlflow.parentRunId"] == folder.read_json("mlflow.json")["run_id"]
 
 
-def test_a_dead_server_costs_the_run_nothing_and_what_is_left_can_be_sent_later(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_dead_server_does_not_disturb_the_run_and_the_rest_can_be_sent_later(folder: RunFolder, tmp_path: Path) -> None:
     run = folder.read_json("run.json")
-    folder.write_json("run.json", run | {"tracking_uri": "http://127.0.0.1:9"})  # nobody listens on the discard port
+    folder.write_json("run.json", run | {"tracking_uri": "http://127.0.0.1:9"})  # nothing listens on the discard port
     journal = Journal(folder.path / "journal.jsonl")
     with Sender(folder, every_seconds=0.05) as sender:
         journal.log(1, {"a": 1.0})

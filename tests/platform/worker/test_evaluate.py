@@ -12,7 +12,7 @@ def evaluation(labels: list[int], logits: list[list[float]]) -> Evaluation:
     return Evaluation(np.arange(len(labels)), np.array(labels), np.array(logits, np.float32), ())
 
 
-def test_metrics_are_what_a_hand_counts() -> None:
+def test_metrics_equal_those_counted_by_hand() -> None:
     result = evaluation([0, 0, 1, 2], [[2, 1, 0], [0, 2, 1], [0, 3, 1], [5, 1, 0]])
     metrics = result.metrics()
     assert metrics["top1"] == 0.5
@@ -27,7 +27,7 @@ def test_a_class_without_clips_is_left_out_of_the_mean() -> None:
     assert result.metrics()["mean_class"] == 1.0
 
 
-def test_an_evaluation_of_nothing_has_no_metrics() -> None:
+def test_an_evaluation_without_clips_has_no_metrics() -> None:
     assert Evaluation(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.float32), ()).metrics() == {}
 
 
@@ -46,7 +46,7 @@ def share(positions: list[int], logits: list[list[float]], unreadable: list[tupl
     return *([array] for array in arrays), unreadable or []
 
 
-def test_views_of_a_clip_are_averaged_as_probabilities_whichever_rank_saw_them() -> None:
+def test_views_of_a_clip_are_averaged_as_probabilities_even_if_ranks_share_them() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(9, 4)) * 3
     ranks = [share(list(range(rank, 9, 2)), logits[rank::2].tolist()) for rank in (1, 0)]
@@ -57,7 +57,7 @@ def test_views_of_a_clip_are_averaged_as_probabilities_whichever_rank_saw_them()
     assert np.exp(merged.logits).sum(axis=1) == pytest.approx(np.ones(3), rel=1e-5)
 
 
-def test_a_clip_of_which_one_view_is_missing_is_left_out_and_listed_once() -> None:
+def test_a_clip_with_a_missing_view_is_left_out_and_listed_once() -> None:
     bad = [("clip", "frame 3 is damaged"), ("clip", "frame 3 is damaged")]
     merged = _merge([share([0, 1, 2, 4, 6, 7, 8], np.eye(7, 4).tolist(), bad)], views=3)
     assert merged.clips.tolist() == [10, 12]
@@ -80,7 +80,7 @@ def test_a_class_without_any_probability_has_a_finite_loss() -> None:
 def test_any_number_of_workers_and_any_batch_give_every_readable_clip_once_in_order(
     world: int, batch: int, clips: list[tuple[int, bool]], seed: int
 ) -> None:
-    """Ranks that share the clips as `EvalPlan` does, in batches, some unreadable, merge to what one would have predicted."""
+    """Ranks share the clips as in `EvalPlan`, in batches with unreadable clips. Merged, they equal a single worker."""
     logits = np.random.default_rng(seed).normal(size=(len(clips), 4)).astype(np.float32)
     indices = tuple(1000 + 7 * position for position in range(len(clips)))
     shares = []
@@ -108,14 +108,14 @@ def test_any_number_of_workers_and_any_batch_give_every_readable_clip_once_in_or
         assert merged.metrics() == alone.metrics()
 
 
-def test_a_logit_that_is_not_a_number_is_never_the_prediction() -> None:
+def test_a_nan_logit_is_never_the_prediction() -> None:
     result = evaluation([1, 0], [[np.nan, 1, 0], [2, np.nan, 3]])
     assert result.predicted.tolist() == [1, 2]
     assert result.metrics()["top1"] == result.confusion().trace() / 2 == 0.5
 
 
 @given(st.lists(st.lists(st.floats(-50, 50), min_size=4, max_size=4), min_size=1, max_size=9))
-def test_probabilities_sum_to_one_and_rank_as_the_logits(rows: list[list[float]]) -> None:
+def test_probabilities_sum_to_one_and_have_the_order_of_the_logits(rows: list[list[float]]) -> None:
     result = evaluation([0] * len(rows), rows)
     probabilities = result.probabilities()
     assert np.allclose(probabilities.sum(axis=1), 1)

@@ -1,4 +1,4 @@
-"""What a rank leaves in the run's folder, and that nothing is written once another process owns the run."""
+"""Tests what a rank writes to the run's folder, and that it writes nothing once another process owns the run."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def writer(folder: RunFolder, fence: int, rank: int = 0) -> RunWriter:
     return RunWriter(SimpleNamespace(folder=folder, fence=fence), rank)  # type: ignore[arg-type]
 
 
-def test_the_steps_that_a_restarted_run_skips_outlive_the_process(tmp_path: Path) -> None:
+def test_the_steps_that_a_restarted_run_skips_are_stored(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     guard = LossGuard(TrainConfig(on_bad_loss="rollback"))
     guard.judge(7, True)
@@ -35,7 +35,7 @@ def test_the_steps_that_a_restarted_run_skips_outlive_the_process(tmp_path: Path
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_rank_0_alone_writes_metrics_result_and_outcome(tmp_path: Path, rank: int) -> None:
+def test_only_rank_0_writes_metrics_result_and_outcome(tmp_path: Path, rank: int) -> None:
     folder = RunFolder(tmp_path)
     with Lease.claim(tmp_path) as lease:
         ours = writer(folder, lease.fence, rank)

@@ -7,7 +7,7 @@ import torch
 from starlab.platform.worker.step_profile import FIRST, STEPS, StepProfile
 
 
-def test_a_profile_holds_some_steps_after_the_first_and_a_short_run_what_it_had(tmp_path: Path) -> None:
+def test_a_profile_holds_the_steps_after_the_warm_up_and_no_others(tmp_path: Path) -> None:
     profile = StepProfile(tmp_path / "new" / "trace.json.gz", wanted=True)
     for step in range(FIRST + STEPS + 3):
         with torch.profiler.record_function(f"step {step}"):
@@ -21,7 +21,7 @@ def test_a_profile_holds_some_steps_after_the_first_and_a_short_run_what_it_had(
     assert not {f"step {FIRST - 1}", f"step {FIRST + STEPS}"} & names
 
 
-def test_without_the_wish_nothing_is_traced(tmp_path: Path) -> None:
+def test_nothing_is_traced_unless_it_is_wanted(tmp_path: Path) -> None:
     profile = StepProfile(tmp_path / "trace.json.gz", wanted=False)
     for _ in range(FIRST + STEPS):
         profile.step()

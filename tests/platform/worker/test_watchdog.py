@@ -1,4 +1,4 @@
-"""The supervisor of a rank: it lets a busy one alone, and ends one that sleeps, hangs in C code or is stopped."""
+"""Tests the supervisor of a rank. It ignores a busy rank, and kills one that sleeps, hangs in C code or is stopped."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ thread.join()
 
 
 @pytest.mark.parametrize("fault", ["sleeps", "holds the lock in C", "is stopped"])
-def test_a_rank_that_does_no_more_steps_is_killed_and_its_stacks_are_kept(tmp_path: Path, fault: str) -> None:
+def test_a_rank_that_makes_no_progress_is_killed_and_its_stacks_are_kept(tmp_path: Path, fault: str) -> None:
     process = subprocess.run([sys.executable, "-c", RANK, tmp_path, fault], timeout=120, check=False)
     assert process.returncode == -signal.SIGKILL
     stacks = (tmp_path / "stacks" / "rank-1.txt").read_text()
@@ -53,7 +53,7 @@ def test_a_rank_that_does_no_more_steps_is_killed_and_its_stacks_are_kept(tmp_pa
     assert [path.name for path in tmp_path.glob("events*")] == ["events.watchdog-1.jsonl"]  # the rank writes another
 
 
-def test_a_rank_that_works_and_ends_is_left_alone(tmp_path: Path) -> None:
+def test_a_rank_that_works_and_ends_is_not_killed(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", RANK, tmp_path, "ends"], timeout=120, check=False)
     assert process.returncode == 0
     assert read_events(tmp_path) == []

@@ -1,0 +1,182 @@
+"""What is measured: the sizes of a run, the clips of a data set, and every option of a training step in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starlab.models.cost import cost
+from starlab.models.star import StarConfig
+from starlab.pipelines.batch import Batch
+
+Data = Literal["penn", "ntu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """What the clips of a data set look like to the model."""
+
+    classes: int
+    joints: int
+    bodies: int = 1
+    absent_bodies: int = 0
+    """The last bodies, which are absent from every clip."""
+
+
+CLIPS: dict[Data, Clips] = {
+    "penn": Clips(classes=15, joints=13),
+    "ntu": Clips(classes=120, joints=25, bodies=2, absent_bodies=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The size of everything."""
+
+    frames: int
+    size_px: int
+    clips: tuple[int, ...]
+    """Batch sizes; the first is the one that the improvements are tried at."""
+    model: Mapping[str, Any]
+    """Fields of StarConfig that differ from the paper's."""
+    matrix_sizes: tuple[int, ...]
+    copy_bytes: int
+    rounds: tuple[int, int]
+    """Fewest and most repetitions of a step."""
+    seconds_per_row: float
+    """Time for the repetitions of a step, within those limits."""
+    warm_up_steps: int
+    fp16_steps: int
+    """Steps of the short training in fp16."""
+    check_clips: int = 2
+    """Clips of the comparisons of precisions."""
+
+
+PAPER = Scale(
+    frames=16,
+    size_px=224,
+    clips=(16, 4, 32),
+    model={},
+    matrix_sizes=(4096, 8192, 12288),
+    copy_bytes=2**31,
+    rounds=(5, 12),
+    seconds_per_row=3.0,
+    warm_up_steps=3,
+    fp16_steps=20,
+)
+QUICK = Scale(
+    frames=4,
+    size_px=24,
+    clips=(2, 3),
+    model={"backbone": "mc3_tiny", "layers": 1, "dim": 32, "heads": 4},
+    matrix_sizes=(32, 64),
+    copy_bytes=2**16,
+    rounds=(1, 1),
+    seconds_per_row=0.1,
+    warm_up_steps=1,
+    fp16_steps=6,
+)
+
+
+@dataclass(slots=True)
+class Bench:
+    """What all parts share."""
+
+    device: torch.device
+    scale: Scale
+    matrix_rates: dict[str, float] = field(default_factory=dict)
+    """The card's own FLOP/s by precision, once measured."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this measures a GPU; on a CPU only that the script works is of interest."""
+        return self.device.type == "cuda"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """One training step with all its options. The defaults are the plain step: bf16 autocast and nothing else."""
+
+    clips: int
+    data: Data = "penn"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    lr: float = 2e-4
+    layers: int | None = None
+    """Encoder and decoder layers; None takes the paper's."""
+    cudnn_benchmark: bool = False
+    layout: Literal["first", "maps", "maps and weights"] = "first"
+    """What of the backbone is in channels_last_3d."""
+    tf32: bool = False
+    optimizer: Literal["sgd", "sgd fused", "adamw", "adamw fused"] = "sgd"
+    inputs: Literal["device", "pageable", "pinned", "side stream"] = "device"
+    """Where a step's clips are: on the device already, or in the host's memory and copied there in one of three ways."""
+    loop: Literal["library", "lean"] = "library"
+    """The library's step with its guards, or forward, backward and optimizer alone, which never waits for the device."""
+    attention: Literal["auto", "flash", "efficient", "cudnn"] = "auto"
+    mask: Literal["dense", "none", "varlen", "left out"] = "dense"
+    """What happens to absent bodies: masked; attended to like any other (wrong, a bound); packed; left out of the tokens."""
+    class_rows_last: bool = False
+    compile: Literal["off", "forward", "regions"] = "off"
+    cuda_graphs: bool = False
+    checkpointing: bool = False
+    grid: int | None = None
+    frozen_stages: int = 0
+    """Above 0 the batch-norms are frozen too."""
+
+
+def model_config(setup: Setup, scale: Scale) -> StarConfig:
+    """The model of a setup."""
+    clips = CLIPS[setup.data]
+    fields: dict[str, Any] = {
+        "num_classes": clips.classes,
+        "num_joints": clips.joints,
+        "max_bodies": clips.bodies,
+        "frames": scale.frames,
+        "grid": setup.grid,
+        "frozen_stages": setup.frozen_stages,
+        "batch_norm": "frozen" if setup.frozen_stages else "train",
+        "channels_last": setup.layout != "first",
+        "activation_checkpointing": setup.checkpointing,
+        **scale.model,
+    }
+    if setup.layers is not None:
+        fields["layers"] = setup.layers
+    return StarConfig(**fields)
+
+
+def training_flops(setup: Setup, scale: Scale) -> int:
+    """FLOP of one clip's training step, as `models.cost` counts them: three times those of the full forward pass."""
+    return cost(model_config(setup, scale), height=scale.size_px, width=scale.size_px).training_flops
+
+
+def tokens_per_clip(setup: Setup, scale: Scale, *, present: bool = False) -> int:
+    """Tokens of a clip over all its frames; with `present`, those of absent bodies are not counted."""
+    clips = CLIPS[setup.data]
+    side = -(-scale.size_px // 16)  # of the last stage's map
+    bodies = clips.bodies - clips.absent_bodies * present
+    return scale.frames * (side**2 + bodies * clips.joints + 3)
+
+
+def random_clips(setup: Setup, scale: Scale, device: torch.device, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames uint8 (B, T, H, W, 3), joints float32 (B, T, M, N, 3) and labels int64 (B,) on a device; the same for a seed."""
+    clips, dice = CLIPS[setup.data], np.random.default_rng(seed)
+    frames = dice.integers(0, 256, (setup.clips, scale.frames, scale.size_px, scale.size_px, 3), dtype=np.uint8)
+    joints = dice.random((setup.clips, scale.frames, clips.bodies, clips.joints, 3), dtype=np.float32)
+    joints[:, :, clips.bodies - clips.absent_bodies :] = 0
+    labels = dice.integers(0, clips.classes, setup.clips)
+    return torch.from_numpy(frames).to(device), torch.from_numpy(joints).to(device), torch.from_numpy(labels).to(device)
+
+
+def host_batch(setup: Setup, scale: Scale, *, pinned: bool) -> Batch:
+    """The same clips as a batch of NumPy arrays, as the stream returns it; in page-locked memory with `pinned`."""
+    tensors = random_clips(setup, scale, torch.device("cpu"))
+    if pinned:
+        tensors = tuple(tensor.pin_memory() for tensor in tensors)  # type: ignore[assignment]
+    frames, joints, labels = (tensor.numpy() for tensor in tensors)
+    numbers = np.arange(setup.clips)
+    return Batch(frames=frames, joints=joints, labels=labels, clips=numbers, positions=numbers, unreadable=())

@@ -1,0 +1,273 @@
+"""A training step that can be repeated and timed, built from a `Setup` around the library's own `TrainStep`."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import torch
+from gpu.measure import matrix_flags
+from gpu.setup import CLIPS, Bench, Setup, host_batch, model_config, random_clips
+from gpu.variants import AbsentBodiesLeftOut, ClassRowsStar, VarlenAttention, without_mask
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+
+from starlab.experiments.sections import TrainConfig
+from starlab.models import attention as attention_module
+from starlab.models.star import StarTransformer
+from starlab.pipelines.batch import Batch
+from starlab.platform.recipe.loss_guard import Verdict
+from starlab.platform.recipe.precision import AUTOCAST
+from starlab.platform.recipe.ranks import Ranks
+from starlab.platform.recipe.train_step import TrainStep
+from starlab.platform.recipe.training_state import TrainingState
+
+T = TypeVar("T")
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+"""Kernels of fused attention that can be asked for."""
+
+
+class StagedStep(TrainStep):
+    """The library's step with inputs from `stage` instead of the batch's arrays."""
+
+    stage: Callable[[], Inputs]
+
+    def _inputs(self, batch: Batch, clips: Any) -> Inputs:
+        return self.stage()
+
+
+class SideStream:
+    """Copies a batch from page-locked memory on a stream of its own while the step before computes."""
+
+    def __init__(self, host: Inputs, device: torch.device) -> None:
+        self.host, self.device = host, device
+        self.stream = torch.cuda.Stream(device)
+        self.upload()
+
+    def upload(self) -> None:
+        """Start the next copy."""
+        with torch.cuda.stream(self.stream):
+            frames, joints, labels = (tensor.to(self.device, non_blocking=True) for tensor in self.host)
+        self.next = frames, joints, labels
+
+    def __call__(self) -> Inputs:
+        """The batch whose copy was started before; the next copy starts."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        batch = self.next
+        for tensor in batch:
+            tensor.record_stream(current)
+        self.upload()
+        return batch
+
+
+class OwnThread:
+    """Runs calls in a thread of its own, the backward passes included.
+
+    cuDNN's choices of algorithms are kept by thread, and the first choice for a shape stays, whatever
+    `torch.backends.cudnn.benchmark` says later. So a setup with benchmarking needs a thread that nothing else uses.
+    """
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        torch.autograd.set_multithreading_enabled(False)
+        while (call := self.calls.get()) is not None:
+            function, future = call
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+            del call, function, future
+
+    def call(self, function: Callable[[], T]) -> T:
+        """The function's result, or its exception."""
+        future: Future[T] = Future()
+        self.calls.put((function, future))
+        return future.result()
+
+    def close(self) -> None:
+        """End the thread once it is idle."""
+        self.calls.put(None)
+
+
+class Step:
+    """`step()` does one training step of a setup and returns the sum of its losses as a tensor on the device."""
+
+    def __init__(self, setup: Setup, bench: Bench) -> None:
+        """Build the model and everything around it; the weights are the same for all setups with the same parameters.
+
+        Raises:
+            ValueError: an option needs a GPU.
+        """
+        if not bench.on_gpu and (reason := needs_gpu(setup)):
+            raise ValueError(f"{reason} needs a GPU")
+        self.setup, self.device = setup, bench.device
+        self.dropped = 0
+        """Steps left out because a loss or gradient was not finite."""
+        self.first_loss: Tensor | None = None
+        """The sum of the first step's losses."""
+        self.varlen = VarlenAttention() if setup.mask == "varlen" else None
+        self.thread = OwnThread() if setup.cudnn_benchmark else None
+        self._call(lambda: self._build(bench))
+
+    def __call__(self) -> Tensor:
+        """One step, under the flags of the setup."""
+        loss = self._call(self._step)
+        if self.first_loss is None:
+            self.first_loss = loss
+        return loss
+
+    def close(self) -> None:
+        """End the step's thread, if it has one."""
+        if self.thread:
+            self.thread.close()
+
+    def _call(self, function: Callable[[], T]) -> T:
+        return self.thread.call(function) if self.thread else function()
+
+    def _build(self, bench: Bench) -> None:
+        setup, device = self.setup, bench.device
+        torch.manual_seed(0)
+        with torch.device(device):
+            self.model = (ClassRowsStar if setup.class_rows_last else StarTransformer)(model_config(setup, bench.scale)).train()
+        if setup.layout == "maps and weights" and self.model.backbone is not None:
+            self.model.backbone.to(memory_format=torch.channels_last_3d)
+        add_mask_hook(self.model, setup)
+        config = TrainConfig(
+            global_batch=setup.clips,
+            lr=setup.lr,
+            optimizer="sgd" if setup.optimizer.startswith("sgd") else "adamw",
+            compile="on" if setup.compile == "forward" else "off",
+        )
+        self.state = TrainingState(self.model, config, device, setup.precision)
+        replace_optimizer(self.state, setup)
+        if setup.compile == "regions":
+            compile_regions(self.model)
+        self.batch = host_batch(setup, bench.scale, pinned=setup.inputs == "pinned")
+        self.stage = self._stage(bench)
+        if setup.cuda_graphs:
+            self._capture()
+        arguments = (self.state, config, Ranks(0, 1), device, 10**6)
+        if setup.inputs in ("pageable", "pinned"):
+            self.train_step = TrainStep(*arguments)
+        else:
+            if not hasattr(TrainStep, "_inputs"):
+                raise AttributeError("TrainStep has no _inputs to take the place of; adapt StagedStep to it")
+            staged = StagedStep(*arguments)
+            staged.stage = self.stage
+            self.train_step = staged
+
+    def _stage(self, bench: Bench) -> Callable[[], Inputs]:
+        if self.setup.inputs == "side stream":
+            host = random_clips(self.setup, bench.scale, torch.device("cpu"))
+            frames, joints, labels = (tensor.pin_memory() for tensor in host)
+            return SideStream((frames, joints, labels), self.device)
+        inputs = random_clips(self.setup, bench.scale, self.device)
+        return lambda: inputs
+
+    def _capture(self) -> None:
+        """Put the model's forward and backward pass into CUDA graphs."""
+        dtype = AUTOCAST[self.setup.precision]
+        frames, joints, _ = self.stage()
+        with self.flags(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
+            torch.cuda.make_graphed_callables(self.model, (frames, joints), allow_unused_input=True)
+
+    def _step(self) -> Tensor:
+        with self.flags():
+            return self._library_step() if self.setup.loop == "library" else self._lean_step()
+
+    def _library_step(self) -> Tensor:
+        """What the library's training loop does with a batch on one worker, its guards included."""
+        state, step = self.state, self.train_step
+        sums = step.gradients(self.batch)
+        bad = bool((~sums.loss.isfinite()).to(sums.loss.dtype) > 0)
+        if state.guard.judge(state.step, bad or not step.clip()) is Verdict.GOOD:
+            step.apply()
+        else:
+            step.drop()
+            self.dropped += 1
+        return sums.loss
+
+    def _lean_step(self) -> Tensor:
+        """Forward, backward and optimizer, without guards."""
+        state, (frames, joints, labels) = self.state, self.stage()
+        dtype = AUTOCAST[state.precision]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            logits = self.model(frames, joints)
+        loss = cross_entropy(logits.float(), labels)
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        return loss.detach() * len(labels)
+
+    @contextmanager
+    def flags(self) -> Iterator[None]:
+        """The process-wide switches of the setup, put back afterwards."""
+        setup, before = self.setup, torch.backends.cudnn.benchmark
+        with ExitStack() as stack:
+            # In half precision there is no fp32 convolution, but some releases of torch take "no TF32" to forbid tensor cores.
+            conv_tf32 = setup.tf32 or setup.precision != "fp32"
+            stack.enter_context(matrix_flags(matmul_tf32=setup.tf32, conv_tf32=conv_tf32))
+            stack.enter_context(nullcontext() if setup.attention == "auto" else sdpa_kernel([BACKENDS[setup.attention]]))
+            if self.varlen:
+                stack.enter_context(patch.object(attention_module, "scaled_dot_product_attention", self.varlen))
+            torch.backends.cudnn.benchmark = setup.cudnn_benchmark
+            try:
+                yield
+            finally:
+                torch.backends.cudnn.benchmark = before
+
+
+def needs_gpu(setup: Setup) -> str | None:
+    """The option of a setup that only a GPU has, or that takes too long elsewhere; None if it has none."""
+    wanted = {  # by the reason
+        "page-locked memory": setup.inputs in ("pinned", "side stream"),
+        f"attention {setup.attention!r}": setup.attention != "auto",
+        "variable-length attention": setup.mask == "varlen",
+        "torch.compile here": setup.compile != "off",
+        "a CUDA graph": setup.cuda_graphs,
+    }
+    return next((reason for reason, is_wanted in wanted.items() if is_wanted), None)
+
+
+def add_mask_hook(model: StarTransformer, setup: Setup) -> None:
+    """Change what the tokenizer returns, for `Setup.mask` "none" and "left out"."""
+    clips = CLIPS[setup.data]
+    if setup.mask == "none":
+        model.tokens.register_forward_hook(without_mask)
+    elif setup.mask == "left out":
+        model.tokens.register_forward_hook(AbsentBodiesLeftOut(clips.absent_bodies * clips.joints))
+
+
+def replace_optimizer(state: TrainingState, setup: Setup) -> None:
+    """The optimizer of a setup over the library's parameter groups."""
+    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in state.optimizer.param_groups]
+    if setup.optimizer == "sgd fused":
+        state.optimizer = torch.optim.SGD(groups, lr=setup.lr, momentum=0.9, fused=True)
+    elif setup.optimizer == "adamw":
+        state.optimizer = torch.optim.AdamW(groups, lr=setup.lr, foreach=True)
+
+
+def compile_regions(model: StarTransformer) -> None:
+    """Compile the backbone and every layer on its own; layers of the same structure share their code."""
+    regions: list[nn.Module] = [*model.encoder, *model.decoder]
+    if model.backbone is not None:
+        regions.append(model.backbone)
+    for region in regions:
+        region.compile(dynamic=False)
