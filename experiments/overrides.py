@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlab.experiments.catalog import SpecError, parse_value, read_experiment
+from starlab.experiments.paths import PATH_KEYS, absolute
 
 
 def read_layers(experiment: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -30,7 +31,17 @@ def read_layers(experiment: str, overrides: Sequence[str]) -> tuple[dict[str, An
             raw["space"] = {**(raw.get("space") or {}), dimension: parse_value(value, override)}
         else:
             set_key(raw, key, parse_value(value, override))
+    resolve_paths(raw)
     return raw, where
+
+
+def resolve_paths(raw: dict[str, Any]) -> None:
+    """Make the paths of a spec's mapping absolute in place: they mean folders seen from where they were typed."""
+    for dotted in PATH_KEYS:
+        section, _, key = dotted.partition(".")
+        below = raw.get(section)
+        if isinstance(below, Mapping) and isinstance(value := below.get(key), str) and value:
+            set_key(raw, dotted, absolute(value))
 
 
 def set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:

@@ -143,8 +143,8 @@ class TrackingConfig:
     """MLflow experiment; null takes the spec's name."""
 
     def address(self, runs: Path) -> str:
-        """`uri`, or SQLite in the folder of runs."""
-        return self.uri or f"sqlite:///{runs / 'mlflow.db'}"
+        """`uri`, or SQLite in the folder of runs. In its address "%" and "?" have a meaning, so they are quoted in the path."""
+        return self.uri or f"sqlite:///{str(runs / 'mlflow.db').replace('%', '%25').replace('?', '%3F')}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

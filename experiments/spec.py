@@ -14,7 +14,7 @@ from typing import Any
 
 from starlab.experiments.catalog import SpecError, parse_value
 from starlab.experiments.credentials import without_password
-from starlab.experiments.overrides import flatten, read_layers, set_key
+from starlab.experiments.overrides import flatten, read_layers, resolve_paths, set_key
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.experiments.space import Distribution, why_not_searchable
 from starlab.experiments.strict import read_section, refuse_unknown_keys
@@ -216,6 +216,7 @@ def override_spec(spec: Spec, overrides: Sequence[str], allowed: Sequence[str], 
         if not equals or not any(key == name or key.startswith(f"{name}.") for name in allowed):
             raise SpecError(f"{where}: override {override!r}: only {', '.join(allowed)} can be changed for an existing run")
         set_key(raw, key, parse_value(value, override))
+    resolve_paths(raw)
     return replace(spec_from_dict(raw, where), tracking=spec.tracking)
 
 

@@ -12,7 +12,7 @@ from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.datasets import differs_from_official
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows, thin_train
-from starlab.platform.cluster.connect import Cluster, connect
+from starlab.platform.cluster.connect import Cluster, check_ray_can_start, connect
 from starlab.platform.cluster.room import Demand, wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import METRICS
@@ -22,9 +22,10 @@ def check_spec(spec: Spec) -> None:
     """Check what the types of the spec cannot check, before anything is started.
 
     Raises:
-        UserError: the pre-trained weights are missing or damaged (the message says what to download and where to put it),
-            or the metric to select by does not exist.
+        UserError: Ray could not write its files on this machine, the pre-trained weights are missing or damaged (the message
+            says what to download and where to put it), or the metric to select by does not exist.
     """
+    check_ray_can_start()
     if spec.train.select_by not in METRICS:
         near = difflib.get_close_matches(spec.train.select_by, METRICS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(METRICS)}"

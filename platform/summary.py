@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from starlab.platform.evaluation import EvaluationResult
 from starlab.platform.runs.metric_names import TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
 from starlab.platform.search.search import SearchResult
@@ -82,7 +84,7 @@ def _tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: s
     if problem:
         return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]
     if uri.startswith("sqlite:") and uri.endswith("/mlflow.db"):
-        runs = uri.removeprefix("sqlite:///").removesuffix("/mlflow.db")
+        runs = unquote(uri.removeprefix("sqlite:///").removesuffix("/mlflow.db"))
         return [f"MLflow     {where}", f"look at it starlab ui --runs {runs}"]
     look = uri if uri.startswith("http") else f"mlflow server --backend-store-uri {uri}"
     return [f"MLflow     {where}", f"look at it {look}"]

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import ray
 
+from starlab.platform.cluster.connect import spare_loopback
 from starlab.platform.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -40,6 +41,7 @@ def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Das
     Raises:
         UserError: nothing answers, the token is missing or wrong, the cluster asks for no token, or it runs another Ray.
     """
+    spare_loopback()
     address = _resolve(address)
     status, body = _get(address, {})
     headers: dict[str, str] = {}

@@ -24,6 +24,8 @@ import aiohttp
 from ray.job_submission import JobSubmissionClient
 
 from starlab.experiments.catalog import read_experiment
+from starlab.experiments.credentials import without_password, without_secrets
+from starlab.experiments.paths import resolve_overrides
 from starlab.platform.cluster.connect import SETTINGS
 from starlab.platform.cluster.dashboard import Dashboard, find_dashboard
 from starlab.platform.errors import RunFailedError, UserError
@@ -35,6 +37,10 @@ _AGENT_SECONDS = 60.0
 """Time for a head that has just started: it answers before it can start jobs."""
 _STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """Without it `ray job stop` gives a job 3 seconds, and a checkpoint may take longer; --env overrides it."""
+_WHERE_SECRETS_GO = (
+    "Set secrets where the cluster's nodes start Ray (for MLflow MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD), or "
+    "write tracking.uri into an experiment file that you name by its path: it is sent as a file"
+)
 _RETRY_SECONDS = 3.0
 _MAX_RETRIES = 20
 
@@ -84,6 +90,7 @@ def submit(request: JobRequest, *, address: str | None = None, follow: bool = Tr
     job = request.submission_id or _make_id(request.arguments)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
         raise UserError(f"--id is {job!r}; use up to 100 letters, digits, '_', '.' and '-', a letter or digit first")
+    _refuse_passwords(request.arguments)
     job_environment = SETTINGS | _STOPPING | _read_environment(request.environment)
     if runs is not None:
         job_environment["STARLAB_RUNS"] = runs
@@ -94,7 +101,7 @@ def submit(request: JobRequest, *, address: str | None = None, follow: bool = Tr
     client = JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
     with tempfile.TemporaryDirectory(prefix="starlab-submit-") as folder:
         copy_package(Path(folder))
-        arguments = _ship_files(request.arguments, request.files, Path(folder))
+        arguments = resolve_overrides(_ship_files(request.arguments, request.files, Path(folder)))
         submission = {
             "entrypoint": _entrypoint(request.module, arguments, runs),
             "submission_id": job,
@@ -205,7 +212,19 @@ def _read_environment(entries: Sequence[str]) -> dict[str, str]:
         if name.startswith("RAY_AUTH_TOKEN"):
             raise UserError(f"--env {name}: the dashboard shows a job's environment, and the cluster has its token")
         found[name] = value if equals else os.environ[name]
+        if without_secrets(found[name], {name: found[name]}) != found[name]:
+            raise UserError(
+                f"--env {name}: the dashboard shows a job's environment to everyone who can open it; {_WHERE_SECRETS_GO}"
+            )
     return found
+
+
+def _refuse_passwords(arguments: Sequence[str]) -> None:
+    """Refuse a command with a password in it: it would be the job's entrypoint, which the dashboard shows."""
+    for argument in arguments:
+        if (shown := without_password(argument)) != argument:
+            says = "the dashboard shows a job's command to everyone who can open it; leave the password out"
+            raise UserError(f"{shown}: {says}. {_WHERE_SECRETS_GO}")
 
 
 def _ship_files(arguments: Sequence[str], files: Sequence[Path], folder: Path) -> list[str]:

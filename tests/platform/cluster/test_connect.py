@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from starlab.platform.cluster import connect
+from starlab.platform.errors import UserError
 from starlab.platform.package import ROOMS, copy_package
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,6 +32,14 @@ def run_python(code: str, cwd: Path, environment: Mapping[str, str] = {}) -> sub
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "STARLAB_"))}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=180, check=False)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path is short enough for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="sl", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 CONNECT_TWICE = """
@@ -57,11 +69,13 @@ assert wait_for_room(Demand(3), timeout_seconds=60) == first  # the attempt left
 
 
 @pytest.mark.slow
-def test_without_an_address_a_quiet_local_cluster_starts_once_and_workers_have_settings_and_room(tmp_path: Path) -> None:
-    done = run_python(CONNECT_TWICE, tmp_path, {"HOME": str(tmp_path)})
+def test_without_an_address_a_quiet_local_cluster_starts_once_and_workers_have_settings_and_room(short_path: Path) -> None:
+    tmp_path = short_path
+    done = run_python(CONNECT_TWICE, tmp_path, {"HOME": str(tmp_path), "RAY_TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert done.stdout + done.stderr == ""
-    assert [path.name for path in tmp_path.iterdir()] == [".ray"]  # Ray's own: the token of local clusters
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_symlink())
+    assert left == [".ray", ".ray/auth_token", "ray"]  # Ray's own: the token of local clusters, an empty temporary folder
 
 
 def test_a_long_temporary_folder_is_not_used_because_sockets_below_it_could_not_be_opened(tmp_path: Path) -> None:
@@ -69,6 +83,7 @@ def test_a_long_temporary_folder_is_not_used_because_sockets_below_it_could_not_
 import ray
 ray.init = lambda **options: print(options["_temp_dir"])
 ray.cluster_resources, ray.nodes = dict, lambda: []
+ray._private.worker._global_node = type("Node", (), {"get_session_dir_path": lambda self: "nowhere"})()
 from starlab.platform.cluster.connect import connect
 connect()
 """
@@ -76,6 +91,104 @@ connect()
     long.mkdir()
     assert run_python(code, tmp_path, {"TMPDIR": str(long)}).stdout.strip() == "/tmp/ray"
     assert run_python(code, tmp_path, {"TMPDIR": "/tmp"}).stdout.strip() == "None"
+
+
+STUBBED = """
+import os, ray
+ray.shutdown = lambda: None
+from ray._private import ray_constants
+ray.cluster_resources, ray.nodes = dict, lambda: []
+ray._private.worker._global_node = type("Node", (), {"get_session_dir_path": lambda self: "nowhere"})()
+from starlab.platform.cluster import connect as module
+"""
+
+
+@pytest.mark.parametrize(("variable", "ships"), [({}, False), ({"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1"}, True)])
+def test_uv_run_makes_ray_ship_the_folder_only_if_the_user_wants_it(
+    tmp_path: Path, variable: dict[str, str], ships: bool
+) -> None:
+    code = (
+        STUBBED
+        + """
+ray.init = lambda **_: print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
+module.connect()
+"""
+    )
+    assert run_python(code, tmp_path, variable).stdout.strip() == str(ships)
+
+
+@pytest.mark.parametrize(
+    ("failures", "said"), [(1, "started at try 2"), (2, "in two tries, most likely because it is too busy")]
+)
+def test_a_start_of_ray_that_took_too_long_is_tried_once_more(tmp_path: Path, failures: int, said: str) -> None:
+    code = (
+        STUBBED
+        + f"""
+tries = []
+def init(**_):
+    tries.append(1)
+    if len(tries) <= {failures}:
+        raise Exception("The current node timed out during startup. This could happen because of much.")
+ray.init = init
+try:
+    module.connect()
+    print("started at try", len(tries))
+except module.RunFailedError as error:
+    print(error)
+"""
+    )
+    assert said in run_python(code, tmp_path).stdout
+
+
+def test_another_failure_of_rays_start_is_not_tried_again(tmp_path: Path) -> None:
+    code = (
+        STUBBED
+        + """
+def init(**_):
+    print("tried")
+    raise ValueError("another")
+ray.init = init
+module.connect()
+"""
+    )
+    done = run_python(code, tmp_path)
+    assert done.stdout.split() == ["tried"]
+    assert "ValueError: another" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("closed", "message"),
+    [("ray", "set RAY_TMPDIR to a folder of your own"), ("home", "set HOME to a folder of your own, or RAY_AUTH_TOKEN_PATH")],
+)
+def test_a_folder_of_somebody_else_is_found_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str, message: str
+) -> None:
+    for name in ("ray", "home"):
+        (tmp_path / name).mkdir()
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect, "_TEMP_DIR_LIMIT", 1000)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    connect.check_ray_can_start()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / closed and access(path, mode))
+    with pytest.raises(UserError, match=message):
+        connect.check_ray_can_start()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # another machine's Ray writes nothing here
+    connect.check_ray_can_start()
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"PATH": "/bin"})
+    connect.spare_loopback()
+    assert os.environ == {"PATH": "/bin"}
+    monkeypatch.setattr(os, "environ", {"https_proxy": "http://proxy:1", "no_proxy": "example.org"})
+    connect.spare_loopback()
+    connect.spare_loopback()
+    assert os.environ["no_proxy"] == "example.org,localhost,127.0.0.1,::1"
+    assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
 
 
 def refusal(tmp_path: Path, environment: Mapping[str, str]) -> str:

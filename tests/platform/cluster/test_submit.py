@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,8 +68,10 @@ def look():
 
 joined = connect()
 file, environment = ray.get(ray.remote(look).remote())
+experiment = read_experiment(sys.argv[2])
+experiment["tracking"] = {"uri": experiment["tracking"]["uri"] == "http://me:" + "hunter" + "2@host"}
 print("FOUND", json.dumps({
-    "arguments": sys.argv[1:], "experiment": read_experiment(sys.argv[2]), "base": read_experiment("below/base.yaml"),
+    "arguments": sys.argv[1:], "experiment": experiment, "base": read_experiment("below/base.yaml"),
     "folder": os.getcwd(), "driver": cluster.__file__, "worker": file, "environment": environment,
     "local": joined.local, "cpus": joined.cpus, "version": package_version(),
 }))
@@ -80,7 +84,10 @@ def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of
 ) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
     (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "mine.yaml").write_text("base: below/base.yaml\nname: mine")
+    # A password in a file that is sent: the job has it, and no answer of the dashboard shows it.
+    (tmp_path / "below" / "mine.yaml").write_text(
+        "base: below/base.yaml\nname: mine\ntracking: {uri: 'http://me:hunter2@host'}"
+    )
     (tmp_path / "below" / "base.yaml").write_text("name: base")
     monkeypatch.setenv("COLOR", "a 'b' é")
     request = JobRequest(
@@ -97,7 +104,7 @@ def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of
     assert printed.endswith("probe: succeeded\n")
     found = json.loads(printed.partition("FOUND ")[2].partition("\n")[0])
     assert found["arguments"] == ["train", "below/mine.yaml", "x=a 'b' $HOME é;exit 9"]
-    assert found["experiment"]["name"] == "mine"
+    assert found["experiment"] == {"name": "mine", "base": "below/base.yaml", "tracking": {"uri": True}}
     assert found["base"]["name"] == "base"
     assert found["environment"] == submit_module.SETTINGS | {"STARLAB_RUNS": "/shared/my runs", "COLOR": "a 'b' é"}
     # starlab is installed in the head's Python too, as a link to the checkout; the shipped copy must win.
@@ -108,8 +115,27 @@ def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of
     job = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"}).get_job_info("probe")
     assert job.metadata is not None
     assert job.metadata["starlab"] == submit_module.package_version()
+    for path in (
+        "jobs/",
+        "jobs/probe",
+        "api/jobs/",
+        "api/jobs/probe",
+        "api/jobs/probe/logs",
+        "api/v0/jobs",
+        "api/v0/actors?detail=1",
+    ):
+        assert "hunter2" not in ask_dashboard(head, path)
     with pytest.raises(UserError, match="already knows a job probe; give another --id"):
         submit(JobRequest(arguments=["train"], submission_id="probe"), address=head.dashboard)
+
+
+def ask_dashboard(head: Head, path: str) -> str:
+    request = urllib.request.Request(f"{head.dashboard}/{path}", headers={"Authorization": f"Bearer {head.token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(answer.read())
+    except urllib.error.HTTPError as error:
+        return str(error.read())
 
 
 @pytest.mark.slow
@@ -237,6 +263,14 @@ def test_a_cluster_elsewhere_without_a_token_is_refused_unless_told_otherwise_an
     assert server.tokens == [None, None, None]
 
 
+def test_a_proxy_does_not_stand_between_us_and_a_dashboard_on_this_machine(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    port, _ = serve(200, version_answer())
+    assert find_dashboard(f"localhost{port}").address == f"http://localhost{port}"
+
+
 def test_another_ray_is_refused_but_another_patch_of_ours_is_not(serve: Any) -> None:
     port, _ = serve(200, version_answer("2.9.0"))
     with pytest.raises(UserError, match=rf"runs Ray 2\.9\.0, starlab needs {ray.__version__}"):
@@ -280,11 +314,15 @@ def test_a_variable_that_ray_would_obey_instead_of_the_option_is_named(monkeypat
         ({"submission_id": "a/b"}, "--id is 'a/b'"),
         ({"environment": ["STARLAB_NOT_SET"]}, "--env STARLAB_NOT_SET: it is not set here"),
         ({"environment": ["RAY_AUTH_TOKEN=x"]}, "the dashboard shows a job's environment"),
+        ({"environment": ["MLFLOW_TRACKING_PASSWORD=hunter2"]}, "--env MLFLOW_TRACKING_PASSWORD: the dashboard shows"),
+        ({"environment": ["DATABASE=postgresql://me:hunter2@host/db"]}, "--env DATABASE: the dashboard shows"),
+        ({"arguments": ["train", "tracking.uri=http://me:hunter2@host"]}, r"tracking.uri=http://me:\*\*\*@host: the dashboard"),
     ],
 )
 def test_a_mistake_in_the_options_is_found_before_any_cluster_is_asked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refused:
         submit(JobRequest(**{"arguments": ["train"]} | options), address="127.0.0.1:1")
+    assert "hunter2" not in str(refused.value)
 
 
 def ship(arguments: list[str], folder: Path, files: tuple[Path, ...] = ()) -> list[str]:
