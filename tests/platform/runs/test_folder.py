@@ -49,7 +49,9 @@ def test_runs_of_the_same_name_have_separate_folders_of_checkpoints(people: tupl
     elsewhere = opened(people, tmp_path / "b", bucket)
     kept = RunFolder(first.set_aside())
     fresh = opened(people, tmp_path / "a", bucket)
-    assert find_runs(tmp_path / "a", "demo", print) == [fresh]  # the name of the experiment does not select a run that was set aside
+    assert find_runs(tmp_path / "a", "demo", print) == [
+        fresh
+    ]  # the name of the experiment does not select a run that was set aside
     assert find_runs(tmp_path / "a", kept.path.name, print) == [kept]
     places = {str(folder.stored_checkpoints) for folder in (kept, elsewhere, fresh)}
     assert len(places) == 3
