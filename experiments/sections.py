@@ -27,8 +27,10 @@ class TrainConfig:
     """The global batch that `lr` was found for, where it is scaled."""
     momentum: float = 0.9
     """For sgd."""
+    backbone_lr_scale: float = 1.0
+    """The backbone's learning rate over that of the rest. 1 is the paper's; a pre-trained backbone often takes 0.1."""
     weight_decay: float = 0.0
-    """Decoupled for adamw; never on biases, norms, tokens and other one-dimensional parameters."""
+    """Decoupled for adamw. Only weights of linear layers and convolutions decay: no bias, norm, token or learned position."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_fraction: float = 0.0
     """Share of all steps over which the rate rises linearly from 0."""
@@ -66,6 +68,7 @@ class TrainConfig:
         _require(0 < self.epochs < math.inf, "train.epochs", self.epochs, "be above 0, and finite")
         _require(self.lr > 0, "train.lr", self.lr, "be above 0")
         _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "be in [0, 1)")
+        _require(self.backbone_lr_scale > 0, "train.backbone_lr_scale", self.backbone_lr_scale, "be above 0")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "be 0 or more")
         _require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "be in [0, 1)")
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "be in [0, 1)")

@@ -25,6 +25,7 @@ __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_sp
 
 _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
+    ("train", "backbone_lr_scale", 1.0),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
 )

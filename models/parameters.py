@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from starlab.models.star import StarTransformer
 
-
-def decayed_names(model: StarTransformer) -> frozenset[str]:
+def decayed_names(model: nn.Module) -> frozenset[str]:
     """Parameters that weight decay is meant for: the weights of linear layers and convolutions.
 
     All others take none: biases, norms, class tokens, the positions of joints, bodies and frames, the token of an unseen joint.
@@ -17,6 +15,6 @@ def decayed_names(model: StarTransformer) -> frozenset[str]:
     )
 
 
-def backbone_names(model: StarTransformer) -> frozenset[str]:
+def backbone_names(model: nn.Module) -> frozenset[str]:
     """Parameters of the backbone, which may be pre-trained while the rest starts random; empty for a pose-only model."""
     return frozenset(name for name, _ in model.named_parameters() if name.startswith("backbone."))

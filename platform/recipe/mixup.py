@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starlab.models.heatmaps import visible_joints
+
 
 def mixing_share(alpha: float, seed: int, step: int) -> float:
     """Draw λ for a step from Beta(α, α), folded to [0.5, 1]. It is the same on every rank, and 1 if `alpha` is 0."""
@@ -31,7 +33,8 @@ def mix(frames: Tensor, joints: Tensor, other_frames: Tensor, other_joints: Tens
         Frames and joints of the same shapes and dtypes.
     """
     blended = torch.lerp(other_frames.float(), frames.float(), share).round_().to(torch.uint8)
-    mine, theirs = joints[..., 2:] > 0, other_joints[..., 2:] > 0
+    # Visible, not merely above 0 in confidence: two joints outside of their frames could meet inside and become one.
+    mine, theirs = visible_joints(joints)[..., None], visible_joints(other_joints)[..., None]
     weight = torch.where(mine & theirs, share, torch.where(theirs & ~mine, 0.0, 1.0))
     place = torch.lerp(other_joints[..., :2], joints[..., :2], weight.expand_as(joints[..., :2]))
     confidence = torch.lerp(other_joints[..., 2:], joints[..., 2:], share)

@@ -8,23 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from starlab.experiments.sections import TrainConfig
+from starlab.models.parameters import backbone_names, decayed_names
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Create SGD or AdamW over the trainable parameters. Only weight matrices decay, see `_is_matrix`."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Create SGD or AdamW over the trainable parameters.
+
+    Only the weights of linear layers and convolutions decay. The backbone learns at `train.backbone_lr_scale` times the rate.
+    """
+    decayed, backbone = decayed_names(model), backbone_names(model) if config.backbone_lr_scale != 1 else frozenset()
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if _is_matrix(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if not _is_matrix(p)], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trainable if (name in decayed) is decays and (name in backbone) is in_backbone],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr_scale": config.backbone_lr_scale if in_backbone else 1.0,
+        }
+        for in_backbone in ((False, True) if backbone else (False,))
+        for decays in (True, False)
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
-def _is_matrix(parameter: Tensor) -> bool:
-    """Return whether a parameter has two dimensions or more of size above 1. Biases, norms and tokens have only one."""
-    return sum(size > 1 for size in parameter.shape) >= 2
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step; each group takes its own multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
 
 
 def peak_rate(config: TrainConfig) -> float:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from starlab.experiments.sections import TrainConfig
 from starlab.pipelines.batch import Batch
 from starlab.platform.recipe.mixup import mix, mixing_share
-from starlab.platform.recipe.optimizer import learning_rate
+from starlab.platform.recipe.optimizer import learning_rate, set_rate
 from starlab.platform.recipe.precision import AUTOCAST, compiles
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.sums import Sums
@@ -97,8 +97,7 @@ class TrainStep:
     def apply(self) -> None:
         """Update the weights and their average."""
         state = self._state
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(self._config, state.step, self._total_steps)
+        set_rate(state.optimizer, learning_rate(self._config, state.step, self._total_steps))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         self._unscaled = False

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starlab.experiments.sections import TrainConfig
+from starlab.models.heatmaps import visible_joints
 from starlab.platform.recipe.mixup import mix, mixing_share
 
 
@@ -30,3 +31,18 @@ def test_clips_are_blended_with_their_neighbour_pixel_by_pixel_and_joint_by_join
     assert points[0, 0, 0, 1].tolist() == pytest.approx([0.6, 0.8, 0.375])  # not visible in the neighbour
     assert points[1, 0, 0, 1].tolist() == pytest.approx([0.6, 0.8, 0.125])  # visible only in the neighbour
     assert points[:, 0, 0, 2].tolist() == [none, none]
+
+
+def test_two_joints_outside_of_their_frames_do_not_become_one_inside() -> None:
+    frames = torch.zeros(2, 1, 2, 2, 3, dtype=torch.uint8)
+    left, right = [-0.5, 0.5, 0.9], [1.5, 0.5, 0.9]  # their blend at 0.5 would be at (0.5, 0.5)
+    joints = torch.tensor([left, right]).reshape(2, 1, 1, 1, 3)
+    _, points = mix(frames, joints, frames.flip(0), joints.flip(0), 0.5)
+    assert not visible_joints(points.flatten(1, 3)).any()
+
+
+def test_a_joint_outside_of_the_frame_stays_where_the_neighbour_shows_it() -> None:
+    frames = torch.zeros(2, 1, 2, 2, 3, dtype=torch.uint8)
+    joints = torch.tensor([[1.5, 0.5, 0.9], [0.25, 0.5, 0.8]]).reshape(2, 1, 1, 1, 3)
+    _, points = mix(frames, joints, frames.flip(0), joints.flip(0), 0.75)
+    assert points[0, 0, 0, 0, :2].tolist() == pytest.approx([0.25, 0.5])

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from starlab.experiments.sections import TrainConfig
+from starlab.models.star import StarConfig, StarTransformer
 from starlab.platform.recipe.optimizer import (
     learning_rate,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
+    set_rate,
 )
 
 CONFIG = TrainConfig(lr=0.1, schedule="cosine", warmup_fraction=0.1, optimizer="adamw", weight_decay=0.5)
@@ -56,6 +58,38 @@ def test_an_optimizer_continues_bit_for_bit_from_its_stored_tensors(optimizer: s
         move(copy, second, data)
     assert torch.equal(model.weight, copy.weight)
     assert torch.equal(model.bias, copy.bias)
+
+
+def small_model() -> StarTransformer:
+    return StarTransformer(
+        StarConfig(num_classes=4, num_joints=3, max_bodies=2, frames=2, backbone="mc3_tiny", layers=1, dim=16, heads=2,
+                   token_norm=True, temporal_position="learned")
+    )  # fmt: skip
+
+
+def test_of_the_model_only_linear_and_convolution_weights_decay_and_no_token_or_position_of_any_shape() -> None:
+    model = small_model()
+    decayed, kept = make_optimizer(model, CONFIG).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    kept_names = {names[id(parameter)] for parameter in kept["params"]}
+    tokens = ("cls_glob", "cls_joint", "cls_total", "time", "joint_tokens.pos", "joint_tokens.body", "joint_tokens.unseen")
+    assert {f"tokens.{name}" for name in tokens} <= kept_names
+    assert all(names[id(parameter)].endswith("weight") and parameter.ndim >= 2 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_backbone_takes_its_own_multiple_of_the_rate_and_every_parameter_is_in_one_group(optimizer: str) -> None:
+    model = small_model()
+    config = dataclasses.replace(CONFIG, backbone_lr_scale=0.1, optimizer=optimizer)
+    made = make_optimizer(model, config)
+    set_rate(made, 0.5)
+    rates = {id(p): group["lr"] for group in made.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.05 if name.startswith("backbone.") else 0.5)
+    assert sum(len(group["params"]) for group in made.param_groups) == len(list(model.parameters()))
+    set_rate(made, 1.0)
+    assert {group["lr"] for group in made.param_groups} == {0.1, 1.0}
 
 
 def test_weights_decay_and_biases_norms_and_tokens_do_not() -> None:
