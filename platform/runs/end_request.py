@@ -29,6 +29,7 @@ def request_end(folder: RunFolder, request: EndRequest) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    folder.path.mkdir(parents=True, exist_ok=True)  # a trial that is only about to start
     _write(folder.path / EndRequest.FILE, json.dumps(plain(request)))
 
 

@@ -18,10 +18,10 @@ from starlab.platform.cluster.connect import connect
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs.checkpoint import prune_checkpoints
+from starlab.platform.runs.end_request import read_request
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import RunTakenError
 from starlab.platform.runs.metric_names import VAL_TOP1
-from starlab.platform.runs.records import EndRequest
 from starlab.platform.search.ledger import epochs_reached
 from starlab.platform.trainer import RunRequest, RunResult, run_training
 
@@ -51,12 +51,12 @@ def run_trial(values: dict[str, Any], study: Study) -> None:
 
     Nothing is reported at the end when the search was asked to end: the trial goes on when the search does.
     """
-    if study.folder.read(EndRequest):
+    if read_request(study.folder):
         return
     try:
         result = _train(values, study)
     except RunPreemptedError:
-        if study.folder.read(EndRequest):
+        if read_request(study.folder):
             return
         raise  # its nodes go away: Tune starts it again, on others
     except RunFailedError as error:  # its workers were restarted already, so starting it again would end the same way

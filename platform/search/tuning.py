@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
-from starlab.platform.runs.records import EndRequest
+from starlab.platform.runs.end_request import read_request, request_end
 from starlab.platform.search.early_stopping import AskingASHA
 from starlab.platform.search.ledger import Ledger
 from starlab.platform.search.proposer import Proposer
@@ -61,12 +61,12 @@ def run_trials(
         with _without_tunes_signal_handler(), _without_tunes_tracebacks(), end_on_signal(folder, grace_seconds):
             tuner.fit()
     except (TuneError, RunPreemptedError, KeyboardInterrupt) as error:
-        if folder.read(EndRequest) is None:
+        if read_request(folder) is None:
             if isinstance(error, TuneError):
                 last_line = str(error).strip().splitlines()[-1]
                 raise RunFailedError(f"search {folder.path.name} failed; the same command goes on. {last_line}") from error
             raise
-    if request := folder.read(EndRequest):
+    if request := read_request(folder):
         raise RunPreemptedError(
             f"search {folder.path.name} ended because {request.reason}; {len(ledger.trials())} of {config.trials} trials are "
             "finished, and the same command goes on with the others from their checkpoints",
@@ -115,15 +115,15 @@ class _EndTrials(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Ask every running trial, again if need be: a trial that was just starting has cleared the first request."""
-        request = self._folders.search.read(EndRequest)
+        request = read_request(self._folders.search)
         if request is None:
             return
         self._proposer.ending = True
         for trial in trials:
             if trial.status == TuneTrial.RUNNING:
                 run = self._folders.at(trial.config)
-                if run.read(EndRequest) is None:
-                    run.write(replace(request, reason=f"its search was asked to end: {request.reason}"))
+                if read_request(run) is None:
+                    request_end(run, replace(request, reason=f"its search was asked to end: {request.reason}"))
 
 
 class _Reporter(Callback):

@@ -31,7 +31,7 @@ def test_the_classes_the_skeleton_and_two_bodies_come_from_the_data_set() -> Non
         spec = load_spec(name)
         assert (spec.model.num_classes, spec.model.num_joints, spec.model.max_bodies) == (classes, 25, 2)
         assert spec.data.protocol == name.partition("_")[2]
-        assert spec.data.store == f"data/{spec.data.dataset}"
+        assert spec.data.store == str(Path.cwd() / "data" / spec.data.dataset)
         assert (spec.train.epochs, spec.train.global_batch, spec.model.layers) == (300, 16, 3)
 
 

@@ -257,7 +257,7 @@ def add_mask_hook(model: StarTransformer, setup: Setup) -> None:
 
 def replace_optimizer(state: TrainingState, setup: Setup) -> None:
     """The optimizer of a setup over the library's parameter groups."""
-    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in state.optimizer.param_groups]
+    groups = [{key: group[key] for key in ("params", "weight_decay", "lr_scale")} for group in state.optimizer.param_groups]
     if setup.optimizer == "sgd fused":
         state.optimizer = torch.optim.SGD(groups, lr=setup.lr, momentum=0.9, fused=True)
     elif setup.optimizer == "adamw":

@@ -23,7 +23,7 @@ class ClassRowsStar(StarTransformer):
     def embed(self, frames: Tensor, joints: Tensor) -> Tensor:
         """The mean of the class tokens of all frames, (B, D)."""
         local, grid = (None, None) if self.backbone is None else self.backbone(frames)
-        z = self.tokens(local, grid, joints)
+        z = self.tokens(local, grid, joints, (frames.shape[2], frames.shape[3]))
         x = z.tokens
         *layers, last = (*self.encoder, *self.decoder)
         for layer in layers:

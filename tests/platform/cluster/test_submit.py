@@ -169,7 +169,7 @@ sys.exit(submit(request, address="{head.dashboard}"))
             if line == "READY\n":
                 break
         terminal.send_signal(signal.SIGINT)
-        rest, errors = terminal.communicate(timeout=60)
+        rest, errors = terminal.communicate(timeout=240)
     finally:
         terminal.kill()
     client = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"})

@@ -93,7 +93,7 @@ def test_the_same_search_again_tries_nothing_new_and_more_trials_only_the_rest(
 
 def test_the_packaged_search_keeps_its_id() -> None:
     """Golden: a search that changes its id starts from nothing. If it changes on purpose, CHANGELOG.md says so."""
-    assert search_id(load_search("demo_search"), "x") == "demo_search-b326d98d"
+    assert search_id(load_search("demo_search"), "x") == "demo_search-0f1d1a10"
 
 
 def test_more_trials_are_the_same_search_and_another_space_is_another() -> None:
