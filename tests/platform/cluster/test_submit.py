@@ -156,9 +156,10 @@ def test_the_log_comes_as_it_is_written_and_ctrl_c_leaves_the_job_running_and_sa
 ) -> None:
     (tmp_path / "wait.py").write_text("import time; print('READY', flush=True); time.sleep(600)")
     program = f"""
-import sys
+import signal, sys
 from pathlib import Path
 from starlab.platform.cluster.submit import JobRequest, submit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
 request = JobRequest(arguments=["train"], files=[Path("wait.py")], submission_id="waits", module="wait")
 sys.exit(submit(request, address="{head.dashboard}"))
 """
@@ -169,7 +170,7 @@ sys.exit(submit(request, address="{head.dashboard}"))
             if line == "READY\n":
                 break
         terminal.send_signal(signal.SIGINT)
-        rest, errors = terminal.communicate(timeout=240)
+        rest, errors = terminal.communicate(timeout=60)
     finally:
         terminal.kill()
     client = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"})
