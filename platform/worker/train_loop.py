@@ -1,4 +1,4 @@
-"""The training loop of each Ray Train worker, between the stream and the model.
+"""The training loop of each Ray Train worker, which platform/trainer.py starts: the page between stream and model.
 
     pipelines/stream.py ─► batch ─► models/star.py ─► loss ─► step ─► journal (rank 0)
       (Ray Data, CPUs)                                          └───► checkpoint (rank 0)

@@ -125,7 +125,7 @@ def joint_features(clip: SyntheticClip) -> dict[str, Floats]:
 def pixel_features(clip: SyntheticClip) -> dict[str, Floats]:
     """RGB at 12 × 12; of whole clips, eight frames."""
     last = len(clip.visible) - 1
-    if clip.action in ORDER_CLASSES:  # the rest is equal by construction: test_synthetic.py
+    if clip.action in ORDER_CLASSES:  # the rest is equal by construction: test_penn_action.py
         first_frame, last_frame = clip.render([0, last])
         return {"pixels, first frame": shrunk(first_frame).ravel(), "pixels, last frame": shrunk(last_frame).ravel()}
     numbers = pick_frames(last + 1, 8, None)
