@@ -49,6 +49,12 @@ class Predictor:
     """Number of clips per batch on each rank."""
     autocast: torch.dtype | None
 
+    @classmethod
+    def of(cls, task: TrainTask | EvaluationTask, ranks: Ranks, device: torch.device, precision: str) -> Predictor:
+        """Create the predictor of a task, with batches of twice a rank's share of a training step."""
+        batch = max(1, 2 * task.spec.train.global_batch // ranks.world)
+        return cls(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[precision])
+
     @torch.no_grad()
     def predict(self, model: nn.Module, clips: tuple[int, ...], times: int = 1, places: int = 1) -> Evaluation:
         """Predict `clips`.
@@ -88,8 +94,7 @@ class Evaluator:
 
     def __init__(self, task: TrainTask, ranks: Ranks, state: TrainingState, device: torch.device, writer: RunWriter) -> None:
         self._task, self._ranks, self._state, self._writer = task, ranks, state, writer
-        batch = max(1, 2 * task.spec.train.global_batch // ranks.world)
-        self._predictor = Predictor(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[state.precision])
+        self._predictor = Predictor.of(task, ranks, device, state.precision)
 
     def evaluate(
         self, clips: tuple[int, ...], part: str, times: int = 1, places: int = 1, *, averaged: bool = False
@@ -132,9 +137,7 @@ def evaluation_loop(config: dict[str, EvaluationTask]) -> None:
         torch.set_num_threads(task.spec.resources.threads_per_worker)
     model = StarTransformer(replace(task.spec.model, weights="none"))  # the checkpoint has the weights
     load_state(model, weights_to_evaluate(find_checkpoint(task.folder.stored_checkpoints, task.step).tensors))
-    batch = max(1, 2 * task.spec.train.global_batch // ranks.world)
-    predictor = Predictor(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[task.precision])
-    evaluation = predictor.predict(model.to(device), task.clips, *task.views)
+    evaluation = Predictor.of(task, ranks, device, task.precision).predict(model.to(device), task.clips, *task.views)
     if ranks.rank == 0:
         write_predictions(task.target / "predictions.parquet", evaluation, task.source)
 
