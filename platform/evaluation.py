@@ -22,7 +22,8 @@ from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.preflight import join_cluster, open_data
 from starlab.platform.runs.checkpoint import checkpoint_steps, find_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder, find_runs, runs_folder
-from starlab.platform.runs.records import Choices, EvaluationRecord, RunInfo, SearchSummary
+from starlab.platform.runs.records import Choices, EvaluationRecord, RunInfo
+from starlab.platform.runs.search_records import SearchSummary
 from starlab.platform.tracking.sender import Sender
 from starlab.platform.worker.predictions import read_predictions
 from starlab.platform.worker.tasks import EvaluationTask

@@ -17,7 +17,8 @@ from starlab.experiments.space import Distribution
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.journal import FILE, Point, read_points
 from starlab.platform.runs.metric_names import TRAIN, VAL
-from starlab.platform.runs.records import Result, Trial, plain
+from starlab.platform.runs.records import Result, plain
+from starlab.platform.runs.search_records import Trial
 
 
 def write_artifacts(folder: RunFolder) -> list[Path]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from starlab.experiments.overrides import flatten
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.records import DamagedRecordError, Result, SearchSummary
+from starlab.platform.runs.records import DamagedRecordError, Result
+from starlab.platform.runs.search_records import SearchSummary
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,32 +188,6 @@ class MlflowState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """A finished trial of a search."""
-
-    run: str
-    values: dict[str, Any]
-    """Sampled values of the search space, by dotted key."""
-    val_top1: float
-    epochs: int
-    """Number of epochs reached."""
-    whole: bool
-    """Whether the trial reached its last epoch."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchSummary:
-    """Result of a finished search."""
-
-    FILE: ClassVar[str] = "search.json"
-    trials: tuple[Trial, ...]
-    """Finished trials, best first."""
-    best: str
-    """Run id of the best trial."""
-    test_top1: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRecord:
     """One evaluation by `starlab evaluate`, in its own folder under `artifacts/evaluations`."""
 

@@ -19,7 +19,7 @@ from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE as JOURNAL
 from starlab.platform.runs.journal import read_points
 from starlab.platform.runs.metric_names import EPOCH
-from starlab.platform.runs.records import Trial
+from starlab.platform.runs.search_records import Trial
 from starlab.platform.search.samplers import make_sampler
 from starlab.platform.search.space import Space
 from starlab.platform.search.trial_folders import TrialFolders

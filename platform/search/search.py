@@ -32,7 +32,8 @@ from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST_TOP1
-from starlab.platform.runs.records import MlflowState, SearchSummary, Trial
+from starlab.platform.runs.records import MlflowState
+from starlab.platform.runs.search_records import SearchSummary, Trial
 from starlab.platform.search.ledger import Ledger
 from starlab.platform.search.samplers import make_sampler
 from starlab.platform.search.space import values_text

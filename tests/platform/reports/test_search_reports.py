@@ -8,7 +8,8 @@ from starlab.experiments.spec import load_spec
 from starlab.platform.reports.figures import search_figure, write_search_artifacts
 from starlab.platform.reports.tables import comparison
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.records import Result, RunInfo, SearchSummary, Trial
+from starlab.platform.runs.records import Result, RunInfo
+from starlab.platform.runs.search_records import SearchSummary, Trial
 
 
 def a_run(path: Path, overrides: list[str], top1: float, *, steps: int = 8, test: float | None = None) -> RunFolder:

@@ -16,7 +16,8 @@ from starlab.platform.runs import lifecycle, records
 from starlab.platform.runs.folder import RunFolder, find_runs
 from starlab.platform.runs.lifecycle import close_abandoned, close_run
 from starlab.platform.runs.process import this_process
-from starlab.platform.runs.records import DamagedRecordError, MlflowState, Result, RunInfo, SearchSummary, Trial, plain
+from starlab.platform.runs.records import DamagedRecordError, MlflowState, Result, RunInfo, plain
+from starlab.platform.runs.search_records import SearchSummary, Trial
 
 RESULT = Result(
     steps=9, total_steps=9, best_step=6, selected_by="validation", classes=("a", "b"), val={"top1": 0.5, "loss": float("nan")}
