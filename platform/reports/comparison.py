@@ -122,9 +122,13 @@ def sentence(row: Row, base: str, unit: str) -> str:
         f"{row.name} is {level} {base} "
         f"(95 % interval {found.low:+.2f} to {found.high:+.2f}; {seeds}, {sample}): {found.verdict}"
     )
+    low = sum(p_value <= ALPHA for _, _, p_value in found.mcnemar)
+    exact = f" McNemar's exact test on the clips has p ≤ {ALPHA} at {low} of {seeds}." if found.mcnemar else ""
     if found.seeds == 1:
-        return f"{text}. The interval covers the choice of test clips only; another seed may give another sign."
-    text += f", p = {_p(found.p_adjusted)}. It can see {found.detectable:.2g} {word}"
+        return f"{text}. The interval covers the choice of test clips only; another seed may give another sign.{exact}"
+    if found.p_sign_flip is not None:
+        exact += f" The sign-flip test over seeds has p = {_p(found.p_sign_flip)}."
+    text += f", p = {_p(found.p_adjusted)}.{exact} It can see {found.detectable:.2g} {word}"
     if unit == "%":
         enough = "no number of seeds is enough, because the test part is too small"
         text += f"; for 1 point {enough if found.seeds_for_one is None else f'run {found.seeds_for_one} seeds'}"
@@ -202,9 +206,8 @@ def _about_seeds(rows: Sequence[Row], rope: float, unit: str) -> list[str]:
         )
     if rope:
         notes.append(f"equivalent means: the 90 % interval is within ±{rope:g} {word}, the region of practical equivalence")
-    if len({difference.seeds for difference in found}) > 1 or any(
-        difference.seeds < len(row.seeds) for row in rows if (difference := row.difference)
-    ):
+    most = max(len(row.seeds) for row in rows)
+    if any(difference.seeds < most for difference in found):
         notes.append("rows have different seeds; each is paired with the base by the seeds that both have")
     return notes
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +22,8 @@ from rich.text import Text
 from starlab.platform.reports.comparison import Comparison, Row
 from starlab.platform.reports.costs import RunCost
 
-_TEXT_COLUMNS = frozenset({"row", "verdict", "differs"})
+_TEXT_COLUMNS = frozenset({"row", "verdict"})
+_COST_COLUMNS = frozenset({"M parameters", "GFLOP a clip", "CPU-hours", "GPU-hours", "clips/s", "GPU GB"})
 
 
 def render(comparison: Comparison, form: str, *, width: int | None = None) -> str:
@@ -119,24 +121,30 @@ def _title(comparison: Comparison) -> str:
 
 
 def _terminal(comparison: Comparison, width: int | None) -> str:
+    """Draw two tables, because one of all columns would be too wide: values and verdicts, then what the rows cost."""
     heads, rows = heads_and_rows(comparison)
-    table = Table(title=Text(_title(comparison)), title_justify="left")
-    for head in heads:
-        table.add_column(Text(head), justify="left" if head in _TEXT_COLUMNS or head in comparison.keys else "right")
-    for number, row in enumerate(rows, 1):
-        table.add_row(Text(f"{row[0]} [{number}]"), *(Text(text) for text in row[1:]))
     stream = io.StringIO()
     console = Console(file=stream, width=width or 1000, force_terminal=width is not None)
     if comparison.claim:
         console.print(Text(f"claim: {comparison.claim}"))
-    console.print(table)
-    for line in comparison.sentences:
+    costs = [place for place, head in enumerate(heads) if head in _COST_COLUMNS or head.startswith("validation")]
+    values = [place for place in range(1, len(heads)) if place not in costs]
+    for title, places in ((_title(comparison), values), ("cost and validation", costs)):
+        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("row", overflow="fold")
+        for place in places:
+            head = heads[place]
+            left = head in _TEXT_COLUMNS or head in comparison.keys
+            table.add_column(Text(head), justify="left" if left else "right", overflow="fold")
+        for number, row in enumerate(rows, 1):
+            table.add_row(Text(f"{row[0]} [{number}]"), *(Text(row[place]) for place in places))
+        if places:
+            console.print(table)
+    for line in (*comparison.sentences, *(f"note: {note}" for note in comparison.notes)):
         console.print(Text(line))
-    for line in comparison.notes:
-        console.print(Text(f"note: {line}"))
     for number, one in enumerate(comparison.rows, 1):
         console.print(Text(f"[{number}] {_origin(one)}"))
-    return stream.getvalue()
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def _markdown(comparison: Comparison) -> str:
@@ -195,10 +203,10 @@ def _latex(comparison: Comparison) -> str:
     for number, row in enumerate(rows, 1):
         cells = [_in_latex(text) for text in row]
         lines.append(" & ".join([f"{cells[0]}\\textsuperscript{{{number}}}", *cells[1:]]) + r" \\")
-    lines += ["\\bottomrule", "\\end{tabular}", "", "\\par\\smallskip\\footnotesize"]
+    lines += ["\\bottomrule", "\\end{tabular}", "", "{\\par\\smallskip\\footnotesize"]
     lines += [_in_latex(line) + r"\par" for line in (*comparison.sentences, *comparison.notes)]
     lines += [f"\\textsuperscript{{{number}}} {_in_latex(_origin(row))}\\par" for number, row in enumerate(comparison.rows, 1)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "}"]) + "\n"
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

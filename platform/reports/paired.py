@@ -116,7 +116,9 @@ def read_tables(groups: Sequence[Group], metric: str) -> tuple[dict[str, ScoreTa
             table, others = _table(read, metric)
             tables[group.name] = table
             if others:
-                notes.append(f"{group.name}: tested on other clips than {table.runs[0]}, so left out: {', '.join(others)}")
+                notes.append(
+                    f"{group.name}: tested on other clips or classes than {table.runs[0]}, so left out: {', '.join(others)}"
+                )
             if _same_hits(table):
                 notes.append(
                     f"{group.name}: its {len(table.runs)} seeds are right on exactly the same clips, so they may be copies of "
@@ -132,8 +134,12 @@ def read_tables(groups: Sequence[Group], metric: str) -> tuple[dict[str, ScoreTa
 
 def _table(read: dict[Key, tuple[RunRow, Scores, frozenset[str]]], metric: str) -> tuple[ScoreTable, list[str]]:
     """Put the runs of a row together. Returns the table, and the runs that were tested on other clips than the first."""
-    asked = next(iter(read.values()))[2]
-    same = {key: (run, scores) for key, (run, scores, clips) in read.items() if clips is asked or clips == asked}
+    _, first, asked = next(iter(read.values()))
+    same = {
+        key: (run, scores)
+        for key, (run, scores, clips) in read.items()
+        if (clips is asked or clips == asked) and _same_labels(first, scores)
+    }
     clip_ids, places = _shared_clips([scores.clip_ids for _, scores in same.values()])
     table = ScoreTable(
         replicates=tuple(same),
@@ -145,6 +151,11 @@ def _table(read: dict[Key, tuple[RunRow, Scores, frozenset[str]]], metric: str) 
         metric=metric,
     )
     return table, [run.run for key, (run, _, _) in read.items() if key not in same]
+
+
+def _same_labels(one: Scores, other: Scores) -> bool:
+    _, (of_one, of_other) = _shared_clips([one.clip_ids, other.clip_ids])
+    return np.array_equal(one.labels[of_one], other.labels[of_other])
 
 
 def _shared_clips(lists: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[NDArray[np.int64] | slice]]:

@@ -8,7 +8,6 @@ from starlab.platform.reports.figures import search_figure, write_search_artifac
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.search_records import Trial
 
-
 SPACE = {
     "train.ema": Distribution("choice", (None, 0.9)),
     "data.crop_area": Distribution("choice", ([0.5, 1.0], [0.7, 1.0])),
