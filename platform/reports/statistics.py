@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
-from scipy.stats import binomtest
+from scipy.special import bdtr, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -225,7 +224,7 @@ def mcnemar(row: NDArray[np.bool_], base: NDArray[np.bool_]) -> tuple[int, int, 
     """
     only_row, only_base = int((row & ~base).sum()), int((base & ~row).sum())
     either = only_row + only_base
-    return only_row, only_base, float(binomtest(only_row, either).pvalue) if either else 1.0
+    return only_row, only_base, min(1.0, 2 * float(bdtr(min(only_row, only_base), either, 0.5)))
 
 
 def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
