@@ -49,6 +49,8 @@ class Spread:
     """Part of the variance of `mean` that comes from the seeds, noise of single clips included. 0 for one seed."""
     unit_variance: float
     """Part of the variance of `mean` that comes from the choice of the units."""
+    noise_variance: float
+    """Part of `seed_variance` that single clips have even if all seeds are equally good. It is measured well with few seeds."""
     floor: float
     """Smallest standard error that the data can show, the effect of one clip; 0 for a metric without a bound."""
 
@@ -56,11 +58,6 @@ class Spread:
     def sd(self) -> float | None:
         """Standard deviation over seeds, None for one seed."""
         return float(np.std(self.by_seed, ddof=1)) if self.seeds > 1 else None
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `mean`, at least `floor`."""
-        return max(math.sqrt(self.seed_variance + self.unit_variance), self.floor)
 
     def half_width(self, alpha: float = 0.05) -> float:
         """Return half of the width of the two-sided interval that misses with probability `alpha`."""
@@ -90,14 +87,15 @@ class Spread:
     def detectable(self, seeds: int, *, comparisons: int = 1, power: float = 0.8) -> float:
         """Return the smallest true mean that `seeds` seeds find with probability `power`, at a p-value of 0.05 / comparisons.
 
-        It extrapolates the measured parts of the variance, so it is rough for few seeds.
+        It extrapolates the measured parts of the variance, so it is rough for few seeds. Seeds that lie closer together than
+        the noise of single clips allows are taken as luck.
 
         Raises:
             ValueError: `seeds` is below 2, or this mean is of one seed, which does not show how seeds differ.
         """
         if seeds < 2 or self.seeds < 2:
             raise ValueError(f"power needs 2 seeds or more, not {min(seeds, self.seeds)}")
-        of_seeds = self.seed_variance * self.seeds / seeds
+        of_seeds = max(self.seed_variance, self.noise_variance) * self.seeds / seeds
         total = of_seeds + self.unit_variance
         factor_seeds, factor_units = (
             _student(0.05 / comparisons, df) + float(stdtrit(df, power)) for df in (seeds - 1.0, self.units - 1.0)
@@ -156,10 +154,8 @@ def spread(
     seed_square = float((of_seeds**2).sum()) / seeds
     unit_square = float((of_units**2).sum()) / number
     rest = float((by_unit**2).sum()) * number / seeds - seed_square - unit_square
-    unit_variance = unit_square / (number - 1)
-    if seeds > 1:
-        rest_variance = max(0.0, rest) / ((seeds - 1) * (number - 1))
-        unit_variance = max(0.0, unit_variance - rest_variance)
+    noise = max(0.0, rest) / ((seeds - 1) * (number - 1)) if seeds > 1 else 0.0
+    unit_variance = max(0.0, unit_square / (number - 1) - noise)
     return Spread(
         mean=mean,
         by_seed=tuple((values * weights).sum(axis=1).tolist()),
@@ -167,6 +163,7 @@ def spread(
         units=number,
         seed_variance=_clean(seed_square / (seeds - 1) if seeds > 1 else 0.0),
         unit_variance=_clean(unit_variance),
+        noise_variance=_clean(noise),
         floor=float(weights.max()) * clips / (clips + 2) if bounded else 0.0,
     )
 

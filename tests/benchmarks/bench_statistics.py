@@ -6,8 +6,9 @@
 Every setting compares a row with a base, at the same seeds and on the same clips. "null" means that the two have the same
 accuracy over all seeds and clips. Columns: the share of 95 % intervals that hold the true difference, in %; the same of the
 plain two-level bootstrap; the share of null comparisons with the verdict better and with the verdict worse, in %; the median
-of half the width of the interval, in points. The last table is about four rows that all equal their base: the share of such
-tables with a wrong verdict anywhere, with and without Holm's adjustment.
+of half the width of the interval, in points. The second table is about four rows that all equal their base: the share of such
+tables with a wrong verdict anywhere, with and without Holm's adjustment. The third is about rows whose true difference is just
+the region of practical equivalence, 0.5 points: the share that is wrongly called equivalent.
 """
 
 from __future__ import annotations
@@ -86,6 +87,15 @@ def tables_with_a_wrong_verdict(seeds: int, tables: int) -> tuple[float, float]:
     return 100 * plain / tables, 100 * adjusted / tables
 
 
+def called_equivalent(seeds: int, clips: int, comparisons: int, true: float, effects: Effects) -> float:
+    """The share of comparisons, in %, with the verdict equivalent for a region of 0.5 points."""
+    found = 0
+    for draw in range(comparisons):
+        base, row = hits((0.95, 0.95 + true), seeds, clips, effects, np.random.default_rng((99, seeds, draw)))
+        found += spread(row.astype(float) - base).p_value_outside(0.005) <= 0.05
+    return 100 * found / comparisons
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--comparisons", type=int, default=2000)
@@ -100,6 +110,12 @@ def main() -> None:
     for seeds in SEEDS:
         plain, adjusted = tables_with_a_wrong_verdict(seeds, comparisons)
         print(f"| {seeds} | {plain:.1f} | {adjusted:.1f} |", flush=True)
+    print("\n| seeds | clips | truly 0.5 points apart | truly equal |\n| ---: | ---: | ---: | ---: |")
+    few, effects = max(10, comparisons // 4), Effects(seed=0.03, row=0.2)
+    for seeds in (3, 5, 10):
+        for clips in (1068, 5000):
+            apart, equal = (called_equivalent(seeds, clips, few, true, effects) for true in (0.005, 0.0))
+            print(f"| {seeds} | {clips:,} | {apart:.1f} | {equal:.1f} |", flush=True)
     print(f"\n{comparisons} comparisons of each setting, {time.monotonic() - began:.0f} s")
 
 
