@@ -18,7 +18,7 @@ from starlab.experiments.overrides import flatten, read_layers, resolve_paths, s
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.experiments.space import Distribution, why_not_searchable
 from starlab.experiments.strict import read_section, refuse_unknown_keys
-from starlab.models.star import StarConfig
+from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
