@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any, Literal
 
 from starlab.models.config import StarConfig
-from starlab.models.cost import cost
 from starlab.platform.runs.journal import FILE, journals
 from starlab.platform.runs.metric_names import CLIPS_PER_SECOND, GPU_MEMORY_SUFFIX
 from starlab.platform.runs.records import Result
@@ -81,6 +80,8 @@ def _model_cost(model: Mapping[str, Any], size_px: int | None) -> tuple[int | No
 
 @lru_cache(maxsize=4096)
 def _count(model: str, size_px: int) -> tuple[int | None, int | None]:
+    from starlab.models.cost import cost  # torch takes a second to import, and a comparison without costs does not need it
+
     try:
         counted = cost(StarConfig(**json.loads(model)), height=size_px, width=size_px)
     except (TypeError, ValueError):  # the model of another version of starlab

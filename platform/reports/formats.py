@@ -23,6 +23,7 @@ from starlab.platform.reports.comparison import Comparison, Row
 from starlab.platform.reports.costs import RunCost
 
 _TEXT_COLUMNS = frozenset({"row", "verdict"})
+_MOST_SENTENCES = 12
 _COST_COLUMNS = frozenset({"M parameters", "GFLOP a clip", "CPU-hours", "GPU-hours", "clips/s", "GPU GB"})
 
 
@@ -120,6 +121,12 @@ def _title(comparison: Comparison) -> str:
     return f"{comparison.metric} on the test part{base}"
 
 
+def _sentences(comparison: Comparison) -> list[str]:
+    """Return the first sentences, and where the rest can be read."""
+    shown, left = comparison.sentences[:_MOST_SENTENCES], len(comparison.sentences) - _MOST_SENTENCES
+    return [*shown, *([f"… and {left} more rows in words: --format json"] if left > 0 else [])]
+
+
 def _terminal(comparison: Comparison, width: int | None) -> str:
     """Draw two tables, because one of all columns would be too wide: values and verdicts, then what the rows cost."""
     heads, rows = heads_and_rows(comparison)
@@ -140,7 +147,7 @@ def _terminal(comparison: Comparison, width: int | None) -> str:
             table.add_row(Text(f"{row[0]} [{number}]"), *(Text(row[place]) for place in places))
         if places:
             console.print(table)
-    for line in (*comparison.sentences, *(f"note: {note}" for note in comparison.notes)):
+    for line in (*_sentences(comparison), *(f"note: {note}" for note in comparison.notes)):
         console.print(Text(line))
     for number, one in enumerate(comparison.rows, 1):
         console.print(Text(f"[{number}] {_origin(one)}"))
@@ -155,7 +162,7 @@ def _markdown(comparison: Comparison) -> str:
     for number, row in enumerate(rows, 1):
         cells = [_in_markdown(text) for text in row]
         lines.append(_pipes([f"{cells[0]}[^{number}]", *cells[1:]]))
-    lines += ["", *(f"- {_in_markdown(line)}" for line in (*comparison.sentences, *comparison.notes)), ""]
+    lines += ["", *(f"- {_in_markdown(line)}" for line in (*_sentences(comparison), *comparison.notes)), ""]
     lines += [f"[^{number}]: {_in_markdown(_origin(row))}" for number, row in enumerate(comparison.rows, 1)]
     return "\n".join(lines) + "\n"
 
@@ -204,7 +211,7 @@ def _latex(comparison: Comparison) -> str:
         cells = [_in_latex(text) for text in row]
         lines.append(" & ".join([f"{cells[0]}\\textsuperscript{{{number}}}", *cells[1:]]) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}", "", "{\\par\\smallskip\\footnotesize"]
-    lines += [_in_latex(line) + r"\par" for line in (*comparison.sentences, *comparison.notes)]
+    lines += [_in_latex(line) + r"\par" for line in (*_sentences(comparison), *comparison.notes)]
     lines += [f"\\textsuperscript{{{number}}} {_in_latex(_origin(row))}\\par" for number, row in enumerate(comparison.rows, 1)]
     return "\n".join([*lines, "}"]) + "\n"
 

@@ -23,7 +23,7 @@ _NOT_COMPARED = (
 _NOT_COMPARED_SECTIONS = ("resources.", "tracking.", "space.", "search.")
 """Keys that do not change what is trained, or that the data decide."""
 
-_MOST_IN_A_NAME = 3
+_MOST_IN_A_NAME = 4
 """A row that differs in more keys is named after its first run."""
 
 Key = tuple[Any, ...]
@@ -146,7 +146,7 @@ def _name(run: RunRow, values: dict[str, Any], runs: int) -> str:
     if runs == 1:
         return run.run
     if len(values) > _MOST_IN_A_NAME:
-        return f"{run.run} and seeds"
+        return f"{run.run} + {runs - 1} seeds"
     return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items()) or run.experiment
 
 
@@ -179,7 +179,10 @@ def find_base(grouping: Grouping, name: str | None) -> Group | None:
         for group in groups:
             if name == group.name or name in {run.run for run in group.replicates.values()}:
                 return group
-        raise UserError(f"--base {name}: no row has this name. Rows: {', '.join(repr(group.name) for group in groups)}")
+        names = [group.name for group in groups]
+        near = difflib.get_close_matches(name, names, 3, 0.4)
+        listed = ", ".join(map(repr, [*near, *(other for other in names if other not in near)][:8]))
+        raise UserError(f"--base {name}: no row has this name. Rows: {listed}{', …' if len(names) > 8 else ''}")
     for group in groups:
         if group.ablation and group.ablation.record.reference == next(iter(group.replicates.values())).row:
             return group
