@@ -58,7 +58,6 @@ class Chart:
             "role": "img",
             "aria-labelledby": f"{name}-title {name}-desc",
             "viewBox": f"0 0 {self.width:g} {self.height:g}",
-            "xmlns": "http://www.w3.org/2000/svg",
         }
         title = tag("title", {"id": f"{name}-title"}, escape(self.title))
         return tag("svg", attributes, title, tag("desc", {"id": f"{name}-desc"}, escape(self.description)), self.body)
