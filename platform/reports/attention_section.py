@@ -84,7 +84,7 @@ def frames_chart(name: str, found: Focus) -> Chart:
     frames = [Interval(f"frame {number}", one.mean, one.low, one.high) for number, one in enumerate(found.frames, 1)]
     words = Words(
         f"Frame importance, {name}",
-        f"Mean over {found.clips} clips; the dashed line is 1/{len(frames)}, where all frames matter alike. {verdict(found)[1]}",
+        f"Mean over {found.clips} clips; the dashed line is 1/{len(frames)}, as if all mattered alike. {verdict(found)[1]}",
         "frame",
         "importance",
     )

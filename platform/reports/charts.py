@@ -152,14 +152,14 @@ def _curves_table(words: Words, curves: Sequence[Curve], form: str) -> Table:
     if len(curves) > 8:  # one row per curve
         heads = ("curve", f"{words.y}, first", f"{words.y}, last", f"last {words.x}")
         ends = ((curve.y[0], curve.y[-1]) for curve in curves)
-        rows = (
+        rows: list[tuple[Cell, ...]] = [
             (
                 curve.name,
                 *(Number(value_text(value, form), value) for value in pair),
                 Number(short_number(curve.x[-1]), curve.x[-1]),
             )
             for curve, pair in zip(curves, ends, strict=True)
-        )
+        ]
         return Table(heads, tuple(rows))
     xs = sorted({value for curve in curves for value in curve.x})
     shown = (
