@@ -18,7 +18,7 @@ from starlab.experiments.overrides import flatten, read_layers, resolve_paths, s
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.experiments.space import Distribution, why_not_searchable
 from starlab.experiments.strict import read_section, refuse_unknown_keys
-from starlab.models.star import StarConfig
+from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
@@ -26,6 +26,7 @@ __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_sp
 _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
     ("train", "backbone_lr_scale", 1.0),
+    ("train", "stop_after_epochs", None),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
 )
@@ -170,6 +171,10 @@ def load_search(experiment: str, overrides: Sequence[str] = ()) -> SearchSpec:
         raise SpecError(
             f"{where}: data.select is 'test', so every trial would be chosen by the test part; a search compares its trials on "
             "the validation part: leave the key out, and give data.validation_fraction a share"
+        )
+    if spec.base.data.validation_fraction == 0:
+        raise SpecError(
+            f"{where}: data.validation_fraction is 0, so there is no validation part to compare the trials on; give it a share"
         )
     for key, distribution in spec.space.items():
         for value in distribution.edges:

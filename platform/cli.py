@@ -40,6 +40,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would run, its cost, and whether it fits.")
     ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Choose the epoch on the validation part, then train on all of train and test that.")
+    ] = False,
 ) -> None:
     """Train an experiment, or continue its run: starlab train demo train.epochs=2"""
     from starlab.experiments.spec import load_spec
@@ -50,14 +53,21 @@ def train(
         from starlab.platform.errors import UserError
 
         found = forecast(spec, runs)
-        _print(found.lines)
+        _print(
+            [
+                *found.lines,
+                *(["refit      then once more on train and validation, for the epochs that are best"] if refit else []),
+            ]
+        )
         if found.problems:
             raise UserError("\n".join(found.problems))
         return
-    from starlab.platform import trainer
+    from starlab.platform.refit import refit as refit_run
     from starlab.platform.summary import result_lines
+    from starlab.platform.trainer import train as train_run
 
-    _print(result_lines(trainer.train(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
+    start = refit_run if refit else train_run
+    _print(result_lines(start(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
 
 
 @app.command()

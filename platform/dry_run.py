@@ -138,13 +138,21 @@ def _selection(spec: Spec, parts: Parts) -> tuple[int, ...]:
     return parts.test if spec.data.select == "test" else parts.validation
 
 
+def _looks(spec: Spec, parts: Parts, evaluations: int) -> str:
+    clips = len(_selection(spec, parts))
+    if not clips:
+        return "no validation part, the last weights count"
+    part = "test" if spec.data.select == "test" else "validation"
+    return f"{evaluations} looks at {clips} {part} clips" + (", the last weights count" if spec.data.select == "last" else "")
+
+
 def _plan(spec: Spec, parts: Parts, steps: StepPlan, total: Cost) -> list[str]:
     train = spec.train
     evaluations, between = steps.evaluations(), steps.checkpoints_between()
     numbers = total.parameters * (1 + _OPTIMIZER_COPIES[train.optimizer] + (train.ema is not None))
     return [
-        f"plan       {steps.total_steps:,} steps of {train.global_batch} clips, {train.epochs:g} epochs over "
-        f"{len(parts.train)} clips; {len(evaluations)} looks at {len(_selection(spec, parts))} {spec.data.select} clips; "
+        f"plan       {steps.total_steps:,} steps of {train.global_batch} clips, {train.trained_epochs:g} epochs over "
+        f"{len(parts.train)} clips; {_looks(spec, parts, len(evaluations))}; "
         f"one look at {len(parts.test)} test clips",
         f"checkpoints {len(evaluations) + len(between)}, each about {4 * numbers / 1e6:,.1f} MB; the newest two and the "
         "best stay",

@@ -47,8 +47,7 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
     parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
     held_out, official = len(parts.validation), len(parts.validation) + len(parts.train)
     num_test = len(parts.test)
-    parts = thin_train(parts, source.clips, spec.data.train_fraction, spec.data.split_seed)
-    parts = limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
+    parts = _thin(parts, spec, source)
     for name in ("train", "test"):
         if not getattr(parts, name):
             raise DataError(f"{spec.data.dataset} has no {name} clip among its {len(source.clips)} readable ones")
@@ -70,6 +69,20 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
         if len(source.skipped) > 5:
             say(f"         and {len(source.skipped) - 5} more, all in the run's skipped.json")
     return source, parts
+
+
+def split_data(spec: Spec, source: ClipSource) -> Parts:
+    """Split an open data set into the parts of a spec.
+
+    Raises:
+        DataError: as `open_data`.
+    """
+    return _thin(split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed), spec, source)
+
+
+def _thin(parts: Parts, spec: Spec, source: ClipSource) -> Parts:
+    parts = thin_train(parts, source.clips, spec.data.train_fraction, spec.data.split_seed)
+    return limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
 
 
 def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> Cluster:

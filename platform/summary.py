@@ -10,7 +10,11 @@ from starlab.platform.search.search import SearchResult
 from starlab.platform.search.space import values_text
 from starlab.platform.trainer import RunResult
 
-_SELECTED = {"validation": "validation", "test": "best checkpoint by the test part itself (optimistic)"}
+_SELECTED = {
+    "validation": "validation",
+    "test": "best checkpoint by the test part itself (optimistic)",
+    "last": "last weights; validation",
+}
 
 
 def result_lines(result: RunResult) -> list[str]:
@@ -20,8 +24,7 @@ def result_lines(result: RunResult) -> list[str]:
     return [
         *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
         "",
-        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, "
-        f"{_SELECTED[result.selected_by]} {metrics[VAL_TOP1]:.3f}  ({done})",
+        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, {_selected(result)}  ({done})",
         f"run        {result.folder}",
         *_replay_lines(result),
         *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
@@ -68,6 +71,12 @@ def search_lines(result: SearchResult) -> list[str]:
         f"compare    starlab compare {result.folder.name}",
         *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
+
+
+def _selected(result: RunResult) -> str:
+    if VAL_TOP1 not in result.metrics:
+        return "last weights, nothing held out"
+    return f"{_SELECTED[result.selected_by]} {result.metrics[VAL_TOP1]:.3f}"
 
 
 def _replay_lines(result: RunResult) -> list[str]:

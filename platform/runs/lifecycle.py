@@ -36,6 +36,7 @@ def open_run(
     runs: Path,
     parent: RunFolder | None,
     resolved: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> RunInfo:
     """Create the record of a new run, or mark an existing run as running again.
 
@@ -43,6 +44,7 @@ def open_run(
         runs: The folder of runs.
         parent: The search that the run belongs to, if any.
         resolved: The dict to store as the run's spec; None stores `spec`.
+        tags: More tags of a new run.
 
     Raises:
         UserError: `resources.checkpoints` names another place than the one that an existing run uses.
@@ -68,9 +70,10 @@ def open_run(
         note_start(folder, {key: value for key, value in made_by.items() if key != DEVICE})
         tags = {
             **made_by,
+            **tags,
             "starlab.spec_hash": folder.path.name.rpartition("-")[2],
             "starlab.data_fingerprint": source.fingerprint,
-            "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else "validation",
+            "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else spec.data.select,
         }
         info = RunInfo(
             run_id=folder.path.name,

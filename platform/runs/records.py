@@ -87,10 +87,10 @@ class Result:
     total_steps: int
     best_step: int
     selected_by: str
-    """The part that selected the best checkpoint: "validation" or "test"."""
+    """The part that selected the best checkpoint: "validation" or "test"; "last" if the weights of the last step count."""
     classes: tuple[str, ...]
     val: dict[str, float]
-    """Metrics of the selection part at `best_step`."""
+    """Metrics of the selection part at `best_step`; empty if nothing was held out."""
     precision: str | None = None
     epochs: int | None = _absent()
     """Last epoch that was evaluated."""

@@ -35,7 +35,10 @@ class TrainTask:
 
     @property
     def selection(self) -> tuple[int, ...]:
-        """Source indices of the clips that select the best checkpoint: the validation part unless the spec says "test"."""
+        """Source indices of the clips that are evaluated during training: the validation part unless `data.select` is "test".
+
+        Empty if nothing was held out.
+        """
         return self.parts.test if self.spec.data.select == "test" else self.parts.validation
 
     def plan(self, rank: int, world: int, first_step: int) -> TrainPlan:

@@ -95,7 +95,7 @@ class _Worker:
         if checkpoint:
             self.state.restore(checkpoint.step, checkpoint.tensors, checkpoint.state)
         self.evaluator = Evaluator(task, ranks, self.state, device, self.writer)
-        self.optimization = TrainStep(self.state, self.spec.train, ranks, device, self.steps.total_steps)
+        self.optimization = TrainStep(self.state, self.spec.train, ranks, device, self.steps.schedule_steps)
         self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", ranks.rank == 0 and self.spec.train.profile)
 
     # ------------------------------------------------------------------ the loop
@@ -193,14 +193,14 @@ class _Worker:
                 {
                     names.TRAIN_LOSS: totals.mean_loss,
                     names.TRAIN_TOP1: totals.top1,
-                    names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.total_steps),
+                    names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.schedule_steps),
                     names.CLIPS_PER_SECOND: timer.steps_per_second(state.step) * self.spec.train.global_batch,
                     names.DATA_WAIT: timer.waiting_share(),
                 },
             )
 
     def _evaluate(self, epoch: int, *, checkpointed: bool = False) -> None:
-        """Start a checkpoint, and evaluate the selection part while it is being written."""
+        """Start a checkpoint, and evaluate the selection part, if there is one, while it is being written."""
         if not checkpointed and not self.state.guard.streak:
             self._save()
         state = self.state
@@ -208,29 +208,25 @@ class _Worker:
         self._gather_unreadable()
         if complaint := state.too_many_unreadable(self.spec.data.max_unreadable_fraction):
             raise StopRunError(f"{complaint}; all are listed in {self.folder.path / 'unreadable.json'}")
-        evaluation = self.evaluator.evaluate(self.task.selection, self.spec.data.select)
-        selected = evaluation.metrics()
-        better = is_better(selected, state.best, self.spec.train.select_by)
+        selected, clips = self.evaluator.evaluate_selection()
         is_kept = self.ranks.first(checkpointed or self.writer.wait() == state.step)
         self.last_evaluation = {"step": float(state.step), **selected}
-        if better and is_kept:  # a checkpoint that could not be written cannot be the best
+        if self.spec.data.select == "last":
+            state.best = self.last_evaluation if is_kept else {}
+        elif is_kept and is_better(
+            selected, state.best, self.spec.train.select_by
+        ):  # one that is not on the disk is never best
             state.best = self.last_evaluation
         state.epoch.clear()
-        train = {}
+        points = {names.UNREADABLE_CLIPS: float(len(state.unreadable)), names.EPOCH: float(epoch)}
         if totals.clips:  # none where every step was left out
-            train = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1}
-        self.writer.points(
-            state.step,
-            {
-                names.EPOCH: float(epoch),
-                **train,
-                names.UNREADABLE_CLIPS: float(len(state.unreadable)),
-                **{f"{names.VAL}{name}": value for name, value in selected.items()},
-                names.VAL_CLIPS: float(len(evaluation.clips)),
-            },
-        )
-        best = state.best.get("top1", selected["top1"])
-        ray.train.report({"epoch": epoch, "step": state.step, "val_top1": selected["top1"], "best_val_top1": best})
+            points = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1} | points
+        val = {f"{names.VAL}{name}": value for name, value in selected.items()}
+        self.writer.points(state.step, (val | {names.VAL_CLIPS: float(clips)} if val else {}) | points)
+        report: dict[str, float] = {"epoch": epoch, "step": state.step}
+        if selected:
+            report |= {"val_top1": selected["top1"], "best_val_top1": state.best.get("top1", selected["top1"])}
+        ray.train.report(report)
 
     def finish(self) -> None:
         """Write the result. Unless the run is a trial, evaluate the best checkpoint on the test part first."""
