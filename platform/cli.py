@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import data_commands
+from starlab.platform import data_commands, result_commands
 
 app = typer.Typer(
     name="starlab",
@@ -105,27 +105,6 @@ def evaluate(
 
 
 @app.command()
-def compare(
-    names: Annotated[list[str], typer.Argument(help="Runs, searches, or experiments (all of their runs).")], runs: Runs = None
-) -> None:
-    """Print runs side by side: the differences between their specs, and their results."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from starlab.platform.reports.tables import comparison
-    from starlab.platform.runs.folder import find_runs, runs_folder
-
-    root = runs_folder(runs)
-    heads, rows = comparison([folder for name in names for folder in find_runs(root, name, _complain)], _complain)
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    # Without a terminal the table goes to a pipe or a file, so it is not squeezed.
-    Console(width=None if console.is_terminal else 400).print(table)
-
-
-@app.command()
 def sync(names: Annotated[list[str], typer.Argument(help="Runs or experiments.")], runs: Runs = None) -> None:
     """Send everything that MLflow does not have yet of these runs. The exit code is 1 if something is left."""
     from starlab.platform.runs.folder import find_runs, runs_folder
@@ -200,6 +179,7 @@ def doctor(
 
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(result_commands.compare)
 app.add_typer(data_commands.data)
 
 

@@ -252,9 +252,9 @@ def _lit(frame: NDArray[np.uint8], cells: NDArray[np.float32]) -> NDArray[np.uin
 
 
 def _sized(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.resize(
-        frame, (_FRAME_PX, _FRAME_PX), interpolation=cv2.INTER_AREA if len(frame) > _FRAME_PX else cv2.INTER_CUBIC
-    )
+    how = cv2.INTER_AREA if len(frame) > _FRAME_PX else cv2.INTER_CUBIC
+    sized: NDArray[np.uint8] = cv2.resize(frame, (_FRAME_PX, _FRAME_PX), interpolation=how)
+    return sized
 
 
 def _load(folder: RunFolder, spec: Spec, step: int) -> StarTransformer:

@@ -19,7 +19,8 @@ from starlab.platform.reports.svg import Cell, Chart, Number, Table, percent, sh
 from starlab.platform.runs.folder import RunFolder
 
 _MOST_ROWS = 8
-_MOST_POINTS = 600
+_MOST_NAMED = 18
+_MOST_POINTS = 400
 """Points of an embedding that are drawn. More would hide each other and make the page large."""
 
 
@@ -99,7 +100,7 @@ def clip_chart(clip: ClipMap) -> Chart:
     cells = [[(value / most, percent(value)) for value in clip.frames[name]] for name in names]
     words = Words(
         f"Frame importance within {clip.clip_id}",
-        f"One clip ({clip.true}): importance of each frame, darkest where it is largest ({percent(most)}).",
+        f"One clip ({clip.true}): importance of each frame, strongest where it is largest ({percent(most)}).",
         "frame",
         "attention",
     )
@@ -122,7 +123,7 @@ def joints_chart(clip: ClipMap) -> Chart:
 
 
 def embedding_chart(found: Embedding, method: str) -> Chart:
-    """Draw the clips in two dimensions, a colour and a shape per class, each named at the median of its clips."""
+    """Draw the clips in two dimensions, a colour and a shape per class."""
     left, top, right, bottom = scatter_box()
     points, classes = found.points[method], tuple(sorted(set(found.true)))
     shown = range(len(points))
@@ -135,8 +136,6 @@ def embedding_chart(found: Embedding, method: str) -> Chart:
     ]
     true = np.array(found.true)
     middles = {name: np.median(points[true == name], axis=0) for name in classes}
-    if len(classes) <= 2 * _MOST_ROWS:
-        places += [Place(float(x), float(y), name, numbers[name], label=name) for name, (x, y) in middles.items()]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (name, Number(str((true == name).sum()), float((true == name).sum())), *(_number(value) for value in middles[name]))
         for name in classes
@@ -150,7 +149,8 @@ def embedding_chart(found: Embedding, method: str) -> Chart:
     )
     xs, ys = (list(map(float, points[:, axis])) for axis in (0, 1))
     table = Table(("class", "clips", "median x", "median y"), rows)
-    return scatter_chart(words, places, scale_of(xs, left, right), scale_of(ys, bottom, top), table)
+    named = classes if len(classes) <= _MOST_NAMED else ()
+    return scatter_chart(words, places, scale_of(xs, left, right), scale_of(ys, bottom, top), table, names=named)
 
 
 def _pictures(folder: RunFolder, clip: ClipMap) -> list[Picture]:

@@ -106,8 +106,15 @@ def curves_chart(words: Words, curves: Sequence[Curve], *, form: str = "g", whol
     return Chart(words.title, words.description, WIDTH_PX, 276, "".join(parts), _curves_table(words, curves, form))
 
 
-def scatter_chart(words: Words, places: Sequence[Place], x: Scale, y: Scale, table: Table, under: str = "") -> Chart:
-    """Draw points. The scales end within the box that `scatter_box` gives; `under` is markup below the points."""
+def scatter_chart(
+    words: Words, places: Sequence[Place], x: Scale, y: Scale, table: Table, under: str = "", names: Sequence[str] = ()
+) -> Chart:
+    """Draw points. The scales end within the box that `scatter_box` gives.
+
+    Args:
+        under: Markup below the points.
+        names: Names of the series, for a legend below the chart.
+    """
     left, top, right, bottom = scatter_box()
     parts = [frame(x, y, words.x, words.y, (left, top, right, bottom)), under]
     for place in places:
@@ -125,7 +132,11 @@ def scatter_chart(words: Words, places: Sequence[Place], x: Scale, y: Scale, tab
                 side,
             )
         )
-    return Chart(words.title, words.description, WIDTH_PX, 276, "".join(parts), table)
+    for number, name in enumerate(names):
+        row, column = divmod(number, 2)
+        x_px, y_px = 12 + column * WIDTH_PX / 2, 288 + 18 * row
+        parts += [marker(x_px, y_px, number, name), text(x_px + 10, y_px + 4, shortened(name, 26), "label")]
+    return Chart(words.title, words.description, WIDTH_PX, 276 + 18 * -(-len(names) // 2), "".join(parts), table)
 
 
 def scatter_box() -> tuple[float, float, float, float]:

@@ -10,14 +10,14 @@ from starlab.platform.reports.charts import Curve, Words, curves_chart
 from starlab.platform.reports.intervals import Interval, intervals_chart
 from starlab.platform.reports.matrix import matrix_chart
 from starlab.platform.reports.page import NamedTable, Section
-from starlab.platform.reports.report_runs import ReportRun, run_cost
+from starlab.platform.reports.report_runs import ReportRun, cost_of
 from starlab.platform.reports.search_charts import Costed, pareto_chart
-from starlab.platform.reports.svg import Cell, Number, Table, percent
+from starlab.platform.reports.svg import Cell, Number, Table, percent, value_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictRow:
-    """One row of a comparison. All numbers are shares in [0, 1]."""
+    """One row of a comparison. Numbers are shares in [0, 1], or nats for the loss."""
 
     name: str
     values: tuple[float, ...]
@@ -34,8 +34,13 @@ class VerdictRow:
     verdict: str = ""
 
 
-def verdict_section(rows: Sequence[VerdictRow], metric: str, reference: str, notes: Sequence[str] = ()) -> Section:
-    """Show mean, spread and interval of each row, and its paired difference to the reference with the verdict."""
+def verdict_section(
+    rows: Sequence[VerdictRow], metric: str, reference: str, notes: Sequence[str] = (), form: str = "%"
+) -> Section:
+    """Show mean, spread and interval of each row, and its paired difference to the reference with the verdict.
+
+    `form` is "%" for shares and "g" for other values.
+    """
     if not rows:
         return Section("Rows side by side", absent="no cell of the ablation has finished.")
     shown = [
@@ -58,8 +63,10 @@ def verdict_section(rows: Sequence[VerdictRow], metric: str, reference: str, not
             f"difference in {metric}",
             "row",
         )
-        charts.append(intervals_chart(words, differences, zero=True))
-    return Section("Rows side by side", " ".join(notes), charts, [NamedTable(f"{metric} by row", _verdict_table(rows, metric))])
+        charts.append(intervals_chart(words, differences, zero=True, form=form))
+    return Section(
+        "Rows side by side", " ".join(notes), charts, [NamedTable(f"{metric} by row", _verdict_table(rows, metric, form))]
+    )
 
 
 def layers_section(runs: Sequence[ReportRun], metric: str, *, best_only: bool = False) -> Section:
@@ -130,7 +137,7 @@ def pareto_section(rows: Mapping[str, Sequence[ReportRun]], metric: str) -> Sect
         values = [value for run in members if (value := run.accuracy(metric)) is not None]
         if not values:
             continue
-        costs, mean = [run_cost(run) for run in members], sum(values) / len(values)
+        costs, mean = [cost_of(run) for run in members], sum(values) / len(values)
         if costs[0].flops:
             flops.append(Costed(row, costs[0].flops / 1e9, mean))
         speeds = [cost.clips_per_second for cost in costs if cost.clips_per_second]
@@ -143,7 +150,7 @@ def pareto_section(rows: Mapping[str, Sequence[ReportRun]], metric: str) -> Sect
     return Section("Accuracy against cost", charts=charts, absent="all rows cost the same.")
 
 
-def _verdict_table(rows: Sequence[VerdictRow], metric: str) -> Table:
+def _verdict_table(rows: Sequence[VerdictRow], metric: str, form: str) -> Table:
     with_paper = any(row.paper is not None for row in rows)
     heads = (
         "row",
@@ -158,22 +165,28 @@ def _verdict_table(rows: Sequence[VerdictRow], metric: str) -> Table:
     )
     body: list[tuple[Cell, ...]] = []
     for row in rows:
-        cells: list[Cell] = [row.name, Number(str(len(row.values)), len(row.values)), Number(percent(row.mean), row.mean)]
-        cells.append("" if row.sd is None else Number(percent(row.sd), row.sd))
-        cells.append("" if row.low is None or row.high is None else f"{percent(row.low)} to {percent(row.high)}")
+        cells: list[Cell] = [
+            row.name,
+            Number(str(len(row.values)), len(row.values)),
+            Number(value_text(row.mean, form), row.mean),
+        ]
+        cells.append("" if row.sd is None else Number(value_text(row.sd, form), row.sd))
+        cells.append(
+            "" if row.low is None or row.high is None else f"{value_text(row.low, form)} to {value_text(row.high, form)}"
+        )
         if with_paper:
-            cells.append("" if row.paper is None else Number(percent(row.paper), row.paper))
+            cells.append("" if row.paper is None else Number(value_text(row.paper, form), row.paper))
         if row.difference is None:
             cells += ["", ""]
         else:
             mean, low, high = row.difference
-            cells += [Number(_points(mean), mean), f"{_points(low)} to {_points(high)}"]
+            cells += [Number(_signed(mean, form), mean), f"{_signed(low, form)} to {_signed(high, form)}"]
         body.append((*cells, row.verdict))
     return Table(heads, tuple(body))
 
 
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
+def _signed(difference: float, form: str) -> str:
+    return f"{100 * difference:+.1f}" if form == "%" else f"{difference:+.3g}"
 
 
 def _shade(value: float, low: float, high: float) -> float:

@@ -28,6 +28,8 @@ class NamedTable:
 
     title: str
     table: Table
+    folded: bool = False
+    """Whether the table is shown only on request, because it is long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def _section(name: str, section: Section) -> str:
     pictures = "".join(_picture(picture) for picture in section.pictures)
     charts = "".join(_figure(f"{name}-chart-{index}", chart) for index, chart in enumerate(section.charts))
     charts = f'<div class="charts">{charts}</div>' if charts else ""
-    tables = "".join(_scroll(_table(named.table, named.title), named.title) for named in section.tables)
+    tables = "".join(_named_table(named) for named in section.tables)
     listings = "".join(f'<pre tabindex="0">{escape(listing)}</pre>' for listing in section.listings)
     heading = f'<h2 id="{name}">{escape(section.title)}</h2>'
     return f'<section aria-labelledby="{name}">{heading}{lead}{tables}{pictures}{charts}{listings}</section>'
@@ -125,6 +127,13 @@ def _picture(picture: Picture) -> str:
 def _scroll(content: str, name: str) -> str:
     """Put wide content into a box that scrolls by itself, with the keyboard too, so that the page does not."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{content}</div>'
+
+
+def _named_table(named: NamedTable) -> str:
+    if named.folded:
+        inside = _scroll(_table(named.table, ""), named.title)
+        return f"<details><summary>{escape(named.title)}</summary>{inside}</details>"
+    return _scroll(_table(named.table, named.title), named.title)
 
 
 def _table(table: Table, title: str) -> str:

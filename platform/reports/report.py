@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 from starlab.experiments.overrides import flatten
 from starlab.experiments.space import Distribution
 from starlab.platform.errors import UserError
 from starlab.platform.reports.attention_section import attention_section, embedding_section
 from starlab.platform.reports.class_section import classes_section
+from starlab.platform.reports.compare import compare
+from starlab.platform.reports.comparison import Comparison
 from starlab.platform.reports.group_sections import (
     VerdictRow,
     layers_section,
@@ -23,9 +23,10 @@ from starlab.platform.reports.group_sections import (
 )
 from starlab.platform.reports.page import NamedTable, Section, Summary, page
 from starlab.platform.reports.report_runs import ReportRun, groups, read_run
+from starlab.platform.reports.results import read_results
 from starlab.platform.reports.run_sections import cost_section, curves_section, provenance_section
 from starlab.platform.reports.search_charts import importance_chart, parallel_chart, slice_chart, trials_table
-from starlab.platform.reports.svg import percent
+from starlab.platform.reports.svg import percent, value_text
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.search_records import AblationRecord, SearchSummary, Trial
 
@@ -59,13 +60,15 @@ def _run(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary, l
     if run is None:
         raise UserError(f"{folder.path.name} has no result yet, so there is nothing to report; its training must end first")
     rows, result = {run.row: [run]}, run.result
-    test = result.test
+    test, val = result.test, f" ({percent(result.val['top1'])})" if "top1" in result.val else ""
+    reached = f"Validation top-1{val}. The test part was not evaluated."
+    if test:
+        clips = f", on {result.test_clips} clips" if result.test_clips else ""
+        reached = f"Test top-1 {percent(test['top1'])}, mean class {percent(test['mean_class'])}{clips}."
     verdict = [
-        f"Test top-1 {percent(test['top1'])}, mean class {percent(test['mean_class'])}, on {result.test_clips or '?'} clips."
-        if test
-        else f"Validation top-1 {percent(result.val['top1'])}. The test part was not evaluated.",
-        f"Best checkpoint: step {result.best_step} of {result.total_steps}, selected by {result.selected_by} "
-        f"({percent(result.val['top1'])}). {_looks(folder)} One run shows no spread; compare seeds before you conclude.",
+        reached,
+        f"Checkpoint of step {result.best_step} of {result.total_steps}, selected by {result.selected_by}{val}. "
+        f"{_looks(folder)}One run shows no spread: compare several seeds before you conclude.",
     ]
     sections = [
         curves_section([run]),
@@ -119,14 +122,17 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
 def _search_charts(trials: Sequence[Trial], space: Mapping[str, Distribution], found: SearchSummary | None) -> Section:
     if not space:
         return Section("What the search tried", absent="the search has no space in its spec.")
-    usable = [trial for trial in trials if all(key in trial.values for key in space)]
-    charts = [parallel_chart(usable, space)] if usable else []
-    charts += [slice_chart(usable, key, kind) for key, kind in sorted(space.items())] if usable else []
+    charts = [parallel_chart(trials, space)]
+    for key, kind in sorted(space.items()):
+        having = [
+            trial for trial in trials if trial.values.get(key) is not None or (kind.kind == "choice" and key in trial.values)
+        ]
+        charts += [slice_chart(having, key, kind)] if having else []
     importance = getattr(found, "importance", None)
     if importance:
         charts.append(importance_chart(importance, len(trials)))
     lead = "" if importance else "Importance is left out: it needs a finished search of at least 10 trials."
-    return Section("What the search tried", lead, charts, absent="no trial has values for the whole space.")
+    return Section("What the search tried", lead, charts)
 
 
 def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str], None]) -> tuple[Summary, list[Section]]:
@@ -137,24 +143,24 @@ def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str
         runs += [run] if run else []
     if not runs:
         raise UserError(f"no cell of {folder.path.name} has finished, so there is nothing to report")
-    metric = _METRICS.get(record.metric, record.metric)
-    rows, verdicts = groups(runs), verdict_rows(record, runs)
-    best = max(verdicts, key=lambda row: row.mean)
+    comparison = compare(read_results([folder], complain, costs=False), metric=record.metric)
+    metric, form = _METRICS.get(record.metric, record.metric), "%" if comparison.unit == "%" else "g"
+    rows, verdicts = groups(runs), verdict_rows(comparison)
     missing = len(record.cells) - len(runs)
-    verdict = [
-        f"{best.name} is highest: {metric} {percent(best.mean)} over {len(best.values)} seeds. Claim: {record.claim}",
-        *(f"{row.name}: {row.verdict}" for row in verdicts if row.verdict),
-        *([f"{missing} of {len(record.cells)} cells have no result yet."] if missing else []),
-    ]
-    single = {row: members for row, members in rows.items() if members}
+    verdict = [f"Claim: {record.claim}", *comparison.sentences]
+    if verdicts:
+        best = verdicts[0]  # a comparison is sorted
+        seeds = "1 seed" if len(best.values) == 1 else f"{len(best.values)} seeds"
+        verdict.insert(0, f"{best.name} is best: {metric} {value_text(best.mean, form)} over {seeds}.")
+    if missing:
+        verdict.append(f"{missing} of {len(record.cells)} cells have no result yet.")
     sections = [
-        verdict_section(verdicts, metric, record.reference),
-        layers_section(runs, record.metric),
-        pairing_section(runs, record.metric),
+        verdict_section(verdicts, metric, comparison.base or record.reference, comparison.notes, form),
+        *([layers_section(runs, record.metric), pairing_section(runs, record.metric)] if form == "%" else []),
         curves_section(runs),
-        pareto_section(rows, record.metric),
+        *([pareto_section(rows, record.metric)] if form == "%" else []),
         classes_section(rows, record.reference),
-        *attention_section(single),
+        *attention_section(rows),
         embedding_section(runs),
         cost_section(rows),
         provenance_section(runs, _commands(folder, "ablate"), flatten(folder.read_json(SPEC))),
@@ -162,52 +168,33 @@ def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str
     return Summary(folder.path.name, _kind(folder, "Ablation"), verdict, _facts(runs)), sections
 
 
-def verdict_rows(record: AblationRecord, runs: Sequence[ReportRun]) -> list[VerdictRow]:
-    """Summarize each row over its seeds: mean, deviation, the 95 % interval of Student's t, paired differences by seed."""
-    paper = {row.name: row.paper for row in record.rows}
-    by_row = groups(runs)
-    base = {run.seed: run.accuracy(record.metric) for run in by_row.get(record.reference, [])}
+def verdict_rows(comparison: Comparison) -> list[VerdictRow]:
+    """Turn the rows of a comparison into those of a page: percentages become shares."""
+    scale = 0.01 if comparison.unit == "%" else 1.0
     found = []
-    for name in (row.name for row in record.rows if row.name in by_row):
-        pairs = [(run.seed, value) for run in by_row[name] if (value := run.accuracy(record.metric)) is not None]
-        if not pairs:
+    for row in comparison.rows:
+        if row.mean is None:
             continue
-        values = tuple(value for _, value in pairs)
-        low, high = _interval(values)
-        paired = [value - other for seed, value in pairs if (other := base.get(seed)) is not None]
-        difference = None
-        if name != record.reference and paired:
-            ends = _interval(paired)
-            mean = statistics.fmean(paired)
-            difference = (mean, mean if ends[0] is None else ends[0], mean if ends[1] is None else ends[1])
-        stated = paper[name]
+        difference = row.difference
+        ends = (difference.value, difference.low, difference.high) if difference else None
         found.append(
             VerdictRow(
-                name=name,
-                values=values,
-                mean=statistics.fmean(values),
-                sd=statistics.stdev(values) if len(values) > 1 else None,
-                low=low,
-                high=high,
-                paper=None if stated is None else stated / 100,
-                difference=difference,
+                name=row.name,
+                values=tuple(run.test[comparison.metric] for run in row.runs if comparison.metric in run.test),
+                mean=row.mean * scale,
+                sd=None if row.sd is None else row.sd * scale,
+                low=None if row.low is None else row.low * scale,
+                high=None if row.high is None else row.high * scale,
+                paper=None if row.paper is None else row.paper * scale,
+                difference=(ends[0] * scale, ends[1] * scale, ends[2] * scale) if ends else None,
+                verdict=row.verdict,
             )
         )
     return found
 
 
-def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if len(values) < 2:
-        return None, None
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
-
-
 def _validated(run: ReportRun) -> ReportRun:
     """The run judged on the validation part, as trials are, even if its test part was evaluated."""
-    from dataclasses import replace
-
     return replace(run, result=replace(run.result, test=None))
 
 
@@ -217,7 +204,7 @@ def _trials(runs: Mapping[str, ReportRun], space: Mapping[str, Any]) -> list[Tri
         Trial(
             run=run.name,
             values={key: run.settings.get(key) for key in space},
-            val_top1=run.result.val["top1"],
+            val_top1=run.result.val.get("top1", 0.0),
             epochs=run.result.epochs or 0,
             whole=not run.result.ended_early,
         )
@@ -233,7 +220,7 @@ def _kind(folder: RunFolder, kind: str) -> str:
 
 def _looks(folder: RunFolder) -> str:
     looks = folder.looks_at_test()
-    return f"The test part was evaluated {looks} times." if looks > 1 else ""
+    return f"The test part was evaluated {looks} times. " if looks > 1 else ""
 
 
 def _facts(runs: Sequence[ReportRun]) -> list[tuple[str, str]]:

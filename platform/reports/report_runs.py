@@ -1,8 +1,7 @@
-"""What a report reads from run folders: runs with their curves, and the costs of training and of the model."""
+"""What a report reads from run folders: runs with their settings, results, curves and costs."""
 
 from __future__ import annotations
 
-import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from starlab.experiments.catalog import SpecError
 from starlab.experiments.overrides import flatten
-from starlab.experiments.spec import spec_from_dict
-from starlab.models.config import StarConfig
-from starlab.models.cost import Cost, cost
 from starlab.platform.reports.charts import Curve
+from starlab.platform.reports.costs import RunCost, run_cost
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.journal import FILE, journals, read_points
-from starlab.platform.runs.metric_names import CLIPS_PER_SECOND, GPU_MEMORY_SUFFIX, SYSTEM
+from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.records import DamagedRecordError, Result
 
 Series = tuple[tuple[float, ...], tuple[float, ...]]
@@ -58,22 +53,6 @@ class ReportRun:
         return (self.result.test or self.result.val).get(metric)
 
 
-@dataclass(frozen=True, slots=True)
-class RunCost:
-    """What a run cost."""
-
-    parameters: int | None
-    flops: int | None
-    """Floating-point operations of one clip's forward pass."""
-    clips_per_second: float | None
-    """Median over training."""
-    minutes: float
-    """From the first to the last point of the journal; pauses between restarts count."""
-    gpu_hours: float
-    memory_megabytes: float | None
-    """Largest memory in use: of the GPU with the most if there is one, else of the machine."""
-
-
 def read_run(folder: RunFolder, row: str, seed: int | None, complain: Callable[[str], None]) -> ReportRun | None:
     """Read a finished run. Returns None for one without a result, and calls `complain` if a record is damaged."""
     try:
@@ -108,27 +87,9 @@ def mean_curve(name: str, series: Sequence[Series]) -> Curve:
     return Curve(name, tuple(grid), mean, low, high)
 
 
-def run_cost(run: ReportRun) -> RunCost:
+def cost_of(run: ReportRun) -> RunCost:
     """Gather what a run cost, from its spec and its journals."""
-    model = _model_cost(run.folder)
-    speeds, memory, times = [], [], []
-    for path in journals(run.folder.path):
-        for point in read_points(path):
-            times.append(point.time_ms)
-            if point.key == CLIPS_PER_SECOND:
-                speeds.append(point.value)
-            elif point.key.startswith(SYSTEM) and point.key.endswith("memory_usage_megabytes"):
-                memory.append((GPU_MEMORY_SUFFIX in point.key and "/gpu" in point.key, point.value))
-    minutes = (max(times) - min(times)) / 60_000 if times else 0.0
-    gpus = int(run.settings.get("resources.workers") or 1) * int(run.settings.get("resources.gpus_per_worker") or 0)
-    return RunCost(
-        parameters=model.parameters if model else None,
-        flops=model.forward_flops if model else None,
-        clips_per_second=statistics.median(speeds) if speeds else None,
-        minutes=minutes,
-        gpu_hours=gpus * minutes / 60,
-        memory_megabytes=max(memory)[1] if memory else None,
-    )
+    return run_cost(run.folder.path, run.folder.read_json(SPEC), run.result)
 
 
 def groups(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
@@ -137,20 +98,6 @@ def groups(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
     for run in runs:
         found.setdefault(run.row, []).append(run)
     return found
-
-
-def _model_cost(folder: RunFolder) -> Cost | None:
-    raw = folder.read_json(SPEC)
-    try:
-        spec = spec_from_dict(raw, str(folder.path / SPEC))
-        return _cost_of(spec.model, spec.data.size)
-    except (SpecError, ValueError):  # a spec of another version of starlab, whose model this one cannot build
-        return None
-
-
-@functools.cache  # the seeds of a row have the same model
-def _cost_of(config: StarConfig, size: int) -> Cost:
-    return cost(config, height=size, width=size)
 
 
 def _thinned(points: Mapping[int, float], most: int) -> Series:

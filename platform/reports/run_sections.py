@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from starlab.platform.reports.charts import Words, curves_chart
 from starlab.platform.reports.page import NamedTable, Section
-from starlab.platform.reports.report_runs import ReportRun, groups, mean_curve, read_curves, run_cost
+from starlab.platform.reports.report_runs import ReportRun, cost_of, groups, mean_curve, read_curves
+from starlab.platform.reports.results import CODE
 from starlab.platform.reports.svg import Cell, Number, Table, short_number
 from starlab.platform.runs.jsonl import read_lines
 from starlab.platform.runs.metric_names import TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1
@@ -49,34 +50,28 @@ def cost_section(rows: Mapping[str, Sequence[ReportRun]]) -> Section:
     """List what each row cost: its model, and the training of all its seeds."""
     body: list[tuple[Cell, ...]] = []
     for row, members in rows.items():
-        costs = [run_cost(run) for run in members]
-        first, speeds = costs[0], [cost.clips_per_second for cost in costs if cost.clips_per_second]
-        memory = [cost.memory_megabytes for cost in costs if cost.memory_megabytes]
-        minutes, hours = sum(cost.minutes for cost in costs), sum(cost.gpu_hours for cost in costs)
+        costs = [cost_of(run) for run in members]
+        speeds = [cost.clips_per_second for cost in costs if cost.clips_per_second]
+        hours = [cost.device_hours for cost in costs if cost.device_hours is not None]
+        memory = [cost.memory_gb for cost in costs if cost.memory_gb]
+        flops = costs[0].flops
         body.append(
             (
                 row,
                 Number(str(len(members)), len(members)),
-                _number(first.parameters),
-                _number(None if first.flops is None else first.flops / 1e9),
+                _number(costs[0].parameters),
+                _number(None if flops is None else flops / 1e9),
                 _number(sum(speeds) / len(speeds) if speeds else None),
-                _number(minutes),
-                _number(hours),
+                _number(sum(hours) if hours else None),
+                " and ".join(sorted({cost.device for cost in costs})),
                 _number(max(memory) if memory else None),
             )
         )
-    heads = (
-        "row",
-        "runs",
-        "parameters",
-        "GFLOP per clip",
-        "training clips/s",
-        "minutes in all",
-        "GPU-hours in all",
-        "memory, MB",
+    heads = ("row", "runs", "parameters", "GFLOP per clip", "training clips/s", "device-hours", "device", "GPU memory, GB")
+    lead = (
+        "FLOP count the forward pass of one clip, a multiply-add as two. Speeds and hours are those of the machine that "
+        "trained; device-hours (of GPUs, else of CPU threads) are summed over the runs of a row."
     )
-    lead = "FLOP count the forward pass, a multiply-add as two. Speeds and times are those of the machine that "
-    lead += "trained; minutes and GPU-hours are summed over the runs of a row."
     return Section("Cost", lead, tables=[NamedTable("Cost of each row", Table(heads, tuple(body)))])
 
 
@@ -85,12 +80,12 @@ def provenance_section(runs: Sequence[ReportRun], commands: Sequence[str], base:
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
         tags = run.folder.info.tags
-        starts = sum(1 for _ in read_lines(run.folder.path / PROVENANCE))
+        codes = {line["tags"].get(CODE, "") for line, _ in read_lines(run.folder.path / PROVENANCE)} - {""}
         rows.append(
             (
                 run.name,
                 *(tags.get(f"starlab.{key}", "") for key in ("code", "git_commit", "device", "data_fingerprint")),
-                "" if starts < 2 else f"code, libraries or device changed {starts - 1} times",
+                f"trained by {len(codes)} versions of the code" if len(codes) > 1 else "",
             )
         )
     short = tuple((*row[:2], str(row[2])[:12], row[3], str(row[4])[:12], row[5]) for row in rows)
@@ -99,8 +94,8 @@ def provenance_section(runs: Sequence[ReportRun], commands: Sequence[str], base:
     settings = tuple((key, _plain(value)) for key, value in base.items())
     tables = [
         NamedTable("Code, device and data of each run", Table(heads, short)),
-        NamedTable("Libraries", Table(("library", "version"), versions)),
-        NamedTable("Spec", Table(("key", "value"), settings)),
+        NamedTable("Libraries", Table(("library", "version"), versions), folded=True),
+        NamedTable("Spec", Table(("key", "value"), settings), folded=True),
     ]
     return Section(
         "Where the numbers come from", tables=[table for table in tables if table.table.rows], listings=["\n".join(commands)]

@@ -28,6 +28,9 @@ from starlab.platform.reports.svg import (
 )
 from starlab.platform.runs.search_records import Trial
 
+_ABSENT_PX = 16.0
+"""How far below an axis the line of a trial passes that has no value there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Costed:
@@ -49,7 +52,10 @@ def parallel_chart(trials: Sequence[Trial], space: Mapping[str, Distribution]) -
     places = [left + index * (right - left) / len(keys) for index in range(len(keys) + 1)]
     parts = []
     for rank, trial in reversed(list(enumerate(trials))):
-        values = [scale(_position(space[key], trial.values[key])) for key, scale in zip(keys, scales, strict=True)]
+        values = [
+            scale(_position(space[key], trial.values[key])) if key in trial.values else bottom + _ABSENT_PX
+            for key, scale in zip(keys, scales, strict=True)
+        ]
         points = list(zip(places, [*values, accuracy(trial.val_top1)], strict=True))
         third = min(2, 3 * rank // max(1, len(trials)))
         kind = "line s1 best" if rank == 0 else f"line third{third}"
@@ -64,9 +70,9 @@ def parallel_chart(trials: Sequence[Trial], space: Mapping[str, Distribution]) -
     return Chart(
         "Every trial through its values",
         f"Each line is one of {len(trials)} trials; the best one, {trials[0].run}, is drawn in colour, and the better the "
-        "third to which a trial belongs, the darker its line.",
+        "third to which a trial belongs, the stronger its line. A line that passes below an axis has no value there.",
         width,
-        bottom + 14,
+        bottom + 26,
         "".join(parts),
         trials_table(trials, keys),
     )
@@ -90,7 +96,7 @@ def slice_chart(trials: Sequence[Trial], key: str, distribution: Distribution) -
         (key, "validation top-1", "epochs"),
         tuple((_cell(trial.values[key]), _share(trial.val_top1), Number(str(trial.epochs), trial.epochs)) for trial in trials),
     )
-    on = " on a logarithmic axis" if distribution.kind == "log" else ""
+    on = " on a logarithmic axis" if distribution.kind.startswith("log") else ""
     words = Words(
         key,
         f"Validation top-1 over {key}{on}, a dot per trial. The best trial has another colour; hollow dots ended early.",
@@ -178,9 +184,11 @@ def _scale(distribution: Distribution, trials: Sequence[Trial], key: str, start:
     if distribution.kind == "choice":
         return BandScale(tuple(map(_text, distribution.values)), start, end)
     low, high = map(float, distribution.values)
-    values = [float(trial.values[key]) for trial in trials]  # a search that was narrowed later has trials outside
+    values = [
+        float(trial.values[key]) for trial in trials if key in trial.values
+    ]  # a search that was narrowed later has trials outside
     low, high = min(low, *values), max(high, *values)
-    if distribution.kind == "log":
+    if distribution.kind.startswith("log"):
         return LogScale(low, high, start, end)
     return LinearScale(low, high, start, end, whole=distribution.kind == "int")
 

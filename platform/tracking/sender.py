@@ -63,7 +63,7 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    _fail_fast()
+    fail_fast()
     address = uri or stored_uri(folder)
     with _alone(folder):
         client = MlflowClient(address, registry_uri=address)
@@ -261,7 +261,8 @@ def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
         yield metrics, end
 
 
-def _fail_fast() -> None:
+def fail_fast() -> None:
+    """Let MLflow give up after seconds when its server does not answer."""
     # MLflow's own retries block the caller for four minutes; here the loop of the Sender retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
