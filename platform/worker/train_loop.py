@@ -28,6 +28,7 @@ from starlab.platform.recipe.train_step import TrainStep
 from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
 from starlab.platform.runs import metric_names as names
 from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.runs.end_request import read_early_end
 from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.provenance import note_device
 from starlab.platform.runs.records import BadSteps, Result
@@ -177,7 +178,7 @@ class _Worker:
 
     def _trial_is_given_up(self) -> bool:
         """Return whether the search asked this trial to end. Without an evaluation there is no result yet, so it continues."""
-        return self.ranks.first(bool(self.state.best) and self.folder.asked_to_end)
+        return self.ranks.first(bool(self.state.best) and read_early_end(self.folder) is not None)
 
     # ------------------------------------------------------------------ curve, evaluations, end
 
