@@ -229,8 +229,7 @@ class _Worker:
                 names.VAL_CLIPS: float(len(evaluation.clips)),
             },
         )
-        best = state.best.get("top1", selected["top1"])
-        ray.train.report({"epoch": epoch, "step": state.step, "val_top1": selected["top1"], "best_val_top1": best})
+        ray.train.report({"epoch": epoch, "step": state.step, **selected})
 
     def finish(self) -> None:
         """Write the result. Unless the run is a trial, evaluate the best checkpoint on the test part first."""

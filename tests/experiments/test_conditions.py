@@ -102,7 +102,7 @@ def test_a_circle_of_conditions_is_refused_and_named() -> None:
     ],
 )
 def test_a_step_that_does_not_fit_is_refused(form: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match="step|low") as caught:
+    with pytest.raises(ValueError, match=r"step|low") as caught:
         Distribution.from_yaml(form)
     assert message in str(caught.value)
 
