@@ -21,7 +21,7 @@ from starlab.platform.runs.metric_names import VAL_TOP1
 from starlab.platform.runs.search_records import Trial
 from starlab.platform.search.objectives import Objective, Outcome, mean_outcome, outcome_of
 from starlab.platform.search.proposal import PointUnderWay, Proposal
-from starlab.platform.search.samplers import GRID, make_sampler
+from starlab.platform.search.samplers import GRID, make_sampler, seed_of_call
 from starlab.platform.search.space import Space, point_text
 from starlab.platform.search.storage import open_study
 from starlab.platform.search.takeup import earlier_points
@@ -31,8 +31,10 @@ LEFT_OUT = "starlab.left_out"
 """Why a proposal was not tried."""
 _FAILED, _OUTCOMES, _CURVES = "starlab.failed", "starlab.outcomes", "starlab.curves"
 """Why a proposal failed; the outcome, and the value by epoch, of each of its runs, by seed."""
-_TRIES = 20
-"""Proposals in a row that may be repeats or invalid. After them, a point of a finite space is drawn from those left."""
+_TRIES = 5
+"""Proposals in a row that may be repeats or invalid. After them, a point that is new is drawn at random."""
+_RANDOM_TRIES = 100
+"""Random points in a row of which none is a valid experiment. After them, the space counts as used up."""
 
 
 class Ledger:
@@ -54,7 +56,7 @@ class Ledger:
         self._folders, self._objectives = folders, objectives
         self._space, self._seeds = Space(folders.spec.space), folders.spec.seeds
         self._study = open_study(folders, config, objectives)
-        seed = _seed(config.seed, len(self._study.trials))
+        seed = seed_of_call(config.seed, len(self._study.trials))
         self._study.sampler = make_sampler(config.sampler, seed, self._space, len(objectives))
         self._trials = config.trials
         self._dice, self._in_order = np.random.default_rng(seed), config.sampler == GRID
@@ -220,6 +222,8 @@ class Ledger:
                 break
             if self._ask(complain):
                 return True
+        if self._space.size is None:
+            return self._ask_at_random(complain)
         left = [values for values in self._space.points() if point_text(values) not in self._tried]
         if not self._in_order:  # the sampler repeats itself although there are other points
             left = [left[index] for index in self._dice.permutation(len(left))]
@@ -228,6 +232,14 @@ class Ledger:
             if self._ask(complain):
                 return True
         return False
+
+    def _ask_at_random(self, complain: Callable[[str], None]) -> bool:
+        sampler = self._study.sampler
+        self._study.sampler = make_sampler("random", int(self._dice.integers(2**31)), self._space, len(self._objectives))
+        try:
+            return any(self._ask(complain) for _ in range(_RANDOM_TRIES))
+        finally:
+            self._study.sampler = sampler
 
     def _ask(self, complain: Callable[[str], None]) -> bool:
         """Take the sampler's next point. False where it is a repeat or not a valid experiment, which is noted."""
@@ -286,8 +298,3 @@ class Ledger:
 
 def _outcomes(trial: FrozenTrial) -> dict[int, Outcome]:
     return {int(seed): Outcome(**outcome) for seed, outcome in trial.user_attrs[_OUTCOMES].items()}
-
-
-def _seed(seed: int, proposals: int) -> int:
-    """The sampler's seed: the search's own at its start, another one each time it goes on, so that it draws new points."""
-    return seed if proposals == 0 else int(np.random.SeedSequence([seed, proposals]).generate_state(1)[0])

@@ -7,6 +7,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import optuna
 
 from starlab.platform.errors import UserError
@@ -46,6 +47,11 @@ def make_sampler(name: str, seed: int, space: Space, num_objectives: int = 1) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return SAMPLERS[name](seed, space)
+
+
+def seed_of_call(seed: int, proposals: int) -> int:
+    """The sampler's seed: the search's own at its start, another one each time it goes on, so that it draws new points."""
+    return seed if proposals == 0 else int(np.random.SeedSequence([seed, proposals]).generate_state(1)[0])
 
 
 def _why_not(name: str, space: Space, num_objectives: int) -> str | None:
