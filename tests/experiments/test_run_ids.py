@@ -25,7 +25,7 @@ def test_a_packaged_experiment_keeps_its_run_id(name: str) -> None:
 
 
 def test_the_base_of_a_packaged_search_keeps_its_run_id() -> None:
-    assert load_search("demo_search").base.run_id("x") == "demo_search-758a4615"
+    assert load_search("demo_search").base.run_id("x") == "demo_search-98c26dfe"
 
 
 def test_every_packaged_experiment_stands_here() -> None:
