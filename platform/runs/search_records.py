@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+ROW, SEED = "starlab.row", "starlab.seed"
+"""Tags of a run that an ablation made: the name of its row, and its seed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:

@@ -9,6 +9,7 @@ from starlab.experiments.credentials import without_secrets
 from starlab.experiments.spec import flatten
 from starlab.platform.runs.folder import MODEL, SPEC, RunFolder
 from starlab.platform.runs.records import MlflowState, Result, RunInfo
+from starlab.platform.runs.search_records import ROW, SEED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +33,8 @@ def find_or_create(client: MlflowClient, folder: RunFolder) -> str | None:
             if parent is None:
                 return None
             tags["mlflow.parentRunId"] = parent.run_id
-        client.create_run(experiment, run_name=run.run_id, tags={key: without_secrets(text) for key, text in tags.items()})
+        name = f"{tags[ROW]}, seed {tags[SEED]}" if ROW in tags else run.run_id
+        client.create_run(experiment, run_name=name, tags={key: without_secrets(text) for key, text in tags.items()})
         found = _with_key(client, experiment, run.key)
     return found[0]
 
