@@ -91,13 +91,8 @@ class FoundRuns:
             found.append(PlannedCell(row.name, seed, placed, data, folder, state, codes))
 
         def preference(cell: PlannedCell) -> tuple[bool, int, bool, str]:
-            is_new = cell.state == "new"  # an empty folder that another ablation has chosen for the cell: chosen once for all
-            return (
-                not is_new and cell.codes != {code},
-                _BEST_FIRST.index(cell.state),
-                cell.folder != own,
-                str(cell.folder.path),
-            )
+            # A new one here is an empty folder that an ablation has chosen for the cell.
+            return cell.codes != {code}, _BEST_FIRST.index(cell.state), cell.folder != own, str(cell.folder.path)
 
         return min(found, key=preference, default=PlannedCell(row.name, seed, wanted, data, own, "new"))
 
