@@ -203,6 +203,8 @@ def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
         SpecError: unknown experiment, unknown key, wrong type or a value out of its range.
     """
     raw, where = read_layers(experiment, overrides)
+    if "rows" in raw:
+        raise SpecError(f"{where}: 'rows' makes it an ablation; run it with: starlab ablate {experiment}")
     for key in ("space", "search"):
         if key in raw:
             raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {experiment}")

@@ -28,7 +28,7 @@ def result_lines(result: RunResult) -> list[str]:
         f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, {_selected(result)}  ({done})",
         f"run        {result.folder}",
         *_replay_lines(result),
-        *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
+        *tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
     ]
 
 
@@ -75,7 +75,7 @@ def search_lines(result: SearchResult) -> list[str]:
         f"search     {result.folder}",
         f"compare    starlab compare {result.folder.name}",
         f"proposals  {result.dashboard}",
-        *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
+        *tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
 
 
@@ -94,7 +94,8 @@ def _replay_lines(result: RunResult) -> list[str]:
     ]
 
 
-def _tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: str | None) -> list[str]:
+def tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: str | None) -> list[str]:
+    """The MLflow run and the command that shows it, or why MLflow is not up to date."""
     where = f"run {mlflow_run_id} in {uri}"
     if problem:
         return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]
