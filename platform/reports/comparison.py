@@ -208,7 +208,7 @@ def _about_seeds(rows: Sequence[Row], rope: float, unit: str) -> list[str]:
     if seen:
         notes.append(
             f"power: these comparisons can see {median(seen):.2g} {word} (median), at 80 % and after Holm's adjustment over "
-            f"{len(found)} comparisons; with few seeds this is rough"
+            f"{len(seen)} comparison{'s' if len(seen) > 1 else ''}; with few seeds this is rough"
         )
     if rope:
         notes.append(f"equivalent means: the 90 % interval is within ±{rope:g} {word}, the region of practical equivalence")
