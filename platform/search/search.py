@@ -34,6 +34,7 @@ from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST_TOP1
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.runs.search_records import SearchSummary, Trial
+from starlab.platform.search.best_so_far import record_winner
 from starlab.platform.search.ledger import Ledger
 from starlab.platform.search.samplers import make_sampler
 from starlab.platform.search.space import values_text
@@ -109,6 +110,7 @@ def search(
                 raise
             looks = sum(run.looks_at_test() for run in folder.trials())
             folder.write(SearchSummary(trials=tuple(trials), best=best.run_id, test_top1=best.metrics[TEST_TOP1]))
+            record_winner(folder, next(trial for trial in trials if trial.run == best.run_id), best.metrics)
             write_search_artifacts(folder, trials, spec.space)
             for run in folder.trials():
                 keep_best_checkpoint(run)

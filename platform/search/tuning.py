@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.runs.end_request import read_request, request_end
+from starlab.platform.search.best_so_far import BestSoFar
 from starlab.platform.search.early_stopping import AskingASHA
 from starlab.platform.search.ledger import Ledger
 from starlab.platform.search.proposer import Proposer
@@ -53,7 +54,7 @@ def run_trials(
             storage_path=str(folder.path / "ray"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_STARTS_AGAIN),
-            callbacks=[_Reporter(left, say), _EndTrials(folders, proposer)],
+            callbacks=[_Reporter(left, say, folders), _EndTrials(folders, proposer)],
         ),
     )
     grace_seconds = study.spec.base.resources.grace_seconds
@@ -129,9 +130,18 @@ class _EndTrials(Callback):
 class _Reporter(Callback):
     """Prints a line per trial that starts or ends."""
 
-    def __init__(self, trials: int, say: Callable[[str], None]) -> None:
+    def __init__(self, trials: int, say: Callable[[str], None], folders: TrialFolders) -> None:
         self._trials, self._say, self._ended = trials, say, 0
         self._best = float("-inf")
+        self._folders, self._best_so_far = folders, BestSoFar(folders.search)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Record a new best value while the search runs. A full disk costs the record and not the search."""
+        if METRIC in result:
+            with suppress(OSError):
+                self._best_so_far.update(self._folders.run_id(trial.config), trial.config, result[METRIC])
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Print the trial's point of the space."""
