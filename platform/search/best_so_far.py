@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, Journal, read_points
-from starlab.platform.runs.metric_names import BEST_VAL_TOP1, TEST, TEST_TOP1
+from starlab.platform.runs.metric_names import TEST, TEST_TOP1
 from starlab.platform.runs.records import RunInfo
 from starlab.platform.runs.search_records import Trial
+from starlab.platform.search.objectives import Objective
 from starlab.platform.search.space import values_text
 
 BEST_TRIAL_TAG = "starlab.best_trial"
@@ -22,18 +24,19 @@ class BestSoFar:
     A step of the curve is an improvement. A search that goes on continues the curve.
     """
 
-    def __init__(self, search: RunFolder) -> None:
-        self._search = search
-        points = [point for point in read_points(search.path / FILE) if point.key == BEST_VAL_TOP1]
-        self._value = max((point.value for point in points), default=float("-inf"))
+    def __init__(self, search: RunFolder, objective: Objective) -> None:
+        self._search, self._objective = search, objective
+        self._key = f"best/{objective.name.replace('/', '_')}"
+        points = [point for point in read_points(search.path / FILE) if point.key == self._key]
+        self._value = min((point.value for point in points), key=objective.key, default=math.nan)
         self._step = max((point.step for point in points), default=0)
 
     def update(self, run_id: str, values: Mapping[str, Any], value: float) -> None:
         """Record a trial's value if it is better than all before; NaN never is."""
-        if not value > self._value:
+        if not self._objective.key(value) < self._objective.key(self._value):
             return
         self._value, self._step = value, self._step + 1
-        _log(self._search, self._step, {BEST_VAL_TOP1: value})
+        _log(self._search, self._step, {self._key: value})
         _name(self._search, run_id, values)
 
 

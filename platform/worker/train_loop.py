@@ -220,15 +220,11 @@ class _Worker:
         points = {names.UNREADABLE_CLIPS: float(len(state.unreadable)), names.EPOCH: float(epoch)}
         if totals.clips:  # none where every step was left out
             points = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1} | points
-        val = {f"{names.VAL}{name}": value for name, value in selected.items()}
-        best = state.best.get("top1", selected.get("top1", 0.0))
-        if val:
-            points = {names.BEST_VAL_TOP1: best} | val | {names.VAL_CLIPS: float(clips)} | points
-        self.writer.points(state.step, points)
-        report: dict[str, float] = {"epoch": epoch, "step": state.step}
         if selected:
-            report |= {"val_top1": selected["top1"], "best_val_top1": best}
-        ray.train.report(report)
+            val = {f"{names.VAL}{name}": value for name, value in selected.items()} | {names.VAL_CLIPS: float(clips)}
+            points = {names.BEST_VAL_TOP1: state.best.get("top1", selected["top1"])} | val | points
+        self.writer.points(state.step, points)
+        ray.train.report({"epoch": epoch, "step": state.step, **selected})
 
     def finish(self) -> None:
         """Write the result. Unless the run is a trial, evaluate the best checkpoint on the test part first."""
