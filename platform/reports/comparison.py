@@ -181,8 +181,8 @@ def _about_searches(results: Results) -> list[str]:
         best = f", {search.best}," if search.best else ""
         looks = f"; {search.looks} looks at the test part in this search" if search.looks > 1 else ""
         notes.append(
-            f"{search.name} is a search: its {search.trials} trials are not replicates, and the validation value of the best one"
-            f"{best} is optimistic, because it was chosen by that value{looks}"
+            f"{search.name} is a search of {search.runs} runs: its trials are not replicates of each other, and the validation "
+            f"value of the best one{best} is optimistic, because it was chosen by that value{looks}"
         )
     return notes
 

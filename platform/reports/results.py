@@ -89,12 +89,12 @@ class Search:
     """A search that some rows are trials of."""
 
     name: str
-    trials: int
-    """Number of its trials whose records can be read."""
+    runs: int
+    """Number of its runs whose records can be read: one per trial and seed."""
     looks: int
     """Evaluations of the test part, over all of its trials."""
     best: str | None
-    """Run id of its best trial by the validation part. None while the search has not ended."""
+    """Run id of its best trial, with several seeds of the first one's run. None while the search has not ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +132,7 @@ def read_results(
         elif trials := folder.trials():
             rows = [row for trial in trials if (row := _read(trial, "trial", folder.path.name, complain, costs))]
             looks, best = sum(row.looks for row in rows), summary.best if summary else None
-            searches.append(Search(name=folder.path.name, trials=len(rows), looks=looks, best=best))
+            searches.append(Search(name=folder.path.name, runs=len(rows), looks=looks, best=best))
         else:
             rows = [row for row in [_read(folder, "run", None, complain, costs)] if row]
         for row in rows:

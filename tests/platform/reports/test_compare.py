@@ -330,7 +330,11 @@ def test_trials_of_a_search_are_rows_and_the_best_one_is_called_optimistic(tmp_p
     assert {row.name for row in comparison.rows} == {"t0", "t1", "t2"}
     assert comparison.base is None
     assert [row.val is not None for row in comparison.rows] == [True, True, True]
-    assert [note for note in comparison.notes if "3 trials are not replicates" in note and "t1, is optimistic" in note]
+    assert [
+        note
+        for note in comparison.notes
+        if "a search of 3 runs: its trials are not replicates" in note and "t1, is optimistic" in note
+    ]
     assert [run.kind for run in results.runs] == ["trial"] * 3
 
 
