@@ -23,7 +23,7 @@ from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 from starlab.platform.reports.costs import RunCost, run_cost
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.records import DamagedRecordError, Result, Status
+from starlab.platform.runs.records import DamagedRecordError, Result, RunInfo, Status
 from starlab.platform.runs.search_records import AblationRecord, AblationRow, SearchSummary
 from starlab.platform.worker.predictions import read_predictions
 
@@ -171,7 +171,7 @@ def _cells(folder: RunFolder, record: AblationRecord, complain: Callable[[str], 
     rows, missing = [], []
     for cell in record.cells:
         at = RunFolder(folder.path.parent / cell.folder)
-        if not at.path.is_dir():
+        if not (at.path / RunInfo.FILE).is_file():
             missing.append(f"{cell.row} at seed {cell.seed}")
         elif row := _read(at, "cell", folder.path.name, complain, costs):
             rows.append(replace(row, row=cell.row, seed=cell.seed))

@@ -303,6 +303,7 @@ def test_an_ablation_has_the_rows_reference_and_paper_numbers_of_its_record(tmp_
 def test_cells_that_have_not_started_are_named_and_the_others_compared(tmp_path: Path) -> None:
     folder = an_ablation(tmp_path, ROWS, drawn([0.8, 0.97], 3))
     (tmp_path / "table-1" / "trials" / "c0-2").rename(tmp_path / "moved")
+    (tmp_path / "table-1" / "trials" / "c0-2").mkdir()  # a cell that is just being started has a folder, but no record yet
     said: list[str] = []
     comparison = compare(read_results([folder], said.append))
     assert said == ["missing  table-1 has not started: FF / FF at seed 2"]
