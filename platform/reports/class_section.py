@@ -77,8 +77,8 @@ def _difference_chart(row: str, reference: str, names: Sequence[str], difference
         f"Recall of {row} minus recall of {reference}: right of the dashed line, {row} is better. A class has few clips, so "
         f"this describes the runs and proves nothing about single classes.{cut}"
     )
-    words = Words(f"{row} against {reference}, by class", description, "difference in recall", "class")
-    return intervals_chart(words, [_point(names[index], difference[index]) for index in order], zero=True)
+    words = Words(f"{row} against {reference}, by class", description, "difference in recall, points", "class")
+    return intervals_chart(words, [_point(names[index], difference[index]) for index in order], zero=True, form="points")
 
 
 def _confusion_chart(row: str, names: Sequence[str], counts: Counts) -> Chart:
