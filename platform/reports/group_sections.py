@@ -14,6 +14,9 @@ from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun, cost_o
 from starlab.platform.reports.search_charts import Costed, pareto_chart
 from starlab.platform.reports.svg import Cell, Number, Table, percent, value_text
 
+_NOISE = 1.05
+"""Costs whose ratio is below this differ by the noise of measuring a speed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictRow:
@@ -126,8 +129,8 @@ def pairing_section(runs: Sequence[ReportRun], metric: str) -> Section:
     counts = sorted({len(values) for values in found.values()})
     runs_each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     description = (
-        f"Mean {METRIC_NAMES[metric]} of the runs with each encoder and decoder pairing, {runs_each} runs per cell. Shades reach from the "
-        f"lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty cell was not run."
+        f"Mean {METRIC_NAMES[metric]} of the runs with each encoder and decoder pairing, {runs_each} runs per cell. Shades reach "
+        f"from the lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty cell was not run."
     )
     words = Words("Pairing of attentions", description, "decoder", "encoder")
     return Section(
@@ -150,9 +153,10 @@ def pareto_section(rows: Mapping[str, Sequence[ReportRun]], metric: str) -> Sect
             seconds.append(Costed(row, 1000 * len(speeds) / sum(speeds), mean))
     charts = []
     for points, name in ((flops, "FLOP, GFLOP per clip"), (seconds, "training time, ms per clip")):
-        if len({point.cost for point in points}) > 1:
+        prices = [point.cost for point in points]
+        if points and max(prices) > _NOISE * min(prices):
             charts.append(pareto_chart(points, name, METRIC_NAMES[metric]))
-    return Section("Accuracy against cost", charts=charts, absent="all rows cost the same.")
+    return Section("Accuracy against cost", charts=charts, absent="all rows cost about the same.")
 
 
 def _verdict_table(rows: Sequence[VerdictRow], metric: str, form: str) -> Table:

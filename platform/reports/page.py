@@ -38,14 +38,14 @@ class Section:
 
     title: str
     lead: str = ""
-    notes: Sequence[str] = ()
-    """Sentences that a reader needs to trust the section, shown as a list."""
     charts: Sequence[Chart] = ()
     tables: Sequence[NamedTable] = ()
     pictures: Sequence[Picture] = ()
     listings: Sequence[str] = ()
     """Texts that keep their line breaks, such as commands."""
     absent: str = ""
+    notes: Sequence[str] = ()
+    """Sentences that a reader needs to trust the section, shown as a list."""
 
     @property
     def is_empty(self) -> bool:
