@@ -67,9 +67,8 @@ def verdict_section(
             "row",
         )
         charts.append(intervals_chart(words, differences, zero=True, form="points" if form == "%" else form))
-    return Section(
-        "Rows side by side", " ".join(notes), charts, [NamedTable(f"{metric} by row", _verdict_table(rows, metric, form))]
-    )
+    table = NamedTable(f"{metric} by row", _verdict_table(rows, metric, form))
+    return Section("Rows side by side", charts=charts, tables=[table], notes=notes)
 
 
 def layers_section(runs: Sequence[ReportRun], metric: str, *, best_only: bool = False) -> Section:
@@ -129,8 +128,8 @@ def pairing_section(runs: Sequence[ReportRun], metric: str) -> Section:
     counts = sorted({len(values) for values in found.values()})
     runs_each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     description = (
-        f"Mean {METRIC_NAMES[metric]} of the runs with each encoder and decoder pairing, {runs_each} runs per cell. Shades reach "
-        f"from the lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty cell was not run."
+        f"Mean {METRIC_NAMES[metric]} of the runs with each encoder and decoder pairing, {runs_each} runs per cell. Shades "
+        f"reach from the lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty cell was not run."
     )
     words = Words("Pairing of attentions", description, "decoder", "encoder")
     return Section(
