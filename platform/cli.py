@@ -83,6 +83,40 @@ def search(experiment: Experiment, overrides: Overrides = None, runs: Runs = Non
 
 
 @app.command()
+def ablate(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    runs: Runs = None,
+    rows: Annotated[str | None, typer.Option(help="Only these rows, by name: FF/FF,FZ/FB")] = None,
+    accept_code: Annotated[
+        bool, typer.Option("--accept-code", help="Use cells that another version of the code trained.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set aside cells that another version of the code trained, and train them again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the cells, which of them exist, and what the others cost.")
+    ] = False,
+) -> None:
+    """Run every row of an ablation at every seed, or go on with it: starlab ablate demo_table4 seeds=2 train.epochs=4"""
+    from starlab.experiments.ablation import load_ablation, select_rows
+
+    spec = load_ablation(experiment, overrides or [])
+    names = [name.strip() for name in rows.split(",")] if rows else []
+    select_rows(spec, names)  # a wrong name is refused before heavy imports
+    from starlab.platform.ablation_summary import ablation_lines, forecast_lines
+    from starlab.platform.search import ablate as ablating
+
+    if dry_run:
+        _print(forecast_lines(spec, names, runs))
+        return
+    result = ablating.ablate(spec, rows=names, runs=runs, accept_code=accept_code, fresh=fresh, say=_say)
+    _print(ablation_lines(result))
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="Name of a run, or of an experiment with a single run.")],
     overrides: Annotated[

@@ -72,7 +72,7 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     lines += _plan(spec, parts, steps, total)
     flops = _flops(spec, parts, steps, total)
     lines.append(
-        f"cost       {_amount(flops)}FLOP in all: {total.training_flops / 1e9:,.1f} GFLOP a training clip, "
+        f"cost       {amount(flops)}FLOP in all: {total.training_flops / 1e9:,.1f} GFLOP a training clip, "
         f"{total.forward_flops / 1e9:,.1f} an evaluated clip"
     )
     try:
@@ -225,7 +225,8 @@ def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list
     ]
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
+    """A number with its prefix: "1.2 P"."""
     for prefix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12)):
         if value >= unit:
             return f"{value / unit:,.1f} {prefix}"

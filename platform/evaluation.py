@@ -125,7 +125,7 @@ def evaluate_run(
         target=_new_folder(folder, part, step),
     )
     try:
-        evaluate_on_workers(task, placement)
+        evaluate_on_workers(task, placement, say)
     except BaseException:
         shutil.rmtree(task.target)  # a failed evaluation is not a look at the data
         raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from starlab.experiments.spec import Spec
 from starlab.platform.errors import UserError
-from starlab.platform.preflight import check_spec, join_cluster, open_data, split_data
+from starlab.platform.preflight import check_spec, join_cluster, open_data, split_parts
 from starlab.platform.recipe.step_plan import StepPlan
 from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.runs.lease import Lease
@@ -61,7 +61,7 @@ def refit(
     request = RunRequest(
         spec=whole,
         source=source,
-        parts=split_data(whole, source),
+        parts=split_parts(whole, source),
         runs=root,
         cluster=cluster,
         fresh=fresh,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 Form = Annotated[
     str | None, typer.Option("--format", help="terminal, markdown, latex, csv, json. Default: by --output's ending.")
 ]
-Rope = Annotated[float, typer.Option(help="Points below which a difference is none in practice. 0: every difference counts.")]
+Rope = Annotated[
+    float | None,
+    typer.Option(help="Points below which a difference is none in practice. Default: 0.5; 0: every difference counts."),
+]
 Paper = Annotated[bool, typer.Option("--paper", help="What differs from the paper's recipe, and what seed noise explains.")]
 
 
@@ -33,7 +36,7 @@ def compare(
     base: Annotated[
         str | None, typer.Option(help="Row, or run, to compare with. Default: the ablation's reference, else the first row.")
     ] = None,
-    rope: Rope = 0.5,
+    rope: Rope = None,
     form: Form = None,
     output: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
     paper: Paper = False,

@@ -52,10 +52,12 @@ class RunRequest:
     """Search that the run belongs to."""
     is_trial: bool = False
     """Skip the test part, and end early if asked to. A later request without this flag evaluates the test part."""
+    queues: bool = False
+    """Wait as long as others use the room that the workers need. Otherwise only `resources.wait_for_room_seconds`."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the run besides those that every run has."""
     fresh: bool = False
     """Set aside an earlier run of this spec and start again."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """More tags of a new run."""
     callbacks: tuple[UserCallback, ...] = ()
     """Callbacks for Ray Train, for example one that reports metrics to Ray Tune."""
 
@@ -174,6 +176,7 @@ def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callabl
         folder,
         placement.limits,
         is_trial=request.is_trial,
+        queues=request.queues or request.is_trial,
         fence=lease.fence,
     )
     steps, epochs = task.steps.total_steps, float(spec.train.trained_epochs)

@@ -9,6 +9,7 @@ docs/comparing.md says what an interval and a verdict mean, and how often they a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -34,9 +35,12 @@ from starlab.platform.reports.results import Results
 from starlab.platform.reports.scores import BOUNDED, SCORES
 from starlab.platform.reports.statistics import Spread, holm, sign_flip
 
+_ROPE_POINTS = 0.5
+"""Half of the width of the region of practical equivalence, unless another one is given."""
+
 
 def compare(
-    results: Results, *, metric: str | None = None, by: Sequence[str] = (), base: str | None = None, rope: float = 0.5
+    results: Results, *, metric: str | None = None, by: Sequence[str] = (), base: str | None = None, rope: float | None = None
 ) -> Comparison:
     """Compare runs by a metric of the test part.
 
@@ -47,14 +51,16 @@ def compare(
         base: Row to compare with, by its name or by the id of one of its runs. None takes the ablation's reference, or the
             first row.
         rope: Differences below this count as equivalent in practice, in points for metrics in percent and else in the metric's
-            unit. 0 never calls rows equivalent.
+            unit. 0 never calls rows equivalent. None takes 0.5 points, and 0 for other units.
 
     Raises:
         UserError: There are no runs, or no run has the metric; the base or a key is unknown; a row is named twice.
     """
     metric = _metric(results, metric)
-    if rope < 0:
-        raise UserError(f"--rope is {rope:g}; it must be 0 or more")
+    if rope is None:
+        rope = _ROPE_POINTS if metric in BOUNDED else 0.0
+    if not 0 <= rope < math.inf:
+        raise UserError(f"--rope is {rope:g}; it must be 0 or more, and finite")
     grouping = group_runs(results, by)
     chosen = find_base(grouping, base)
     scale = 100.0 if metric in BOUNDED else 1.0
@@ -71,7 +77,7 @@ def compare(
         rows.append(row)
     rows = _with_differences(rows, differences, metric, scale, rope)
     better = METRICS[metric].higher_is_better
-    rows.sort(key=lambda row: (row.mean is None, -(row.mean or 0) if better else row.mean or 0))
+    rows.sort(key=lambda row: math.inf if row.mean is None or math.isnan(row.mean) else -row.mean if better else row.mean)
     claims = list(dict.fromkeys(ablation.record.claim for ablation in results.ablations))
     unit: Literal["%", "nats"] = "%" if metric in BOUNDED else "nats"
     return Comparison(
@@ -130,16 +136,17 @@ def _row(group: Group, table: ScoreTable | None, metric: str, scale: float, *, i
 
 def _with_differences(rows: Sequence[Row], pairings: dict[str, Pairing], metric: str, scale: float, rope: float) -> list[Row]:
     spreads = {name: pairing.spread() for name, pairing in pairings.items()}
-    names = list(spreads)
-    adjusted = dict(zip(names, holm([spreads[name].p_value() for name in names]), strict=True))
-    outside = [spreads[name].p_value_outside(rope / scale) if rope else 1.0 for name in names]
-    equivalent = dict(zip(names, holm(outside), strict=True))
+    judged_names = [name for name, spread in spreads.items() if spread.seeds > 1]  # one seed gets no verdict to adjust
+    comparisons = len(judged_names)
+    adjusted = dict(zip(judged_names, holm([spreads[name].p_value() for name in judged_names]), strict=True))
+    outside = [spreads[name].p_value_outside(rope / scale) if rope else 1.0 for name in judged_names]
+    equivalent = dict(zip(judged_names, holm(outside), strict=True))
     judged = []
     for row in rows:
         if row.name in spreads:
             spread, pairing = spreads[row.name], pairings[row.name]
             low, high = spread.interval(ALPHA)
-            verdict = _verdict(spread, adjusted[row.name], equivalent[row.name], METRICS[metric].higher_is_better)
+            p_value, p_equivalent = adjusted.get(row.name, spread.p_value()), equivalent.get(row.name, 1.0)
             several = spread.seeds > 1
             exact = spread.seeds >= EXACT_TEST_SEEDS
             difference = Difference(
@@ -147,16 +154,16 @@ def _with_differences(rows: Sequence[Row], pairings: dict[str, Pairing], metric:
                 low=scale * (max(-1.0, low) if metric in BOUNDED else low),
                 high=scale * (min(1.0, high) if metric in BOUNDED else high),
                 p_value=spread.p_value(),
-                p_adjusted=adjusted[row.name],
-                p_equivalent=equivalent[row.name],
+                p_adjusted=p_value,
+                p_equivalent=p_equivalent,
                 p_sign_flip=sign_flip(spread.by_seed) if exact else None,
                 seeds=spread.seeds,
                 clips=len(pairing.clip_ids),
                 subjects=pairing.subjects,
                 mcnemar=pairing.mcnemar() if metric in BOUNDED else (),
-                detectable=scale * spread.detectable(spread.seeds, comparisons=len(names)) if several else None,
-                seeds_for_one=spread.seeds_for(1 / scale, comparisons=len(names)) if several else None,
-                verdict=verdict,
+                detectable=scale * spread.detectable(spread.seeds, comparisons=comparisons) if several else None,
+                seeds_for_one=spread.seeds_for(1 / scale, comparisons=comparisons) if several and metric in BOUNDED else None,
+                verdict=_verdict(spread, p_value, p_equivalent, METRICS[metric].higher_is_better),
             )
             row = replace(row, difference=difference)
         judged.append(row)

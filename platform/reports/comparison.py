@@ -42,7 +42,7 @@ class Difference:
     detectable: float | None
     """True difference that so many seeds find with a probability of 80 %. None for one seed."""
     seeds_for_one: int | None
-    """Number of seeds that find a true difference of 1 unit. None for one seed, or if no number of seeds does."""
+    """Number of seeds that find a true difference of 1 point. None for one seed, if no number does, or for other units."""
     verdict: Verdict
 
 
@@ -155,6 +155,12 @@ def _about_runs(rows: Sequence[Row]) -> list[str]:
         notes.append(
             f"warning: {len(codes)} versions of the code made these runs, so rows may differ for that reason: {versions}"
         )
+    owners: dict[str, list[str]] = {}
+    for row in rows:
+        for run in row.runs:
+            owners.setdefault(str(run.folder), []).append(row.name)
+    for names in dict.fromkeys(tuple(names) for names in owners.values() if len(names) > 1):
+        notes.append(f"{' and '.join(names)} are the same runs, so no difference between them can be seen")
     for says, named in (
         ("not finished, or not tested, so without a test value", [run for run in runs if not run.test]),
         ("ended early, before the last epoch", [run for run in runs if run.ended_early]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -255,7 +256,16 @@ def _json(comparison: Comparison) -> str:
         difference = asdict(row.difference) if row.difference else None
         rows.append(plain | {"verdict": row.verdict, "difference": difference, "cost": asdict(mean_cost(row)), "runs": runs})
     whole = {name: getattr(comparison, name) for name in Comparison.__slots__ if name != "rows"} | {"rows": rows}
-    return json.dumps(whole, indent=1, default=str) + "\n"
+    return json.dumps(_finite(whole), indent=1, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON lacks, such as the loss of a run that diverged, by null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    return [_finite(below) for below in value] if isinstance(value, list | tuple) else value
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {

@@ -40,11 +40,6 @@ class Group:
     """The runs by seed, and by the values of the keys that `by` leaves open, if any. Rows are paired by this key."""
     ablation: Ablation | None = None
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds of the runs, in ascending order."""
-        return tuple(sorted({run.seed for run in self.replicates.values() if run.seed is not None}))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grouping:

@@ -110,6 +110,9 @@ def read_tables(groups: Sequence[Group], metric: str) -> tuple[dict[str, ScoreTa
             except DamagedRecordError as error:
                 notes.append(f"skipped  {error}")
                 continue
+            if bad := int((~np.isfinite(scores.values)).sum()):
+                notes.append(f"skipped  {run.run}: the {metric} of {bad} test clips is not finite")
+                continue
             clips = (scores.clip_ids, scores.unreadable)
             read[key] = run, scores, asked_by.setdefault(clips, scores.asked)
         if read:

@@ -116,7 +116,7 @@ def read_results(
         complain: Called with a line for each run that is left out because a record is damaged, and for missing cells.
         costs: Whether to read the costs too, which takes the longest.
     """
-    found: dict[Path, RunRow] = {}
+    found: dict[tuple[Path, str | None, str | None], RunRow] = {}
     ablations: list[Ablation] = []
     searches: list[Search] = []
     for folder in folders:
@@ -136,9 +136,10 @@ def read_results(
         else:
             rows = [row for row in [_read(folder, "run", None, complain, costs)] if row]
         for row in rows:
-            if row.folder not in found or row.row is not None:  # a run that is also a cell has the name of the cell's row
-                found[row.folder] = row
-    return Results(runs=tuple(found.values()), ablations=tuple(ablations), searches=tuple(searches))
+            found[row.folder, row.group, row.row] = row  # two rows of ablations may share a cell
+    cells = {row.folder for row in found.values() if row.row is not None}
+    runs = tuple(row for row in found.values() if row.row is not None or row.folder not in cells)
+    return Results(runs=runs, ablations=tuple(ablations), searches=tuple(searches))
 
 
 def results_table(results: Results) -> pa.Table:

@@ -184,6 +184,8 @@ class MlflowState:
     artifacts: dict[str, int] = field(default_factory=dict)
     """Modification time in ns of each artifact when it was sent, by path."""
     tags: dict[str, str] = field(default_factory=dict)
+    model_id: str | None = _absent()
+    """Id of the logged model that holds the best weights."""
     model_version: str | None = _absent()
 
 

@@ -25,6 +25,8 @@ class TrainTask:
     limits: StreamLimits
     is_trial: bool = False
     """Whether this is a trial of a search. A trial does not evaluate the test part, and ends early if asked to."""
+    queues: bool = False
+    """Whether time in which others use the room for its workers does not count as waiting for room."""
     fence: int = 0
     """Number of the lease under which the run trains (see lease.py). Once a newer lease exists, nothing more is written."""
 

@@ -28,6 +28,7 @@ from starlab.platform.recipe.train_step import TrainStep
 from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
 from starlab.platform.runs import metric_names as names
 from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.runs.end_request import read_early_end
 from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.provenance import note_device
 from starlab.platform.runs.records import BadSteps, Result
@@ -177,7 +178,7 @@ class _Worker:
 
     def _trial_is_given_up(self) -> bool:
         """Return whether the search asked this trial to end. Without an evaluation there is no result yet, so it continues."""
-        return self.ranks.first(bool(self.state.best) and self.folder.asked_to_end)
+        return self.ranks.first(bool(self.state.best) and read_early_end(self.folder) is not None)
 
     # ------------------------------------------------------------------ curve, evaluations, end
 
@@ -191,8 +192,8 @@ class _Worker:
             self.writer.points(
                 state.step,
                 {
+                    names.TRAIN_TOP1: totals.top1,  # first, because MLflow compares runs by the metric that came first
                     names.TRAIN_LOSS: totals.mean_loss,
-                    names.TRAIN_TOP1: totals.top1,
                     names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.schedule_steps),
                     names.CLIPS_PER_SECOND: timer.steps_per_second(state.step) * self.spec.train.global_batch,
                     names.DATA_WAIT: timer.waiting_share(),
@@ -213,20 +214,17 @@ class _Worker:
         self.last_evaluation = {"step": float(state.step), **selected}
         if self.spec.data.select == "last":
             state.best = self.last_evaluation if is_kept else {}
-        elif is_kept and is_better(
-            selected, state.best, self.spec.train.select_by
-        ):  # one that is not on the disk is never best
+        elif is_kept and is_better(selected, state.best, self.spec.train.select_by):  # never one that is not on the disk
             state.best = self.last_evaluation
         state.epoch.clear()
         points = {names.UNREADABLE_CLIPS: float(len(state.unreadable)), names.EPOCH: float(epoch)}
         if totals.clips:  # none where every step was left out
             points = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1} | points
-        val = {f"{names.VAL}{name}": value for name, value in selected.items()}
-        self.writer.points(state.step, (val | {names.VAL_CLIPS: float(clips)} if val else {}) | points)
-        report: dict[str, float] = {"epoch": epoch, "step": state.step}
         if selected:
-            report |= {"val_top1": selected["top1"], "best_val_top1": state.best.get("top1", selected["top1"])}
-        ray.train.report(report)
+            val = {f"{names.VAL}{name}": value for name, value in selected.items()} | {names.VAL_CLIPS: float(clips)}
+            points = {names.BEST_VAL_TOP1: state.best.get("top1", selected["top1"])} | val | points
+        self.writer.points(state.step, points)
+        ray.train.report({"epoch": epoch, "step": state.step, **selected})
 
     def finish(self) -> None:
         """Write the result. Unless the run is a trial, evaluate the best checkpoint on the test part first."""

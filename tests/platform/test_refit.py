@@ -10,7 +10,7 @@ from starlab.experiments.spec import Spec, SpecError, load_search, load_spec
 from starlab.platform.cli import app
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
-from starlab.platform.preflight import open_data, split_data
+from starlab.platform.preflight import open_data, split_parts
 from starlab.platform.refit import chosen_epoch, refit, refit_spec
 from starlab.platform.runs.checkpoint import checkpoint_steps
 from starlab.platform.runs.folder import RunFolder
@@ -101,7 +101,7 @@ def test_the_refit_of_a_run_that_was_tested_is_called_another_look(local_ray: Cl
 def test_the_parts_of_a_refit_are_all_of_train_and_the_same_test(tmp_path: Path) -> None:
     spec = tiny()
     source, parts = open_data(spec, tmp_path, lambda _: None)
-    whole = split_data(refit_spec(spec, 2.0), source)
+    whole = split_parts(refit_spec(spec, 2.0), source)
     assert set(whole.train) == {*parts.train, *parts.validation}
     assert parts.validation
     assert (whole.validation, whole.test) == ((), parts.test)

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from starlab.experiments.overrides import set_key
@@ -12,6 +14,7 @@ from starlab.experiments.spec import load_spec
 from starlab.platform.errors import UserError
 from starlab.platform.reports.compare import compare
 from starlab.platform.reports.comparison import Comparison, Row
+from starlab.platform.reports.formats import render
 from starlab.platform.reports.results import read_results, results_table
 from starlab.platform.reports.simulated import Effects, hits, write_rows, write_run
 from starlab.platform.runs.folder import RunFolder
@@ -381,3 +384,53 @@ def test_all_runs_are_a_table_with_their_spec_metrics_and_costs(tmp_path: Path) 
     frame = table.to_pandas()
     assert frame.groupby("spec/model.encoder")["test/top1"].count().to_dict() == {"FF": 2, "FZ": 2}
     assert (frame["cost/parameters"] == 193_762).all()
+
+
+def test_two_rows_of_ablations_that_share_their_cells_are_both_there_and_said_to_be_the_same_runs(tmp_path: Path) -> None:
+    folder = an_ablation(tmp_path, ROWS, drawn([0.8, 0.97], 2))
+    record = folder.require(AblationRecord)
+    cells = tuple(Cell(row="again", seed=c.seed, run=c.run, folder=c.folder) for c in record.cells if c.row == "FZ / FB")
+    other = RunFolder(tmp_path / "table-2")
+    rows = (AblationRow(name="again", changes={}),)
+    other.write(AblationRecord(claim="", metric="top1", reference="again", rows=rows, seeds=(0, 1), cells=cells))
+    comparison = compare(read_results([folder, other, RunFolder(tmp_path / "table-1" / "trials" / "c0-0")]))
+    assert [row.name for row in comparison.rows] == ["FZ / FB", "again", "FF / FF"]
+    again = comparison.rows[1].difference
+    assert again is not None
+    assert (again.value, again.verdict) == (0, "no difference shown")
+    assert [note for note in comparison.notes if note.startswith("FZ / FB and again are the same runs")]
+
+
+def test_a_region_of_equivalence_is_for_points_and_not_for_the_loss(tmp_path: Path) -> None:
+    folders = two_rows(tmp_path, drawn([0.9, 0.9], 3))
+    assert compare(read_results(folders)).rope == 0.5
+    loss = compare(read_results(folders), metric="loss")
+    assert loss.rope == 0
+    assert "equivalent" not in {row.verdict for row in loss.rows}
+
+
+def test_one_seed_rows_do_not_count_in_the_adjustment(tmp_path: Path) -> None:
+    right = drawn([0.97, 0.85], 4)
+    folders = two_rows(tmp_path, right)
+    alone = rows_of(compare(read_results(folders)))["ff"].difference
+    singles = [write_run(tmp_path / f"x{i}", right[1][0], spec_of({"train.lr": 0.1 * (i + 1)})) for i in range(3)]
+    beside = rows_of(compare(read_results([*folders, *singles]), base="zb-0"))["ff"].difference
+    assert alone is not None
+    assert beside is not None
+    assert beside.p_adjusted == alone.p_adjusted
+
+
+def test_a_run_whose_loss_is_not_finite_is_skipped_and_named(tmp_path: Path) -> None:
+    folders = two_rows(tmp_path, drawn([0.9, 0.8], 3))
+    path = tmp_path / "ff-1" / "artifacts" / "predictions.parquet"
+    table = pq.read_table(path)
+    logits = table["logits"].to_pylist()
+    logits[3] = [float("nan")] * len(logits[3])
+    place = table.column_names.index("logits")
+    pq.write_table(table.set_column(place, "logits", pa.array(logits, table.schema.field("logits").type)), path)
+    comparison = compare(read_results(folders), metric="loss")
+    assert "skipped  ff-1: the loss of 1 test clips is not finite" in comparison.notes
+    assert rows_of(comparison)["ff"].difference.seeds == 2  # type: ignore[union-attr]
+    folder = RunFolder(tmp_path / "zb-0")
+    folder.write_json(Result.FILE, folder.read_json(Result.FILE) | {"test": {"top1": 0.9, "loss": float("nan")}})
+    assert json.loads(render(compare(read_results(folders), metric="loss"), "json"))["rows"][-1]["mean"] is None

@@ -12,7 +12,8 @@ from starlab.experiments.overrides import flatten, set_key
 from starlab.experiments.spec import load_spec
 from starlab.platform.errors import UserError
 from starlab.platform.reports.compare import compare
-from starlab.platform.reports.paper import PAPER_RESULTS, RECIPE, explain_gap, paper_lines, paper_result
+from starlab.platform.reports.paper import explain_gap, paper_lines, paper_result
+from starlab.platform.reports.paper_numbers import CITED_RESULTS, PAPER_RESULTS, RECIPE
 from starlab.platform.reports.results import Results, RunRow, read_results
 from starlab.platform.reports.simulated import write_run
 
@@ -127,3 +128,12 @@ def test_untested_runs_and_none_at_all(tmp_path: Path) -> None:
 def test_the_numbers_are_those_of_the_papers_tables() -> None:
     table4 = {(r.model["encoder"], r.model["decoder"]): r.top1 for r in PAPER_RESULTS if r.source == "Table 4"}
     assert table4 == {("FF", "FF"): 96.1, ("FZ", "FZ"): 97.3, ("FB", "FB"): 97.8, ("FB", "FZ"): 97.3, ("FZ", "FB"): 98.7}
+
+
+def test_other_methods_are_printed_beside_as_the_paper_cites_them(tmp_path: Path) -> None:
+    assert len([one for one in CITED_RESULTS if one.source == "Table 1"]) == 6
+    assert len({one.method for one in CITED_RESULTS if one.source == "Table 2"}) == 10
+    best = max((one for one in CITED_RESULTS if (one.dataset, one.protocol) == ("ntu60", "xsub")), key=lambda one: one.top1)
+    assert (best.method, best.top1, best.estimated_pose) == ("PoseC3D", 97.0, True)
+    lines = paper_lines("penn", explain_gap(runs(tmp_path, [0.97])))
+    assert "HDM-BG 93.4" in lines[-1]
