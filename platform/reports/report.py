@@ -31,6 +31,10 @@ from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.search_records import AblationRecord, SearchSummary, Trial
 
 FILE = "report.html"
+_MOST_DRAWN = 100
+"""Trials of a search that are drawn and listed. With all of a long search, a page would be megabytes."""
+_MOST_LISTED = 40
+"""Trials whose curves, cost and origin are shown."""
 
 
 def report(folder: RunFolder, complain: Callable[[str], None] = lambda _: None) -> Path:
@@ -107,12 +111,12 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
         layers_section([_validated(run) for run in whole], "top1", best_only=True),
         pairing_section([_validated(run) for run in whole], "top1"),
         pareto_section({run.name: [_validated(run)] for run in whole}, "top1"),
-        curves_section(ordered, best=best.name),
+        curves_section(ordered[:_MOST_LISTED], best=best.name),
         classes_section(rows),
         *attention_section(rows),
         embedding_section([best]),
-        cost_section({run.name: [run] for run in ordered}),
-        provenance_section(ordered, _commands(folder, "search"), flatten(raw)),
+        cost_section({run.name: [run] for run in ordered[:_MOST_LISTED]}),
+        provenance_section(ordered[:_MOST_LISTED], _commands(folder, "search"), flatten(raw)),
     ]
     return Summary(folder.path.name, _kind(folder, "Search"), verdict, _facts(ordered)), sections
 
@@ -120,26 +124,26 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
 def _search_charts(trials: Sequence[Trial], space: Mapping[str, Distribution], found: SearchSummary | None) -> Section:
     if not space:
         return Section("What the search tried", absent="the search has no space in its spec.")
-    charts = [parallel_chart(trials, space)]
+    drawn = trials[:_MOST_DRAWN]
+    charts = [parallel_chart(drawn, space)]
     for key, kind in sorted(space.items()):
         having = [
             trial for trial in trials if trial.values.get(key) is not None or (kind.kind == "choice" and key in trial.values)
         ]
         charts += [slice_chart(having, key, kind)] if having else []
-    importance = getattr(found, "importance", None)
+    importance = found.importance if found else {}
     if importance:
         charts.append(importance_chart(importance, len(trials)))
     lead = "" if importance else "Importance is left out: it needs a finished search of at least 10 trials."
-    table = NamedTable(f"All {len(trials)} trials, best first", trials_table(trials, sorted(space)), folded=len(trials) > 12)
+    if len(drawn) < len(trials):
+        lead = f"{lead} The best {len(drawn)} trials are drawn and listed; trials.csv among the artifacts has all.".strip()
+    named = f"The best {len(drawn)} trials" if len(drawn) < len(trials) else f"All {len(trials)} trials, best first"
+    table = NamedTable(named, trials_table(drawn, sorted(space)), folded=len(drawn) > 12)
     return Section("What the search tried", lead, charts=charts, tables=[table])
 
 
 def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str], None]) -> tuple[Summary, list[Section]]:
-    runs = []
-    for cell in record.cells:
-        place = RunFolder(folder.path.parent / cell.folder)
-        run = read_run(place, cell.row, cell.seed, complain) if place.path.is_dir() else None
-        runs += [run] if run else []
+    runs = _cells(folder, record, complain)
     if not runs:
         raise UserError(f"no cell of {folder.path.name} has finished, so there is nothing to report")
     comparison = compare(read_results([folder], complain, costs=False), metric=record.metric)
@@ -191,6 +195,24 @@ def verdict_rows(comparison: Comparison) -> list[VerdictRow]:
             )
         )
     return found
+
+
+def report_runs(folder: RunFolder, complain: Callable[[str], None]) -> tuple[list[ReportRun], str]:
+    """Read the finished runs of an ablation or a search, or the run itself, and the metric by which they are compared."""
+    if record := folder.read(AblationRecord):
+        return _cells(folder, record, complain), record.metric
+    trials = folder.trials()
+    found = (read_run(run, run.path.name, None, complain) for run in (trials or [folder]))
+    return [run for run in found if run], "top1"
+
+
+def _cells(folder: RunFolder, record: AblationRecord, complain: Callable[[str], None]) -> list[ReportRun]:
+    runs = []
+    for cell in record.cells:
+        place = RunFolder(folder.path.parent / cell.folder)
+        run = read_run(place, cell.row, cell.seed, complain) if place.path.is_dir() else None
+        runs += [run] if run else []
+    return runs
 
 
 def _counted(comparison: Comparison) -> str:
