@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import data_commands, result_commands
+from starlab.platform import data_commands, explain_commands, result_commands
 
 app = typer.Typer(
     name="starlab",
@@ -214,6 +214,8 @@ def doctor(
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
 app.command()(result_commands.compare)
+app.command()(explain_commands.report)
+app.command()(explain_commands.explain)
 app.add_typer(data_commands.data)
 
 

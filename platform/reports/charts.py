@@ -78,7 +78,7 @@ def curves_chart(words: Words, curves: Sequence[Curve], *, form: str = "g", whol
     """
     strong = [curve for curve in curves if not curve.faint]
     labels = [shortened(curve.name, _LABEL_CHARACTERS) for curve in strong] if len(strong) > 1 else []
-    right = WIDTH_PX - max((text_width(label) + 12 for label in labels), default=12)
+    right = WIDTH_PX - max((1.1 * text_width(label) + 12 for label in labels), default=12)  # the labels are bold
     left, top, bottom = 52.0, 34.0, 230.0
     xs = [value for curve in curves for value in curve.x]
     ys = [value for curve in curves for value in (*curve.y, *curve.low, *curve.high) if math.isfinite(value)]

@@ -37,7 +37,7 @@ def classes_section(rows: Mapping[str, Sequence[ReportRun]], reference: str | No
     charts += [_difference_chart(row, first, names, recalls[row] - recalls[first]) for row in others[:_MOST_DIFFERENCES]]
     shown = [first, *others][:_MOST_MATRICES]
     charts += [_confusion_chart(row, names, counts[row]) for row in shown]
-    tables = [_pairs_table(row, names, counts[row]) for row in shown]
+    tables = [_pairs_table(row, names, counts[row], folded=row != first) for row in shown]
     left_out = f" Confusions of the first {len(shown)} rows only." if len(shown) < len(counts) else ""
     lead = f"Test clips by true and predicted class, summed over the seeds of a row.{left_out}"
     return Section("Classes and confusions", lead, charts, [table for table in tables if table.table.rows])
@@ -77,8 +77,8 @@ def _difference_chart(row: str, reference: str, names: Sequence[str], difference
         f"Recall of {row} minus recall of {reference}: right of the dashed line, {row} is better. A class has few clips, so "
         f"this describes the runs and proves nothing about single classes.{cut}"
     )
-    words = Words(f"{row} against {reference}, by class", description, "difference in recall", "class")
-    return intervals_chart(words, [_point(names[index], difference[index]) for index in order], zero=True)
+    words = Words(f"{row} against {reference}, by class", description, "difference in recall, points", "class")
+    return intervals_chart(words, [_point(names[index], difference[index]) for index in order], zero=True, form="points")
 
 
 def _confusion_chart(row: str, names: Sequence[str], counts: Counts) -> Chart:
@@ -92,7 +92,7 @@ def _confusion_chart(row: str, names: Sequence[str], counts: Counts) -> Chart:
     return matrix_chart(Words(f"Confusions of {row}", description, "predicted", "true"), picked, picked, cells)
 
 
-def _pairs_table(row: str, names: Sequence[str], counts: Counts) -> NamedTable:
+def _pairs_table(row: str, names: Sequence[str], counts: Counts, *, folded: bool) -> NamedTable:
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
     pairs = [divmod(int(index), len(names)) for index in order]
@@ -107,7 +107,8 @@ def _pairs_table(row: str, names: Sequence[str], counts: Counts) -> NamedTable:
         for true, guess in pairs
         if wrong[true, guess]
     )
-    return NamedTable(f"Most frequent confusions of {row}", Table(("true", "predicted", "clips", "share of the class"), rows))
+    heads = ("true", "predicted", "clips", "share of the class")
+    return NamedTable(f"Most frequent confusions of {row}", Table(heads, rows), folded)
 
 
 def _point(name: str, value: float) -> Interval:

@@ -10,9 +10,12 @@ from starlab.platform.reports.charts import Curve, Words, curves_chart
 from starlab.platform.reports.intervals import Interval, intervals_chart
 from starlab.platform.reports.matrix import matrix_chart
 from starlab.platform.reports.page import NamedTable, Section
-from starlab.platform.reports.report_runs import ReportRun, cost_of
+from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun, cost_of
 from starlab.platform.reports.search_charts import Costed, pareto_chart
 from starlab.platform.reports.svg import Cell, Number, Table, percent, value_text
+
+_NOISE = 1.05
+"""Costs whose ratio is below this differ by the noise of measuring a speed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +63,12 @@ def verdict_section(
             f"Difference to {reference}",
             f"{metric} minus that of {reference}, paired by seed and test clip, with its interval. An interval that "
             "crosses the dashed line shows no difference.",
-            f"difference in {metric}",
+            f"difference in {metric}, points" if form == "%" else f"difference in {metric}",
             "row",
         )
-        charts.append(intervals_chart(words, differences, zero=True, form=form))
-    return Section(
-        "Rows side by side", " ".join(notes), charts, [NamedTable(f"{metric} by row", _verdict_table(rows, metric, form))]
-    )
+        charts.append(intervals_chart(words, differences, zero=True, form="points" if form == "%" else form))
+    table = NamedTable(f"{metric} by row", _verdict_table(rows, metric, form))
+    return Section("Rows side by side", charts=charts, tables=[table], notes=notes)
 
 
 def layers_section(runs: Sequence[ReportRun], metric: str, *, best_only: bool = False) -> Section:
@@ -97,7 +99,12 @@ def layers_section(runs: Sequence[ReportRun], metric: str, *, best_only: bool = 
         if best_only
         else "Means over seeds; bands reach from the lowest to the highest seed."
     )
-    words = Words("Accuracy over layers", f"{metric} over the number of encoder layers. {how}", "layers", metric)
+    words = Words(
+        "Accuracy over layers",
+        f"{METRIC_NAMES[metric]} over the number of encoder layers. {how}",
+        "layers",
+        METRIC_NAMES[metric],
+    )
     return Section("Accuracy over layers", "Figure 5 of the paper.", [curves_chart(words, curves, form="%", whole_x=True)])
 
 
@@ -109,7 +116,7 @@ def pairing_section(runs: Sequence[ReportRun], metric: str) -> Section:
         if value is not None:
             pair = (str(run.settings.get("model.encoder") or "–"), str(run.settings.get("model.decoder") or "–"))
             found.setdefault(pair, []).append(value)
-    encoders, decoders = (tuple(dict.fromkeys(pair[side] for pair in sorted(found))) for side in (0, 1))
+    encoders, decoders = (tuple(sorted({pair[side] for pair in found}, key=_in_the_papers_order)) for side in (0, 1))
     if len(found) < 2:
         return Section("Pairing of attentions", absent="all runs have the same pairing.")
     means = {pair: sum(values) / len(values) for pair, values in found.items()}
@@ -121,8 +128,8 @@ def pairing_section(runs: Sequence[ReportRun], metric: str) -> Section:
     counts = sorted({len(values) for values in found.values()})
     runs_each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     description = (
-        f"Mean {metric} of the runs with each encoder and decoder pairing, {runs_each} runs per cell. Shades reach from the "
-        f"lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty cell was not run."
+        f"Mean {METRIC_NAMES[metric]} of the runs with each encoder and decoder pairing, {runs_each} runs per cell. Shades "
+        f"reach from the lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty cell was not run."
     )
     words = Words("Pairing of attentions", description, "decoder", "encoder")
     return Section(
@@ -145,9 +152,10 @@ def pareto_section(rows: Mapping[str, Sequence[ReportRun]], metric: str) -> Sect
             seconds.append(Costed(row, 1000 * len(speeds) / sum(speeds), mean))
     charts = []
     for points, name in ((flops, "FLOP, GFLOP per clip"), (seconds, "training time, ms per clip")):
-        if len({point.cost for point in points}) > 1:
-            charts.append(pareto_chart(points, name, metric))
-    return Section("Accuracy against cost", charts=charts, absent="all rows cost the same.")
+        prices = [point.cost for point in points]
+        if points and max(prices) > _NOISE * min(prices):
+            charts.append(pareto_chart(points, name, METRIC_NAMES[metric]))
+    return Section("Accuracy against cost", charts=charts, absent="all rows cost about the same.")
 
 
 def _verdict_table(rows: Sequence[VerdictRow], metric: str, form: str) -> Table:
@@ -183,6 +191,10 @@ def _verdict_table(rows: Sequence[VerdictRow], metric: str, form: str) -> Table:
             cells += [Number(_signed(mean, form), mean), f"{_signed(low, form)} to {_signed(high, form)}"]
         body.append((*cells, row.verdict))
     return Table(heads, tuple(body))
+
+
+def _in_the_papers_order(pattern: str) -> list[int]:
+    return ["FZB".find(letter) for letter in pattern]
 
 
 def _signed(difference: float, form: str) -> str:

@@ -51,7 +51,7 @@ def intervals_chart(words: Words, rows: Sequence[Interval], *, zero: bool = Fals
     """
     labels = [shortened(row.name, 30) for row in rows]
     left, top = min(170.0, max(map(text_width, labels)) + 14), 24.0
-    right, bottom = WIDTH_PX - 14.0, top + 30.0 * len(rows)
+    right, bottom = WIDTH_PX - 24.0, top + 30.0 * len(rows)
     values = [value for row in rows for value in (row.low, row.high, row.mean, *row.values)]
     values += [row.paper for row in rows if row.paper is not None]
     values += [0.0] if zero else []

@@ -44,6 +44,8 @@ class Section:
     listings: Sequence[str] = ()
     """Texts that keep their line breaks, such as commands."""
     absent: str = ""
+    notes: Sequence[str] = ()
+    """Sentences that a reader needs to trust the section, shown as a list."""
 
     @property
     def is_empty(self) -> bool:
@@ -97,9 +99,11 @@ def _section(name: str, section: Section) -> str:
     charts = "".join(_figure(f"{name}-chart-{index}", chart) for index, chart in enumerate(section.charts))
     charts = f'<div class="charts">{charts}</div>' if charts else ""
     tables = "".join(_named_table(named) for named in section.tables)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in section.notes)
+    notes = f'<ul class="notes">{notes}</ul>' if notes else ""
     listings = "".join(f'<pre tabindex="0">{escape(listing)}</pre>' for listing in section.listings)
     heading = f'<h2 id="{name}">{escape(section.title)}</h2>'
-    return f'<section aria-labelledby="{name}">{heading}{lead}{tables}{pictures}{charts}{listings}</section>'
+    return f'<section aria-labelledby="{name}">{heading}{lead}{tables}{notes}{pictures}{charts}{listings}</section>'
 
 
 def _figure(name: str, chart: Chart) -> str:

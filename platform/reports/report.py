@@ -22,16 +22,19 @@ from starlab.platform.reports.group_sections import (
     verdict_section,
 )
 from starlab.platform.reports.page import NamedTable, Section, Summary, page
-from starlab.platform.reports.report_runs import ReportRun, groups, read_run
+from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun, groups, read_run
 from starlab.platform.reports.results import read_results
 from starlab.platform.reports.run_sections import cost_section, curves_section, provenance_section
 from starlab.platform.reports.search_charts import importance_chart, parallel_chart, slice_chart, trials_table
-from starlab.platform.reports.svg import percent, value_text
+from starlab.platform.reports.svg import percent, short_number, value_text
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.search_records import AblationRecord, SearchSummary, Trial
 
 FILE = "report.html"
-_METRICS = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class accuracy"}
+_MOST_DRAWN = 100
+"""Trials of a search that are drawn and listed. With all of a long search, a page would be megabytes."""
+_MOST_LISTED = 40
+"""Trials whose curves, cost and origin are shown."""
 
 
 def report(folder: RunFolder, complain: Callable[[str], None] = lambda _: None) -> Path:
@@ -91,7 +94,7 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
     if not trials:
         raise UserError(f"no trial of {folder.path.name} has finished, so there is nothing to report")
     best, ordered = runs[trials[0].run], [runs[trial.run] for trial in trials]
-    values = ", ".join(f"{key}={value}" for key, value in trials[0].values.items())
+    values = ", ".join(f"{key}={_short(value)}" for key, value in sorted(trials[0].values.items()))
     test = best.result.test
     verdict = [
         f"Best of {len(trials)} trials: {values}, validation top-1 {percent(trials[0].val_top1)}"
@@ -104,17 +107,16 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
     rows = {best.name: [best]}
     whole = [runs[trial.run] for trial in trials if trial.whole]
     sections = [
-        Section("Trials", tables=[NamedTable("All trials, best first", trials_table(trials, sorted(space)))]),
         _search_charts(trials, space, found),
         layers_section([_validated(run) for run in whole], "top1", best_only=True),
         pairing_section([_validated(run) for run in whole], "top1"),
         pareto_section({run.name: [_validated(run)] for run in whole}, "top1"),
-        curves_section(ordered, best=best.name),
+        curves_section(ordered[:_MOST_LISTED], best=best.name),
         classes_section(rows),
         *attention_section(rows),
         embedding_section([best]),
-        cost_section({run.name: [run] for run in ordered}),
-        provenance_section(ordered, _commands(folder, "search"), flatten(raw)),
+        cost_section({run.name: [run] for run in ordered[:_MOST_LISTED]}),
+        provenance_section(ordered[:_MOST_LISTED], _commands(folder, "search"), flatten(raw)),
     ]
     return Summary(folder.path.name, _kind(folder, "Search"), verdict, _facts(ordered)), sections
 
@@ -122,32 +124,34 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
 def _search_charts(trials: Sequence[Trial], space: Mapping[str, Distribution], found: SearchSummary | None) -> Section:
     if not space:
         return Section("What the search tried", absent="the search has no space in its spec.")
-    charts = [parallel_chart(trials, space)]
+    drawn = trials[:_MOST_DRAWN]
+    charts = [parallel_chart(drawn, space)]
     for key, kind in sorted(space.items()):
         having = [
             trial for trial in trials if trial.values.get(key) is not None or (kind.kind == "choice" and key in trial.values)
         ]
         charts += [slice_chart(having, key, kind)] if having else []
-    importance = getattr(found, "importance", None)
+    importance = found.importance if found else {}
     if importance:
         charts.append(importance_chart(importance, len(trials)))
     lead = "" if importance else "Importance is left out: it needs a finished search of at least 10 trials."
-    return Section("What the search tried", lead, charts)
+    if len(drawn) < len(trials):
+        lead = f"{lead} The best {len(drawn)} trials are drawn and listed; trials.csv among the artifacts has all.".strip()
+    named = f"The best {len(drawn)} trials" if len(drawn) < len(trials) else f"All {len(trials)} trials, best first"
+    table = NamedTable(named, trials_table(drawn, sorted(space)), folded=len(drawn) > 12)
+    return Section("What the search tried", lead, charts=charts, tables=[table])
 
 
 def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str], None]) -> tuple[Summary, list[Section]]:
-    runs = []
-    for cell in record.cells:
-        place = RunFolder(folder.path.parent / cell.folder)
-        run = read_run(place, cell.row, cell.seed, complain) if place.path.is_dir() else None
-        runs += [run] if run else []
+    runs = _cells(folder, record, complain)
     if not runs:
         raise UserError(f"no cell of {folder.path.name} has finished, so there is nothing to report")
     comparison = compare(read_results([folder], complain, costs=False), metric=record.metric)
-    metric, form = _METRICS.get(record.metric, record.metric), "%" if comparison.unit == "%" else "g"
+    metric, form = METRIC_NAMES.get(record.metric, record.metric), "%" if comparison.unit == "%" else "g"
     rows, verdicts = groups(runs), verdict_rows(comparison)
     missing = len(record.cells) - len(runs)
-    verdict = [f"Claim: {record.claim}", *comparison.sentences]
+    notes = [*comparison.sentences, *(note[:1].upper() + note[1:] + "." for note in comparison.notes)]
+    verdict = [f"Claim: {record.claim}", _counted(comparison)]
     if verdicts:
         best = verdicts[0]  # a comparison is sorted
         seeds = "1 seed" if len(best.values) == 1 else f"{len(best.values)} seeds"
@@ -155,7 +159,7 @@ def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str
     if missing:
         verdict.append(f"{missing} of {len(record.cells)} cells have no result yet.")
     sections = [
-        verdict_section(verdicts, metric, comparison.base or record.reference, comparison.notes, form),
+        verdict_section(verdicts, metric, comparison.base or record.reference, notes, form),
         *([layers_section(runs, record.metric), pairing_section(runs, record.metric)] if form == "%" else []),
         curves_section(runs),
         *([pareto_section(rows, record.metric)] if form == "%" else []),
@@ -191,6 +195,38 @@ def verdict_rows(comparison: Comparison) -> list[VerdictRow]:
             )
         )
     return found
+
+
+def report_runs(folder: RunFolder, complain: Callable[[str], None]) -> tuple[list[ReportRun], str]:
+    """Read the finished runs of an ablation or a search, or the run itself, and the metric by which they are compared."""
+    if record := folder.read(AblationRecord):
+        return _cells(folder, record, complain), record.metric
+    trials = folder.trials()
+    found = (read_run(run, run.path.name, None, complain) for run in (trials or [folder]))
+    return [run for run in found if run], "top1"
+
+
+def _cells(folder: RunFolder, record: AblationRecord, complain: Callable[[str], None]) -> list[ReportRun]:
+    runs = []
+    for cell in record.cells:
+        place = RunFolder(folder.path.parent / cell.folder)
+        run = read_run(place, cell.row, cell.seed, complain) if place.path.is_dir() else None
+        runs += [run] if run else []
+    return runs
+
+
+def _counted(comparison: Comparison) -> str:
+    """Count the verdicts, as in "4 rows against FZ/FB: 1 worse, 3 no difference shown"."""
+    verdicts = [row.verdict for row in comparison.rows if row.difference]
+    if not verdicts:
+        return "No row can be compared with another one yet."
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+    rows = "1 row" if len(verdicts) == 1 else f"{len(verdicts)} rows"
+    return f"{rows} against {comparison.base}: {counts}."
+
+
+def _short(value: object) -> str:
+    return short_number(value) if isinstance(value, float) else str(value)
 
 
 def _validated(run: ReportRun) -> ReportRun:

@@ -16,6 +16,8 @@ from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.records import DamagedRecordError, Result
 
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class accuracy", "loss": "loss"}
+"""Names of metrics as a reader knows them."""
 Series = tuple[tuple[float, ...], tuple[float, ...]]
 """Steps and values of one metric."""
 

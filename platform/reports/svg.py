@@ -16,7 +16,7 @@ WIDTH_PX = 400
 """Width of a chart. It is that of a phone, so that text is as large there as in the rest of the page."""
 SERIES = 6
 """Number of colours that can be told apart with any colour vision (classes s0 to s5 of page.css)."""
-_CHARACTER_PX = 6.6
+_CHARACTER_PX = 7.2
 """Width of a character of the labels, on average."""
 
 
@@ -162,7 +162,7 @@ class LinearScale:
     start: float
     end: float
     form: str = "g"
-    """How ticks are written: "g", or "%" for shares in [0, 1]."""
+    """How ticks are written (see `value_text`)."""
     whole: bool = False
     """Whether only whole numbers are marked."""
 
@@ -184,6 +184,8 @@ class LinearScale:
         return [(index * step, self._text(index * step)) for index in range(first, last + 1)]
 
     def _text(self, value: float) -> str:
+        if self.form == "points":
+            return f"{100 * value:+.4g}" if round(value, 9) else "0"
         return f"{100 * value:.4g} %" if self.form == "%" else short_number(value)
 
 
@@ -263,7 +265,9 @@ def percent(share: float) -> str:
 
 
 def value_text(value: float, form: str) -> str:
-    """Write a value: a share as a percentage where `form` is "%", else with at most four digits that matter."""
+    """Write a value. `form`: "%" for a share, "points" for a difference of shares, "g" for any other number."""
+    if form == "points":
+        return f"{100 * value:+.1f}"
     return percent(value) if form == "%" else short_number(value)
 
 

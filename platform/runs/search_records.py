@@ -53,6 +53,8 @@ class SearchSummary:
     """Run ids of the whole trials that no other one beats in every objective, best first. Empty with one objective."""
     seeds: tuple[int, ...] = ()
     """Seeds of each trial's runs."""
+    importance: dict[str, float] = field(default_factory=dict)
+    """Share of each searched key in the difference between all trials and the best tenth; empty if there are few trials."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,6 +39,7 @@ from starlab.platform.runs.search_records import SearchSummary, Trial
 from starlab.platform.search.best_so_far import record_winner
 from starlab.platform.search.budget import Budget
 from starlab.platform.search.early_stopping import make_rungs
+from starlab.platform.search.importance import importances
 from starlab.platform.search.ledger import Ledger
 from starlab.platform.search.objectives import Objective, objectives_of, pareto_front
 from starlab.platform.search.room import watch_room
@@ -134,6 +135,7 @@ def search(
                     objectives={objective.name: objective.direction for objective in objectives},
                     pareto_front=tuple(trial.run for trial in front),
                     seeds=spec.seeds,
+                    importance=importances(trials, spec.space),
                 )
             )
             record_winner(folder, next(trial for trial in trials if trial.run == best.run_id), best.metrics)

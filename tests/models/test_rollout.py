@@ -109,3 +109,32 @@ def test_separate_projections_and_poses_alone_roll_out_too() -> None:
         importance = frame_importance(StarTransformer(config), *batch(config))
         assert (importance >= 0).all()
         torch.testing.assert_close(importance.sum(1), torch.ones(2))
+
+
+def test_following_one_pattern_leaves_the_others_as_their_residual() -> None:
+    torch.manual_seed(0)
+    model = StarTransformer(dataclasses.replace(CONFIG, encoder="FZ", decoder="FB", layers=1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    inputs = batch(CONFIG)
+    torch.testing.assert_close(frame_importance(model, *inputs, "FZB"), frame_importance(model, *inputs))
+    torch.testing.assert_close(frame_importance(model, *inputs, ""), torch.full((2, 4), 0.25))
+    alone = [frame_importance(model, *inputs, letter) for letter in "FZB"]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert (alone[one] - alone[other]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [({}, (3, 4)), ({"modality": "pose"}, (2, 4)), ({"modality": "rgb"}, (2, 0)), ({"class_tokens": "single"}, (1, 4))],
+    ids=str,
+)
+def test_every_token_of_a_frame_is_a_class_token_a_cell_or_a_joint(options: dict[str, Any], sizes: tuple[int, int]) -> None:
+    from starlab.models.rollout import token_importance
+
+    config = dataclasses.replace(CONFIG, **options)
+    found = token_importance(StarTransformer(config), *batch(config))
+    assert (len(found.class_rows), len(found.joint_rows)) == sizes
+    rows = sorted([*found.class_rows, *found.grid_rows, *found.joint_rows])
+    assert rows == list(range(found.importance.shape[2]))

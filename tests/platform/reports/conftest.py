@@ -23,6 +23,7 @@ from starlab.platform.reports.explain_files import (
     write_embedding,
     write_rollouts,
 )
+from starlab.platform.reports.report import report
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import Result, RunInfo
 from starlab.platform.runs.search_records import AblationRecord, AblationRow, Cell, SearchSummary, Trial
@@ -121,8 +122,20 @@ def explain(folder: RunFolder, patterns: str) -> None:
     write_embedding(target / EMBEDDING, Embedding(true, ids, {"PCA": points.astype(np.float32)}, 0.8, "test"))
 
 
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The reports of all three, by kind, written once."""
+    kinds = {"run": explained_run, "search": lambda runs: make_search(runs, 24), "ablation": make_ablation}
+    return {kind: report(make(tmp_path_factory.mktemp(kind))) for kind, make in kinds.items()}
+
+
 @pytest.fixture
 def finished_run(tmp_path: Path) -> RunFolder:
+    """One explained run."""
+    return explained_run(tmp_path)
+
+
+def explained_run(tmp_path: Path) -> RunFolder:
     """One explained run."""
     folder = make_run(tmp_path / "demo-1a2b", ["model.encoder=FZ"], 0.8)
     explain(folder, "FZB")
@@ -173,12 +186,18 @@ def make_search(runs: Path, count: int) -> RunFolder:
     spec = load_spec("demo").to_dict() | {"space": space, "search": {"trials": count}}
     folder.write_json(SPEC, spec)
     folder.write(RunFolder(best).info)
-    folder.write(SearchSummary(trials=tuple(trials), best=trials[0].run, test_top1=trials[0].val_top1))
+    importance = {"train.lr": 0.7, "model.layers": 0.2, "model.encoder": 0.1} if count >= 10 else {}
+    folder.write(SearchSummary(trials=tuple(trials), best=trials[0].run, test_top1=0.8, importance=importance))
     return folder
 
 
 @pytest.fixture
 def finished_ablation(tmp_path: Path) -> RunFolder:
+    """The ablation of `make_ablation`."""
+    return make_ablation(tmp_path)
+
+
+def make_ablation(tmp_path: Path) -> RunFolder:
     """An ablation of five rows and three seeds, of which two rows differ in depth, and one cell is missing."""
     rows = {
         "FZ/FB": (["model.encoder=FZ", "model.decoder=FB"], 0.92),
