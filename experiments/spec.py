@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -147,7 +148,7 @@ def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
     raw, where = read_layers(experiment, overrides)
     for key in ("space", "search"):
         if key in raw:
-            raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {experiment}")
+            raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {shlex.quote(experiment)}")
     return spec_from_dict(raw, where)
 
 
@@ -160,7 +161,9 @@ def load_search(experiment: str, overrides: Sequence[str] = ()) -> SearchSpec:
     raw, where = read_layers(experiment, overrides)
     space, search = raw.pop("space", None), raw.pop("search", {})
     if not isinstance(space, dict) or not space:
-        raise SpecError(f"{where}: no 'space', so there is nothing to search; run it with: starlab train {experiment}")
+        raise SpecError(
+            f"{where}: no 'space', so there is nothing to search; run it with: starlab train {shlex.quote(experiment)}"
+        )
     spec = SearchSpec(
         base=spec_from_dict(raw, where),
         space={key: _distribution(key, form, where) for key, form in space.items()},

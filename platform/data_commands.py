@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -51,7 +52,7 @@ def prepare(
     for clip in result.skipped[:5]:
         print(f"bad      {clip.clip_id}: {clip.reason}")
     if len(result.skipped) > 5:
-        print(f"bad      and {len(result.skipped) - 5} more: starlab data stats {store}")
+        print(f"bad      and {len(result.skipped) - 5} more: starlab data stats {shlex.quote(str(store))}")
     megabytes = sum(shard["num_bytes"] for shard in result.manifest["shards"]) / 1e6
     print(
         f"store    {result.folder.uri}: {len(result.clips):,} clips, {result.manifest['frames']:,} frames, "

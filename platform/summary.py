@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from urllib.parse import unquote
 
 from starlab.platform.evaluation import EvaluationResult
@@ -85,6 +86,6 @@ def _tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: s
         return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]
     if uri.startswith("sqlite:") and uri.endswith("/mlflow.db"):
         runs = unquote(uri.removeprefix("sqlite:///").removesuffix("/mlflow.db"))
-        return [f"MLflow     {where}", f"look at it starlab ui --runs {runs}"]
-    look = uri if uri.startswith("http") else f"mlflow server --backend-store-uri {uri}"
+        return [f"MLflow     {where}", f"look at it starlab ui --runs {shlex.quote(runs)}"]
+    look = uri if uri.startswith("http") else f"mlflow server --backend-store-uri {shlex.quote(uri)}"
     return [f"MLflow     {where}", f"look at it {look}"]
