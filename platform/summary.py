@@ -59,7 +59,7 @@ def search_lines(result: SearchResult) -> list[str]:
     best = result.best
     look = f", look {result.looks_at_test} at the test part in this search" if result.looks_at_test > 1 else ""
     return [
-        f"validation top-1 of {len(rows)} trials ({result.seconds:.0f} s):",
+        f"validation top-1 of {_count(len(rows), len(result.failed))} ({result.seconds:.0f} s):",
         *rows,
         *(f"  failed            {run_id}: {reason}" for run_id, reason in sorted(result.failed.items())),
         *(["the same command tries the failed ones again"] if result.failed else []),
@@ -69,6 +69,10 @@ def search_lines(result: SearchResult) -> list[str]:
         f"compare    starlab compare {result.folder.name}",
         *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
+
+
+def _count(finished: int, failed: int) -> str:
+    return f"{finished} of {finished + failed} trials, {failed} failed" if failed else f"{finished} trials"
 
 
 def _replay_lines(result: RunResult) -> list[str]:

@@ -166,6 +166,9 @@ class _Reporter(Callback):
         self._say(f"trial    {trial.trial_id} starts again from its newest checkpoint: its process failed")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Print where its log is; the search goes on."""
+        """Print that its process failed for good, and where its files are; the search goes on."""
         self._ended += 1
-        self._say(f"trial    {trial.trial_id} failed; see {trial.local_path} ({self._ended}/{self._trials})")
+        self._say(
+            f"trial    {trial.trial_id} failed: its process was killed or crashed {_STARTS_AGAIN + 1} times; its files are in "
+            f"{self._folders.at(trial.config).path} ({self._ended}/{self._trials})"
+        )
