@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.runs.end_request import read_request, request_end
+from starlab.platform.runs.records import DamagedRecordError
 from starlab.platform.search.best_so_far import BestSoFar
 from starlab.platform.search.early_stopping import AskingASHA
 from starlab.platform.search.ledger import Ledger
@@ -138,9 +139,9 @@ class _Reporter(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Record a new best value while the search runs. A full disk costs the record and not the search."""
+        """Record a new best value while the search runs. A full disk or a damaged record does not end the search."""
         if METRIC in result:
-            with suppress(OSError):
+            with suppress(OSError, DamagedRecordError):
                 self._best_so_far.update(self._folders.run_id(trial.config), trial.config, result[METRIC])
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
