@@ -17,7 +17,7 @@ from starlab.experiments.sections import TrackingConfig
 from starlab.platform.errors import UserError
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import DamagedRecordError, Result, RunInfo
-from starlab.platform.tracking.sender import fail_fast
+from starlab.platform.tracking.mlflow_client import fail_fast
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

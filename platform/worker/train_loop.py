@@ -192,8 +192,8 @@ class _Worker:
             self.writer.points(
                 state.step,
                 {
-                    names.TRAIN_TOP1: totals.top1,  # first, because MLflow compares runs by the metric that came first
                     names.TRAIN_LOSS: totals.mean_loss,
+                    names.TRAIN_TOP1: totals.top1,
                     names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.schedule_steps),
                     names.CLIPS_PER_SECOND: timer.steps_per_second(state.step) * self.spec.train.global_batch,
                     names.DATA_WAIT: timer.waiting_share(),
