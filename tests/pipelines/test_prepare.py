@@ -298,7 +298,7 @@ def test_show_draws_a_clip_of_an_unprepared_folder_and_estimated_joints(
         assert (said.code, said.out) == (2, "")
         return said.err
 
-    assert "did you mean 0005?" in refused(str(small_folder), "--clip", "00055")
+    assert "did you mean 0055?" in refused(str(small_folder), "--clip", "00055")
     assert "neither a prepared store nor a folder with files of" in refused(str(tmp_path))
     assert "no folder at" in refused(str(tmp_path / "nowhere"))
     assert "unknown data set 'pen_action'" in refused(str(small_folder), "--dataset", "pen-action")

@@ -10,6 +10,7 @@ import pytest
 from starlab.experiments.spec import load_spec
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import StoreLayout, prepare
+from starlab.platform.evaluation import evaluate_run
 from starlab.platform.runs.journal import read_points
 from starlab.platform.runs.metric_names import SYSTEM
 from starlab.platform.trainer import RunResult, train
@@ -51,5 +52,5 @@ def test_a_run_on_the_files_is_found_and_evaluated_on_their_store(small_folder, 
     again = train(load_spec("demo", [*TINY, f"data.store={store}"]), runs=runs)
     assert (again.run_id, again.metrics) == (first.run_id, first.metrics)
     assert curve(again) == steps
-    evaluated = evaluate(first.run_id, overrides=[f"data.store={store}"], runs=runs)
-    assert evaluated.metrics["test/top1"] == pytest.approx(first.metrics["test/top1"])
+    evaluated = evaluate_run(first.run_id, overrides=[f"data.store={store}"], runs=runs)
+    assert evaluated.metrics["top1"] == pytest.approx(json.loads((first.folder / "result.json").read_text())["test"]["top1"])
