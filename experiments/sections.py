@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,6 +14,8 @@ class TrainConfig:
 
     epochs: float = 300
     """Passes over the training part; a fraction is fine for a quick try."""
+    stop_after_epochs: float | None = None
+    """End the run after so many of its `epochs`. The learning rate keeps the schedule of all of them. null trains them all."""
     global_batch: int = 16
     """Clips per step over all workers; does not change with their number. (The paper's 4 on each of 4 GPUs.)"""
     accumulate: int = 1
@@ -64,8 +66,20 @@ class TrainConfig:
     profile: bool = False
     """Trace a few steps of rank 0 into the run's artifacts. Not part of the run's identity."""
 
+    @property
+    def trained_epochs(self) -> float:
+        """Passes over the training part until the run ends."""
+        return self.epochs if self.stop_after_epochs is None else self.stop_after_epochs
+
     def __post_init__(self) -> None:
         _require(0 < self.epochs < math.inf, "train.epochs", self.epochs, "be above 0, and finite")
+        stop = self.stop_after_epochs
+        _require(
+            stop is None or 0 < stop <= self.epochs,
+            "train.stop_after_epochs",
+            stop,
+            f"be above 0 and at most train.epochs, {self.epochs:g}, or null",
+        )
         _require(self.lr > 0, "train.lr", self.lr, "be above 0")
         _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "be in [0, 1)")
         _require(self.backbone_lr_scale > 0, "train.backbone_lr_scale", self.backbone_lr_scale, "be above 0")
@@ -152,31 +166,49 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """The `search` section of a search."""
+    """The `search` section of a search. Budgets count earlier calls of the same search too; the first one used up ends it."""
 
-    trials: int = 20
-    """Trials in all, those of an earlier, interrupted call included."""
+    trials: int | None = 20
+    """Points of the space to try; null is no limit."""
+    hours: float | None = None
+    """Hours that the search may run, over all of its calls; null is no limit. Trials under way then write a checkpoint."""
+    gpu_hours: float | None = None
+    """GPUs times hours that its trials may hold, over all of its calls; null is no limit."""
+    objectives: tuple[str, ...] | None = None
+    """What a point is judged by, by name (platform/search/objectives.py): val/top1, val/loss, flops, parameters,
+    clips_per_second, … The winner is the best by the first one. null is val/ and `train.select_by`."""
+    seeds: int = 1
+    """Runs of each point, with `train.seed`, train.seed + 1, …; the point's value is their mean."""
+    start: tuple[dict[str, Any], ...] | None = None
+    """Points to try first; a key that one leaves out has the base's value. null is the base itself, if the space holds it."""
     seed: int = 0
-    """Seeds the sampler."""
+    """Seeds the sampler. Another seed is another search."""
     sampler: str = "tpe"
-    """What proposes the next point, by its name in platform/search/samplers.py: tpe, random."""
-    concurrent: int | None = None
-    """Trials at once; null takes as many as the cluster's GPUs (or CPUs) hold."""
+    """What proposes the next point, by its name in platform/search/samplers.py: tpe, gp, cmaes, random, grid."""
+    early_stopping: Literal["asha", "hyperband", "none"] | None = None
+    """What ends hopeless trials early, by the first objective. null is "asha", or "none" where it could not be fair: with
+    several objectives, or with one that is known only at the end."""
     grace_epochs: int = 1
-    """Epochs before ASHA may stop a trial."""
+    """Epochs before a trial may be ended early."""
     reduction: int = 2
-    """ASHA keeps one in so many at each rung."""
+    """Early stopping keeps one in so many at each rung."""
+    concurrent: int | None = None
+    """Runs at once; null takes as many as the cluster's GPUs (or CPUs) hold, and more when it grows."""
+    storage: str | None = field(default=None, repr=False)
+    """Database of the proposals, e.g. postgresql+psycopg2://me@host/db; null is SQLite in the search's folder. A password in it
+    is never stored."""
 
     def __post_init__(self) -> None:
-        _require(self.trials >= 1, "search.trials", self.trials, "be 1 or more")
-        _require(
-            self.concurrent is None or self.concurrent >= 1,
-            "search.concurrent",
-            self.concurrent,
-            "be 1 or more, or null",
-        )
-        _require(self.grace_epochs >= 1, "search.grace_epochs", self.grace_epochs, "be 1 or more")
-        _require(self.reduction >= 2, "search.reduction", self.reduction, "be 2 or more")
+        for name in ("trials", "concurrent"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"search.{name}", value, "be 1 or more, or null")
+        for name in ("hours", "gpu_hours"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"search.{name}", value, "be above 0 and finite, or null")
+        for name, lowest in (("seeds", 1), ("grace_epochs", 1), ("reduction", 2), ("seed", 0)):
+            _require(getattr(self, name) >= lowest, f"search.{name}", getattr(self, name), f"be {lowest} or more")
+        names = self.objectives
+        _require(names is None or 0 < len(names) == len(set(names)), "search.objectives", names, "name one or more, each once")
 
 
 def _require(holds: bool, key: str, value: object, must: str) -> None:

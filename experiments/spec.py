@@ -15,10 +15,11 @@ from typing import Any
 from starlab.experiments.catalog import SpecError, parse_value
 from starlab.experiments.credentials import without_password
 from starlab.experiments.overrides import flatten, read_layers, resolve_paths, set_key
+from starlab.experiments.search_rules import check_search
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
-from starlab.experiments.space import Distribution, why_not_searchable
+from starlab.experiments.space import Distribution, in_order
 from starlab.experiments.strict import read_section, refuse_unknown_keys
-from starlab.models.star import StarConfig
+from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
@@ -26,6 +27,7 @@ __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_sp
 _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
     ("train", "backbone_lr_scale", 1.0),
+    ("train", "stop_after_epochs", None),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
 )
@@ -100,18 +102,53 @@ class SearchSpec:
 
     base: Spec
     space: Mapping[str, Distribution]
-    """By dotted key."""
+    """By dotted key, each behind the keys that its condition names."""
     search: SearchConfig
 
     def to_dict(self) -> dict[str, Any]:
         """Base, space and search in plain JSON types, in the form of the YAML file."""
         space = {key: distribution.to_yaml() for key, distribution in self.space.items()}
         plain: dict[str, Any] = json.loads(json.dumps({"space": space, "search": asdict(self.search)}))
+        if self.search.storage is not None:
+            plain["search"]["storage"] = without_password(self.search.storage)
         return self.base.to_dict() | plain
 
     def without_password(self) -> SearchSpec:
-        """The same search with a base that holds no password."""
-        return replace(self, base=self.base.without_password())
+        """The same search without the passwords of the tracking server and of the storage."""
+        storage = self.search.storage and without_password(self.search.storage)
+        return replace(self, base=self.base.without_password(), search=replace(self.search, storage=storage))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of each point's runs, the base's own first."""
+        return tuple(self.base.train.seed + index for index in range(self.search.seeds))
+
+    @property
+    def start_points(self) -> list[dict[str, Any]]:
+        """The points to try first.
+
+        Raises:
+            ValueError: one is not in the space; says which key and why.
+        """
+        if self.search.start is None:
+            own = self.point_of(self.base.to_dict())
+            return [own] if own is not None else []
+        return [self._start_point(start) for start in self.search.start]
+
+    def point_of(self, resolved: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The point of the space at which a resolved spec stands, by its keys of the space; None where it is outside."""
+        flat, point = flatten(resolved), dict[str, Any]()
+        for key, distribution in self.space.items():
+            if distribution.is_on(point):
+                try:
+                    point[key] = distribution.find(flat[key])
+                except (KeyError, ValueError):
+                    return None
+        return point
+
+    def edges(self) -> list[dict[str, Any]]:
+        """The points to check before a search starts: each edge of each key, with what its condition needs."""
+        return [self._with_parents({key: value}) for key, kind in self.space.items() for value in kind.edges]
 
     @property
     def longest_epochs(self) -> float:
@@ -133,6 +170,27 @@ class SearchSpec:
         spec = spec_from_dict(raw, f"{self.base.name} at {dict(values)}")
         return replace(spec, tracking=self.base.tracking)  # with its password, which `to_dict` left out
 
+    def _start_point(self, start: Mapping[str, Any]) -> dict[str, Any]:
+        point, own = dict[str, Any](), flatten(self.base.to_dict())
+        for key in start:
+            if key not in self.space:
+                raise ValueError(f"{key} is not a key of the space: {', '.join(self.space)}")
+        for key, distribution in self.space.items():
+            if distribution.is_on(point):
+                try:
+                    point[key] = distribution.find(start.get(key, own.get(key)))
+                except ValueError as error:
+                    raise ValueError(f"{key}{'' if key in start else ', which has the value of the base'}: {error}") from None
+            elif key in start:
+                raise ValueError(f"{key} has no value there: its condition does not hold")
+        return point
+
+    def _with_parents(self, values: dict[str, Any]) -> dict[str, Any]:
+        for key in list(values):
+            for parent, allowed in self.space[key].when.items():
+                values = self._with_parents({parent: self.space[parent].find(allowed[0])}) | values
+        return values
+
 
 def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
     """Read a packaged experiment by name or a YAML file by path, then lay dotted overrides over it.
@@ -145,6 +203,8 @@ def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
         SpecError: unknown experiment, unknown key, wrong type or a value out of its range.
     """
     raw, where = read_layers(experiment, overrides)
+    if "rows" in raw:
+        raise SpecError(f"{where}: 'rows' makes it an ablation; run it with: starlab ablate {experiment}")
     for key in ("space", "search"):
         if key in raw:
             raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {experiment}")
@@ -161,24 +221,17 @@ def load_search(experiment: str, overrides: Sequence[str] = ()) -> SearchSpec:
     space, search = raw.pop("space", None), raw.pop("search", {})
     if not isinstance(space, dict) or not space:
         raise SpecError(f"{where}: no 'space', so there is nothing to search; run it with: starlab train {experiment}")
+    distributions = {key: _distribution(key, form, where) for key, form in space.items()}
+    try:
+        keys = in_order(distributions)
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}") from None
     spec = SearchSpec(
         base=spec_from_dict(raw, where),
-        space={key: _distribution(key, form, where) for key, form in space.items()},
+        space={key: distributions[key] for key in keys},
         search=read_section(SearchConfig, search, "search", where),
     )
-    if spec.base.data.select == "test":
-        raise SpecError(
-            f"{where}: data.select is 'test', so every trial would be chosen by the test part; a search compares its trials on "
-            "the validation part: leave the key out, and give data.validation_fraction a share"
-        )
-    for key, distribution in spec.space.items():
-        for value in distribution.edges:
-            try:
-                spec.spec_of({key: value})
-            except SpecError as error:
-                raise SpecError(f"{where}: space.{key} reaches {value!r}, which is not a valid experiment: {error}") from None
-        if reason := why_not_searchable(key):
-            raise SpecError(f"{where}: space.{key} cannot be searched: {reason}")
+    check_search(spec, where)
     return spec
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import (
@@ -228,6 +227,8 @@ def parse_label(data: bytes) -> Label:
     Raises:
         ValueError: the bytes are not such a file, or its arrays do not fit each other; the message says which.
     """
+    import scipy.io  # takes a tenth of a second, which a refused command need not wait for
+
     try:
         # Only these: the bounding boxes are not used, and in two clips are one row short.
         wanted = ["action", "train", "nframes", "dimensions", "x", "y", "visibility", "subject"]

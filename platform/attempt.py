@@ -43,11 +43,18 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
         LeaseLostError: another process has taken the run over.
     """
     folder, resources = task.folder, task.spec.resources
-    failures, reached = 0, _newest_step(folder)
+    failures, reached, left = 0, _newest_step(folder), None
     while True:
         folder.remove(Outcome)
         try:
             _run_workers(train_loop, task, placement, callbacks)
+        except _NoRoomForWorkersError as error:
+            if left is None:
+                raise
+            raise RunPreemptedError(
+                f"run {folder.path.name} ended at step {left.step} because {left.reason}; {left.kept} and the same command "
+                f"goes on from there. {error.cause}"
+            ) from None
         except _WorkersFailedError as error:
             newest = _newest_step(folder)
             failures, reached = (1, newest) if newest > reached else (failures + 1, reached)
@@ -60,6 +67,7 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
         outcome = folder.read(Outcome)
         if outcome is None or outcome.kind != "preempted":
             break
+        left = outcome
         request = read_request(folder)
         if request or (connect().local and not could_hold(_demand(task, placement))):
             raise RunPreemptedError(
@@ -77,21 +85,28 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
         )
 
 
-def evaluate_on_workers(task: EvaluationTask, placement: Placement) -> None:
+def evaluate_on_workers(task: EvaluationTask, placement: Placement, say: Callable[[str], None] = lambda _: None) -> None:
     """Predict the clips of an evaluation; rank 0 writes `predictions.parquet` to the task's target folder.
+
+    Args:
+        say: Called with a line for the user while the cluster has no room for the workers.
 
     Raises:
         RunFailedError: a worker failed, or the cluster had no room; names the cause.
     """
-    _run_workers(evaluation_loop, task, placement)
+    _run_workers(evaluation_loop, task, placement, say=say)
 
 
 class _WorkersFailedError(RunFailedError):
-    """A worker failed; `cause` says why in one line."""
+    """A worker failed, or there was no room for it; `cause` says why in one line."""
 
     def __init__(self, message: str, cause: str) -> None:
         super().__init__(f"{message}.\n{cause}")
         self.cause = cause
+
+
+class _NoRoomForWorkersError(_WorkersFailedError):
+    """The cluster had no room for the workers within the time allowed."""
 
 
 def _run_workers(
@@ -99,8 +114,9 @@ def _run_workers(
     task: TrainTask | EvaluationTask,
     placement: Placement,
     callbacks: tuple[UserCallback, ...] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Run `loop` once on a group of workers. Waits while the cluster has no room for them."""
+    """Run `loop` once on a group of workers. Waits while the cluster has no room for them, and says so."""
     what, again = f"run {task.folder.path.name} failed", "it goes on from its newest checkpoint when started again"
     if isinstance(task, EvaluationTask):
         what, again = f"the evaluation of {task.folder.path.name} failed", "the run itself is as it was"
@@ -114,9 +130,9 @@ def _run_workers(
         else:
             return
         try:
-            _wait_for_room(task, placement, deadline)
+            _wait_for_room(task, placement, deadline, say)
         except NoRoomError as error:
-            raise RunFailedError(f"{what}; {again}.\n{error}") from None
+            raise _NoRoomForWorkersError(f"{what}; {again}", str(error)) from None
 
 
 def _fit(
@@ -145,22 +161,25 @@ def _fit(
         ).fit()
 
 
-def _wait_for_room(task: TrainTask | EvaluationTask, placement: Placement, deadline: float) -> None:
-    """Wait until the workers fit. For a trial, time in which others use the room does not count."""
+def _wait_for_room(
+    task: TrainTask | EvaluationTask, placement: Placement, deadline: float, tell: Callable[[str], None]
+) -> None:
+    """Wait until the workers fit. For a task that queues, time in which others use the room does not count."""
     folder, said = task.folder, set[str]()
 
     def say(line: str) -> None:
         if line not in said:
             said.add(line)
             events.record(folder.path, "waiting", line)
+            tell(line)
 
-    is_trial = isinstance(task, TrainTask) and task.is_trial
-    left = task.spec.resources.wait_for_room_seconds if is_trial else max(0.0, deadline - time.monotonic())
+    queues = isinstance(task, TrainTask) and task.queues
+    left = task.spec.resources.wait_for_room_seconds if queues else max(0.0, deadline - time.monotonic())
     wait_for_room(
         _demand(task, placement),
         timeout_seconds=left,
         say=say,
-        queue=is_trial,
+        queue=queues,
         check=lambda: _end_if_asked(folder) if isinstance(task, TrainTask) else None,
     )
 

@@ -44,11 +44,8 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
         DataError: the data set cannot be used, or a part that the spec needs is empty.
     """
     source = open_source(spec.data, runs, say)
-    parts = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
-    held_out, official = len(parts.validation), len(parts.validation) + len(parts.train)
-    num_test = len(parts.test)
-    parts = thin_train(parts, source.clips, spec.data.train_fraction, spec.data.split_seed)
-    parts = limit_parts(parts, source.clips, spec.data.limit, spec.data.split_seed)
+    official = split_rows(source.clips, spec.data.validation_fraction, spec.data.split_seed)
+    parts = split_parts(spec, source)
     for name in ("train", "test"):
         if not getattr(parts, name):
             raise DataError(f"{spec.data.dataset} has no {name} clip among its {len(source.clips)} readable ones")
@@ -56,9 +53,10 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
         f"data     {spec.data.dataset}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test "
         f"clips of {len(source.classes)} classes; fingerprint {source.fingerprint[:12]}"
     )
-    if difference := differs_from_official(spec.data.dataset, spec.data.protocol, official, num_test):
+    held_out, in_all = len(official.validation), len(official.validation) + len(official.train)
+    if difference := differs_from_official(spec.data.dataset, spec.data.protocol, in_all, len(official.test)):
         say(f"         {difference}")
-    share, asked = held_out / official if official else 0.0, spec.data.validation_fraction
+    share, asked = held_out / in_all if in_all else 0.0, spec.data.validation_fraction
     if abs(share - asked) > 0.01:
         say(
             f"         validation is {share:.1%} of the official training part, {asked:.1%} asked: whole subjects or clips move"
@@ -70,6 +68,14 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
         if len(source.skipped) > 5:
             say(f"         and {len(source.skipped) - 5} more, all in the run's skipped.json")
     return source, parts
+
+
+def split_parts(spec: Spec, source: ClipSource) -> Parts:
+    """Split the clips of an open data set into the parts that a spec trains on, selects by and tests on."""
+    data = spec.data
+    parts = split_rows(source.clips, data.validation_fraction, data.split_seed)
+    parts = thin_train(parts, source.clips, data.train_fraction, data.split_seed)
+    return limit_parts(parts, source.clips, data.limit, data.split_seed)
 
 
 def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> Cluster:

@@ -8,9 +8,14 @@ from starlab.platform.evaluation import EvaluationResult
 from starlab.platform.runs.metric_names import TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
 from starlab.platform.search.search import SearchResult
 from starlab.platform.search.space import values_text
+from starlab.platform.search.trial_lines import value_text
 from starlab.platform.trainer import RunResult
 
-_SELECTED = {"validation": "validation", "test": "best checkpoint by the test part itself (optimistic)"}
+_SELECTED = {
+    "validation": "validation",
+    "test": "best checkpoint by the test part itself (optimistic)",
+    "last": "last weights; validation",
+}
 
 
 def result_lines(result: RunResult) -> list[str]:
@@ -20,11 +25,10 @@ def result_lines(result: RunResult) -> list[str]:
     return [
         *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
         "",
-        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, "
-        f"{_SELECTED[result.selected_by]} {metrics[VAL_TOP1]:.3f}  ({done})",
+        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, {_selected(result)}  ({done})",
         f"run        {result.folder}",
         *_replay_lines(result),
-        *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
+        *tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
     ]
 
 
@@ -51,23 +55,34 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
 
 def search_lines(result: SearchResult) -> list[str]:
     """Every trial, best first, then the best one's result."""
-    rows = []
+    rows, names = [], [objective.name for objective in result.objectives]
+    head = "validation top-1" if names == [VAL_TOP1] else ", ".join(names)
     for trial in result.trials:
         reached = "to the end" if trial.whole else f"{trial.epochs:.0f} epochs"
-        rows.append(f"  {trial.val_top1:.3f}  {reached:<10}  {values_text(trial.values)}")
-    best = result.best
+        values = "  ".join(value_text(name, trial.value_of(name)) for name in names)
+        mark = " *" if trial in result.pareto_front else "  " if result.pareto_front else ""
+        rows.append(f"  {values}{mark}  {reached:<10}  {values_text(trial.values)}")
+    best, seeds = result.best, len(result.trials[0].runs) if result.trials else 1
     look = f", look {result.looks_at_test} at the test part in this search" if result.looks_at_test > 1 else ""
     return [
-        f"validation top-1 of {len(rows)} trials ({result.seconds:.0f} s):",
+        f"{head} of {len(rows)} trials{f', means over {seeds} seeds' if seeds > 1 else ''} ({result.seconds:.0f} s):",
         *rows,
+        *(["  * no other trial is as good in every objective and better in one"] if result.pareto_front else []),
         *(f"  failed            {run_id}: {reason}" for run_id, reason in sorted(result.failed.items())),
         *(["the same command tries the failed ones again"] if result.failed else []),
         "",
         f"best       {best.run_id}: test top-1 {best.metrics[TEST_TOP1]:.3f}{look}",
         f"search     {result.folder}",
         f"compare    starlab compare {result.folder.name}",
-        *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
+        f"proposals  {result.dashboard}",
+        *tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
+
+
+def _selected(result: RunResult) -> str:
+    if VAL_TOP1 not in result.metrics:
+        return "last weights, nothing held out"
+    return f"{_SELECTED[result.selected_by]} {result.metrics[VAL_TOP1]:.3f}"
 
 
 def _replay_lines(result: RunResult) -> list[str]:
@@ -79,7 +94,8 @@ def _replay_lines(result: RunResult) -> list[str]:
     ]
 
 
-def _tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: str | None) -> list[str]:
+def tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: str | None) -> list[str]:
+    """The MLflow run and the command that shows it, or why MLflow is not up to date."""
     where = f"run {mlflow_run_id} in {uri}"
     if problem:
         return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]

@@ -55,6 +55,8 @@ def search_figure(trials: Sequence[Trial], space: Mapping[str, Distribution]) ->
     for axes, (key, distribution) in zip(panels, sorted(space.items()), strict=True):
         is_choice = distribution.kind == "choice"
         for trial in trials:
+            if key not in trial.values:  # its condition does not hold
+                continue
             value = trial.values[key]
             place = distribution.values.index(value) if is_choice else value
             axes.plot(place, trial.val_top1, "o", color="C0", fillstyle="full" if trial.whole else "none")
@@ -63,7 +65,7 @@ def search_figure(trials: Sequence[Trial], space: Mapping[str, Distribution]) ->
         if is_choice:
             axes.set_xticks(range(len(distribution.values)), [str(value) for value in distribution.values])
             axes.set_xlim(-0.5, len(distribution.values) - 0.5)
-        elif distribution.kind == "log":
+        elif distribution.kind in ("log", "log_int"):
             axes.set_xscale("log")
         elif distribution.kind == "int":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

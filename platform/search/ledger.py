@@ -1,118 +1,172 @@
-"""The ledger of a search: `optuna.db`, which holds every proposed point, its value after each epoch and its final value.
+"""The ledger of a search: every proposed point, the values of its runs after each epoch and at their end, in a database.
 
-A point is known by the run that its spec makes. The same run is never trained twice, so a sampler that repeats a point is
-asked for another, and the repeat costs nothing of the search's budget.
+A point is known by the runs that its specs make, one for each seed. The same run is never trained twice: a point that is
+proposed again is passed over, which costs nothing of the search's budget, and runs that an earlier call finished are taken up
+from their folders, also those of a wider or narrower space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from starlab.experiments.sections import SearchConfig
 from starlab.experiments.spec import SpecError
-from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.journal import FILE as JOURNAL
-from starlab.platform.runs.journal import read_points
-from starlab.platform.runs.metric_names import EPOCH
+from starlab.platform.runs.metric_names import VAL_TOP1
 from starlab.platform.runs.search_records import Trial
-from starlab.platform.search.samplers import make_sampler
-from starlab.platform.search.space import Space
+from starlab.platform.search.objectives import Objective, Outcome, mean_outcome, outcome_of
+from starlab.platform.search.proposal import PointUnderWay, Proposal
+from starlab.platform.search.samplers import GRID, make_sampler, seed_of_call
+from starlab.platform.search.space import Space, point_text
+from starlab.platform.search.storage import open_study
+from starlab.platform.search.takeup import earlier_points
 from starlab.platform.search.trial_folders import TrialFolders
 
-FILE = "optuna.db"
-_LEFT_OUT, _FAILED, _EPOCHS = "starlab.left_out", "starlab.failed", "starlab.epochs"
-"""Attributes of a proposal: why it was not tried, why it failed, how many epochs it reached."""
-_TRIES = 20
-"""Proposals in a row that may be repeats or invalid. After them, a finite space is looked through for a point that is new."""
+LEFT_OUT = "starlab.left_out"
+"""Why a proposal was not tried."""
+_FAILED, _OUTCOMES, _CURVES = "starlab.failed", "starlab.outcomes", "starlab.curves"
+"""Why a proposal failed; the outcome, and the value by epoch, of each of its runs, by seed."""
+_TRIES = 5
+"""Proposals in a row that may be repeats or invalid. After them, a point that is new is drawn at random."""
+_RANDOM_TRIES = 100
+"""Random points in a row of which none is a valid experiment. After them, the space counts as used up."""
 
 
 class Ledger:
     """The proposals of one search, stored as they are made."""
 
-    def __init__(self, folders: TrialFolders, config: SearchConfig) -> None:
-        """Open the ledger in the search's folder, made if there is none, and queue what earlier calls left unfinished."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._folders, self._space = folders, Space(folders.spec.space)
-        path = folders.search.path
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path / FILE}")
-        self._study = optuna.create_study(study_name=path.name, storage=storage, direction="maximize", load_if_exists=True)
-        self._study.sampler = make_sampler(config.sampler, _seed(config.seed, len(self._study.trials)))
-        self._taken, self._invalid = set(self._finished()), set[str]()
-        self._queue_unfinished()
+    def __init__(
+        self,
+        folders: TrialFolders,
+        config: SearchConfig,
+        objectives: tuple[Objective, ...],
+        complain: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Open the ledger, made if there is none, take up what earlier calls finished, and queue what they left unfinished.
 
-    def propose(self, complain: Callable[[str], None] = lambda _: None) -> tuple[int, dict[str, Any]] | None:
-        """Propose a point whose run is new to this search. Returns its number and values; None where the space is used up.
+        Args:
+            config: with the password of its storage; `folders` has none.
+            complain: gets a line for each earlier run that cannot be read.
+        """
+        self._folders, self._objectives = folders, objectives
+        self._space, self._seeds = Space(folders.spec.space), folders.spec.seeds
+        self._study = open_study(folders, config, objectives)
+        seed = seed_of_call(config.seed, len(self._study.trials))
+        self._study.sampler = make_sampler(config.sampler, seed, self._space, len(objectives))
+        self._trials = config.trials
+        self._dice, self._in_order = np.random.default_rng(seed), config.sampler == GRID
+        self._open: dict[int, PointUnderWay] = {}
+        self._failures = 0
+        self._finished = {point_text(self._space.values(trial.params)) for trial in self._complete()}
+        self._tried = set(self._finished)
+        self._queue(complain)
+
+    def propose(self, complain: Callable[[str], None] = lambda _: None) -> Proposal | None:
+        """Propose a run that is new to this search: the next seed of a point under way, or a new point's first one.
 
         Args:
             complain: gets a line for each point that is not a valid experiment.
+
+        Returns:
+            None where `search.trials` points are finished, under way or failed in this call, or the space is used up.
         """
-        for _ in range(_TRIES):
-            if self._space.size is not None and len(self._taken) + len(self._invalid) >= self._space.size:
+        while True:
+            for number, point in self._open.items():
+                if point.waiting:
+                    seed = point.waiting.pop(0)
+                    point.running.add(seed)
+                    return Proposal(number, self._folders.seeded(point.values, seed), seed)
+            if self.is_spent or not self._new_point(complain):
                 return None
-            if new := self._ask(complain):
-                return new
-        for params in self._space.points():  # the sampler repeats itself although there are other points
-            if str(params) not in self._invalid and self._is_new(params):
-                self._study.enqueue_trial(params)
-                if new := self._ask(complain):
-                    return new
-        return None
 
-    def report(self, number: int, epoch: int, value: float) -> None:
-        """Store the value of a proposal after an epoch."""
-        self._storage.set_trial_intermediate_value(self._id(number), epoch, value)
+    @property
+    def is_spent(self) -> bool:
+        """Whether the budget of points is used up: they are finished, under way, or have failed in this call."""
+        return self._trials is not None and len(self._finished) + len(self._open) + self._failures >= self._trials
 
-    def finish(self, number: int, value: float, epochs: int) -> None:
-        """Store the final value of a proposal and how many epochs it reached."""
-        self._storage.set_trial_user_attr(self._id(number), _EPOCHS, epochs)
-        self._study.tell(number, value)
+    def report(self, proposal: Proposal, epoch: int, value: float) -> None:
+        """Store the value of the first objective of a run after an epoch."""
+        point = self._open[proposal.number]
+        point.curves.setdefault(proposal.seed, {})[epoch] = value
+        curves = {str(seed): curve for seed, curve in point.curves.items()}
+        trial_id = self._id(proposal.number)
+        self._storage.set_trial_user_attr(trial_id, _CURVES, curves)
+        mean = np.mean([curve[epoch] for curve in point.curves.values() if epoch in curve])
+        self._storage.set_trial_intermediate_value(trial_id, epoch, float(mean))
 
-    def fail(self, number: int, reason: str) -> None:
-        """Store that a proposal failed. The next call of the search proposes it again."""
-        self._storage.set_trial_user_attr(self._id(number), _FAILED, reason)
-        self._study.tell(number, state=TrialState.FAIL)
+    def finish(self, proposal: Proposal, outcome: Outcome) -> None:
+        """Store what a run reached. With its last run, the point has its final values: the means over its seeds."""
+        self._open[proposal.number].outcomes[proposal.seed] = outcome
+        self._store_outcomes(proposal.number)
+        self._end_run(proposal)
 
-    def curves(self) -> dict[str, dict[int, float]]:
-        """Value by epoch of every proposal so far, by run id."""
-        found: dict[str, dict[int, float]] = {}
+    def fail(self, proposal: Proposal, reason: str) -> None:
+        """Store that a run failed, and with it its point. The next call of the search proposes it again."""
+        point = self._open[proposal.number]
+        point.problem = point.problem or reason
+        point.waiting.clear()
+        self._end_run(proposal)
+
+    def pause(self, proposal: Proposal) -> None:
+        """Note that a run was asked to end. The next call of the search goes on with its point."""
+        point = self._open[proposal.number]
+        point.is_paused = True
+        point.waiting.clear()
+        self._end_run(proposal)
+
+    def give_up(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Start no more runs of the point of this run. Returns the values of those that are under way."""
+        wanted = point_text(self._folders.point(values))
+        for point in self._open.values():
+            if point_text(point.values) == wanted:
+                point.waiting.clear()
+                return [self._folders.seeded(point.values, seed) for seed in sorted(point.running)]
+        return []
+
+    def curves(self) -> dict[tuple[str, int], dict[int, float]]:
+        """The first objective's value by epoch of every run so far, by the name of its point and its seed."""
+        found: dict[tuple[str, int], dict[int, float]] = {}
         for trial in self._study.trials:
-            if trial.intermediate_values:
-                found.setdefault(self._run_id(trial.params), {}).update(trial.intermediate_values)
+            stored = trial.user_attrs.get(_CURVES, {})
+            if stored and self._space.is_whole(trial.params):
+                name = self._folders.point_id(self._space.values(trial.params))
+                for seed, curve in stored.items():
+                    found.setdefault((name, int(seed)), {}).update({int(epoch): value for epoch, value in curve.items()})
         return found
 
     def trials(self) -> list[Trial]:
-        """The finished trials, best first; trials of equal value by their run id."""
-        rows = []
-        for run_id, trial in self._finished().items():
-            values, epochs = self._space.values(trial.params), trial.user_attrs.get(_EPOCHS)
-            run = self._folders.at(values)
-            rows.append(
-                Trial(
-                    run=run_id,
-                    values=values,
-                    val_top1=float(trial.value or 0.0),
-                    epochs=epochs_reached(run) if epochs is None else epochs,
-                    whole=run.result is not None and not run.ended_early,
-                )
+        """The finished points, the best by the first objective first; points of equal value by their run id."""
+        rows = {}
+        for trial in self._complete():
+            outcomes = _outcomes(trial)
+            values, seeds = self._space.values(trial.params), [seed for seed in self._seeds if seed in outcomes]
+            mean = mean_outcome([outcomes[seed] for seed in seeds], len(self._seeds))
+            runs = tuple(self._folders.run_id(self._folders.seeded(values, seed)) for seed in seeds)
+            rows[runs[0]] = Trial(
+                run=runs[0],
+                runs=runs,
+                values=values,
+                val_top1=mean.values[VAL_TOP1],
+                objectives={objective.name: mean.values[objective.name] for objective in self._objectives},
+                epochs=mean.epochs,
+                whole=mean.whole,
             )
-        return sorted(rows, key=lambda row: (-row.val_top1, row.run))
+        first = self._objectives[0]
+        return sorted(rows.values(), key=lambda row: (first.key(row.value_of(first.name)), row.run))
 
     def failed(self) -> dict[str, str]:
-        """Why each trial failed that has no value, by run id."""
+        """Why each point failed that has no value, by the id of its first run."""
         reasons = {}
         for trial in self._study.get_trials(states=(TrialState.FAIL,)):
-            if reason := trial.user_attrs.get(_FAILED):
-                reasons[self._run_id(trial.params)] = str(reason)
-        finished = self._finished()
-        return {run_id: reason for run_id, reason in reasons.items() if run_id not in finished}
-
-    def _run_id(self, params: Mapping[str, Any]) -> str:
-        return self._folders.run_id(self._space.values(params))
+            reason, values = trial.user_attrs.get(_FAILED), self._space.values(trial.params)
+            if reason and point_text(values) not in self._finished:
+                reasons[self._folders.point_id(values)] = str(reason)
+        return reasons
 
     @property
     def _storage(self) -> optuna.storages.BaseStorage:
@@ -121,55 +175,126 @@ class Ledger:
     def _id(self, number: int) -> int:
         return int(self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number))
 
-    def _finished(self) -> dict[str, optuna.trial.FrozenTrial]:
-        complete = self._study.get_trials(states=(TrialState.COMPLETE,))
-        return {self._run_id(trial.params): trial for trial in complete}
+    def _complete(self) -> list[FrozenTrial]:
+        return list(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
-    def _queue_unfinished(self) -> None:
-        """Queue the points of trials that were interrupted or failed; they are proposed before new ones."""
+    def _queue(self, complain: Callable[[str], None]) -> None:
+        """Store points that earlier calls finished, and queue those that they left unfinished, before new ones."""
         waiting = self._study.get_trials(states=(TrialState.WAITING,))
-        queued = {self._run_id(trial.system_attrs["fixed_params"]) for trial in waiting}
+        queued = {point_text(self._space.values(trial.system_attrs["fixed_params"])) for trial in waiting}
+        unfinished: list[dict[str, Any]] = []
+        for values, outcomes in earlier_points(self._folders, self._objectives, self._finished, complain):
+            if self._is_done(outcomes):
+                self._add_finished(values, outcomes)
+            else:
+                unfinished.append(values)
         for trial in self._study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
             if trial.state == TrialState.RUNNING:
                 self._study.tell(trial.number, state=TrialState.FAIL)
-            if _LEFT_OUT in trial.user_attrs or trial.params.keys() != self._folders.spec.space.keys():
-                continue  # not tried, or killed between the suggestions of two values
-            if (run_id := self._run_id(trial.params)) not in self._taken | queued:
-                self._study.enqueue_trial(trial.params)
-                queued.add(run_id)
+            if LEFT_OUT not in trial.user_attrs and self._space.is_whole(trial.params):
+                unfinished.append(self._space.values(trial.params))
+        for values in (*unfinished, *self._folders.spec.start_points):
+            if (text := point_text(values)) not in self._tried | queued:
+                self._study.enqueue_trial(self._space.params(values))
+                queued.add(text)
 
-    def _ask(self, complain: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
-        """Take the sampler's next proposal. None where it is a repeat or not a valid experiment, which is noted."""
+    def _add_finished(self, values: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> None:
+        mean = mean_outcome(list(outcomes.values()), len(self._seeds))
+        if (text := point_text(values)) in self._finished or mean.problem:
+            return
+        trial = optuna.trial.create_trial(
+            params=self._space.params(values),
+            distributions={key: self._space.optuna(key) for key in values},
+            values=[mean.values[objective.name] for objective in self._objectives],
+            user_attrs={_OUTCOMES: {str(seed): asdict(outcome) for seed, outcome in outcomes.items()}},
+        )
+        self._study.add_trial(trial)
+        self._finished.add(text)
+        self._tried.add(text)
+
+    def _new_point(self, complain: Callable[[str], None]) -> bool:
+        """Open a point that is new to this search. False where the space is used up."""
+        for attempt in range(_TRIES):
+            if self._space.size is not None and len(self._tried) >= self._space.size:
+                return False
+            queued = any(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) if attempt == 0 else True
+            if self._in_order and not queued:
+                break
+            if self._ask(complain):
+                return True
+        if self._space.size is None:
+            return self._ask_at_random(complain)
+        left = [values for values in self._space.points() if point_text(values) not in self._tried]
+        if not self._in_order:  # the sampler repeats itself although there are other points
+            left = [left[index] for index in self._dice.permutation(len(left))]
+        for values in left:
+            self._study.enqueue_trial(self._space.params(values))
+            if self._ask(complain):
+                return True
+        return False
+
+    def _ask_at_random(self, complain: Callable[[str], None]) -> bool:
+        sampler = self._study.sampler
+        self._study.sampler = make_sampler("random", int(self._dice.integers(2**31)), self._space, len(self._objectives))
+        try:
+            return any(self._ask(complain) for _ in range(_RANDOM_TRIES))
+        finally:
+            self._study.sampler = sampler
+
+    def _ask(self, complain: Callable[[str], None]) -> bool:
+        """Take the sampler's next point. False where it is a repeat or not a valid experiment, which is noted."""
         trial = self._study.ask()
         values, reason = self._space.suggest(trial), "a repeat"
-        try:
-            run_id = self._folders.run_id(values)
-        except SpecError as error:
-            reason = str(error)
-            self._invalid.add(str(trial.params))
-            complain(reason)
-        else:
-            if run_id not in self._taken:
-                self._taken.add(run_id)
-                return trial.number, values
-        trial.set_user_attr(_LEFT_OUT, reason)
+        if (text := point_text(values)) not in self._tried:
+            self._tried.add(text)
+            try:
+                found = {seed: self._earlier_outcome(values, seed) for seed in self._seeds}
+            except SpecError as error:
+                reason = str(error)
+                complain(reason)
+            else:
+                outcomes = {seed: outcome for seed, outcome in found.items() if outcome}
+                missing = [] if self._is_done(outcomes) else [seed for seed in self._seeds if seed not in outcomes]
+                self._open[trial.number] = PointUnderWay(values, missing, outcomes=outcomes)
+                if outcomes:
+                    self._store_outcomes(trial.number)
+                self._close_point(trial.number)
+                return True
+        trial.set_user_attr(LEFT_OUT, reason)
         self._study.tell(trial.number, state=TrialState.FAIL)
-        return None
+        return False
 
-    def _is_new(self, params: Mapping[str, Any]) -> bool:
-        try:
-            return self._run_id(params) not in self._taken
-        except SpecError:
-            return True  # `_ask` says why it is not valid
+    def _earlier_outcome(self, values: Mapping[str, Any], seed: int) -> Outcome | None:
+        spec = self._folders.spec.spec_of(self._folders.seeded(values, seed))
+        return outcome_of(self._folders.of_spec(spec), spec, self._objectives)
+
+    def _store_outcomes(self, number: int) -> None:
+        outcomes = {str(seed): asdict(outcome) for seed, outcome in self._open[number].outcomes.items()}
+        self._storage.set_trial_user_attr(self._id(number), _OUTCOMES, outcomes)
+
+    def _end_run(self, proposal: Proposal) -> None:
+        self._open[proposal.number].running.discard(proposal.seed)
+        self._close_point(proposal.number)
+
+    def _close_point(self, number: int) -> None:
+        """Store the end of a point that has no run left to wait for. A paused one stays as it is in the database."""
+        point = self._open[number]
+        if point.running or point.waiting:
+            return
+        del self._open[number]
+        self._failures += point.problem is not None or point.is_paused
+        if point.problem:
+            self._storage.set_trial_user_attr(self._id(number), _FAILED, point.problem)
+            self._study.tell(number, state=TrialState.FAIL)
+        elif not point.is_paused:
+            self._finished.add(point_text(point.values))
+            mean = mean_outcome(list(point.outcomes.values()), len(self._seeds))
+            self._study.tell(number, [mean.values[objective.name] for objective in self._objectives])
+
+    def _is_done(self, outcomes: Mapping[int, Outcome]) -> bool:
+        """Whether a point needs no more runs: every seed has one, or one was ended early."""
+        return len(outcomes) == len(self._seeds) or any(not outcome.whole for outcome in outcomes.values())
 
 
-def epochs_reached(run: RunFolder) -> int:
-    """The last epoch that a run evaluated; 0 before its first."""
-    if (result := run.result) and result.epochs is not None:
-        return result.epochs
-    return int(max((point.value for point in read_points(run.path / JOURNAL) if point.key == EPOCH), default=0))
-
-
-def _seed(seed: int, proposals: int) -> int:
-    """The sampler's seed: the search's own at its start, another one each time it goes on, so that it draws new points."""
-    return seed if proposals == 0 else int(np.random.SeedSequence([seed, proposals]).generate_state(1)[0])
+def _outcomes(trial: FrozenTrial) -> dict[int, Outcome]:
+    return {int(seed): Outcome(**outcome) for seed, outcome in trial.user_attrs[_OUTCOMES].items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,24 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from starlab.experiments.spec import SearchSpec
+from starlab.experiments.spec import SearchSpec, Spec
 from starlab.pipelines.clip import ClipSource
-from starlab.pipelines.splits import Parts
 from starlab.platform.cluster.connect import connect
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
+from starlab.platform.preflight import split_parts
 from starlab.platform.runs.checkpoint import prune_checkpoints
 from starlab.platform.runs.end_request import read_request
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import RunTakenError
-from starlab.platform.runs.metric_names import VAL_TOP1
-from starlab.platform.search.ledger import epochs_reached
+from starlab.platform.search.objectives import Objective, outcome_of
+from starlab.platform.search.room import runs_that_fit
 from starlab.platform.trainer import RunRequest, RunResult, run_training
 
-METRIC = "val_top1"
-"""What trials report after every evaluation and at their end."""
-EPOCHS, FAILED = "epochs", "failed"
-"""Keys of a trial's last report: how many epochs it reached, or why it failed. Reports between have "epoch"."""
+METRIC = "objective"
+"""The value of the first objective, which trials report after every evaluation and at their end."""
+OUTCOME, FAILED = "outcome", "failed"
+"""Keys of a trial's last report: its `Outcome`, or why it failed. Reports between have "epoch"."""
 _POLL_SECONDS = 2.0
 
 
@@ -38,34 +39,51 @@ class Study:
 
     spec: SearchSpec
     source: ClipSource
-    parts: Parts
+    objectives: tuple[Objective, ...]
     runs: Path
     folder: RunFolder
     """The search's."""
-    share: float
-    """The part of the cluster that a trial may take."""
+
+    def request(self, values: Mapping[str, Any], *, is_trial: bool) -> RunRequest:
+        """The training of the run with these values; without `is_trial` it evaluates the test part too."""
+        spec, cluster = self.spec.spec_of(values), connect()
+        return RunRequest(
+            spec=spec,
+            source=self.source,
+            parts=split_parts(spec, self.source),
+            runs=self.runs,
+            cluster=cluster,
+            share=1 / (self.spec.search.concurrent or runs_that_fit(self.spec, cluster)) if is_trial else 1.0,
+            parent=self.folder,
+            is_trial=is_trial,
+            callbacks=(_Report(self.objectives[0]),) if is_trial else (),
+        )
 
 
 def run_trial(values: dict[str, Any], study: Study) -> None:
-    """Train the spec at this point of the space, from its newest checkpoint if it has one, and report its value.
+    """Train the spec with these values, from its newest checkpoint if it has one, and report what it reached.
 
-    Nothing is reported at the end when the search was asked to end: the trial goes on when the search does.
+    Nothing is reported at the end when the run was asked to end: it goes on when the search does.
     """
     if read_request(study.folder):
         return
     try:
-        result = _train(values, study)
+        folder, spec = _train(values, study)
     except RunPreemptedError:
-        if read_request(study.folder):
+        if read_request(study.folder) or read_request(_folder(values, study)):
             return
         raise  # its nodes go away: Tune starts it again, on others
     except RunFailedError as error:  # its workers were restarted already, so starting it again would end the same way
         tune.report({METRIC: math.nan, FAILED: " ".join(str(error).split())})
         return
-    folder = RunFolder(result.folder)
     keep_best_checkpoint(folder)
     # Reported once more at the end, because a trial with nothing left to train must have a value too.
-    tune.report({METRIC: result.metrics[VAL_TOP1], EPOCHS: epochs_reached(folder)})
+    outcome = outcome_of(folder, spec, study.objectives)
+    if outcome is None or outcome.problem:
+        problem = outcome.problem if outcome else "it has no result"
+        tune.report({METRIC: math.nan, FAILED: f"{folder.path.name}: {problem}"})
+    else:
+        tune.report({METRIC: outcome.values[study.objectives[0].name], OUTCOME: outcome.text})
 
 
 def keep_best_checkpoint(folder: RunFolder) -> None:
@@ -79,22 +97,30 @@ def keep_best_checkpoint(folder: RunFolder) -> None:
         prune_checkpoints(folder.stored_checkpoints, {result.best_step}, newest=int(may_be_tested))
 
 
-def _train(values: dict[str, Any], study: Study) -> RunResult:
-    spec = study.spec.spec_of(values)
+class _Report(TuneReportCallback):
+    """Reports the value of the first objective to Tune after every evaluation, if it is known then."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self._metric = objective.metric
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if self._metric is not None:
+            report = {"epoch": metrics[0]["epoch"], METRIC: metrics[0][self._metric]}
+            super().after_report(run_context, [report], checkpoint)
+
+
+def _train(values: dict[str, Any], study: Study) -> tuple[RunFolder, Spec]:
     while True:
+        request = study.request(values, is_trial=True)
         try:
-            return run_training(
-                RunRequest(
-                    spec=spec,
-                    source=study.source,
-                    parts=study.parts,
-                    runs=study.runs,
-                    cluster=connect(),
-                    share=study.share,
-                    parent=study.folder,
-                    is_trial=True,
-                    callbacks=(TuneReportCallback(),),
-                )
-            )
+            result: RunResult = run_training(request)
         except RunTakenError:  # a process of an earlier call still ends; its lease is over soon
             time.sleep(_POLL_SECONDS)
+        else:
+            return RunFolder(result.folder), request.spec
+
+
+def _folder(values: dict[str, Any], study: Study) -> RunFolder:
+    name = study.spec.spec_of(values).run_id(study.source.fingerprint)
+    return RunFolder(study.folder.path / "trials" / name)

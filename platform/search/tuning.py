@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +18,14 @@ from ray.tune.experiment import Trial as TuneTrial
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.runs.end_request import read_request, request_end
-from starlab.platform.search.early_stopping import AskingASHA
+from starlab.platform.runs.records import EndRequest
+from starlab.platform.search.budget import Budget
+from starlab.platform.search.early_stopping import AskToEnd, make_rungs
 from starlab.platform.search.ledger import Ledger
 from starlab.platform.search.proposer import Proposer
-from starlab.platform.search.space import values_text
-from starlab.platform.search.trial import EPOCHS, FAILED, METRIC, Study, run_trial
+from starlab.platform.search.trial import Study, run_trial
 from starlab.platform.search.trial_folders import TrialFolders
+from starlab.platform.search.trial_lines import TrialLines
 
 _STARTS_AGAIN = 2
 """How often Tune starts a trial again whose process died or whose nodes went away; it goes on from its checkpoint."""
@@ -30,30 +33,33 @@ _TUNE_HANDLES_NO_SIGNAL = "TUNE_DISABLE_SIGINT_HANDLER"
 
 
 def run_trials(
-    study: Study, ledger: Ledger, folders: TrialFolders, left: int, concurrent: int, say: Callable[[str], None]
+    study: Study, ledger: Ledger, folders: TrialFolders, room: Callable[[], int], say: Callable[[str], None]
 ) -> None:
-    """Run up to `left` trials that the ledger proposes, `concurrent` at once.
+    """Run what the ledger proposes, up to `room()` runs at once.
 
     Raises:
         RunFailedError: Tune failed; names the cause.
         RunPreemptedError: SIGTERM or Ctrl-C asked the search to end; its trials have written checkpoints.
     """
-    config, folder = study.spec.search, study.folder
-    epochs = max(1, int(study.spec.longest_epochs))
-    scheduler = AskingASHA(METRIC, epochs, config.grace_epochs, config.reduction, folders.ask_to_end, folders.run_id)
+    config, folder, objective = study.spec.search, study.folder, study.objectives[0]
+
+    def ask(values: dict[str, Any], reason: str) -> None:
+        for run in ledger.give_up(values):
+            folders.ask_to_end(run, reason)
+
+    scheduler = AskToEnd(make_rungs(study.spec, study.objectives), objective, folders.place, ask)
     scheduler.remember(ledger.curves())
-    proposer = Proposer(ledger, say)
+    proposer, budget = Proposer(ledger, room, say), Budget(folder, study.spec)
+    left = None if config.trials is None else (config.trials - len(ledger.trials())) * len(study.spec.seeds)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, study=study), _beside_this_process()),
-        tune_config=tune.TuneConfig(
-            search_alg=proposer, scheduler=scheduler, num_samples=left, max_concurrent_trials=concurrent
-        ),
+        tune_config=tune.TuneConfig(search_alg=proposer, scheduler=scheduler, num_samples=-1),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder.path / "ray"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_STARTS_AGAIN),
-            callbacks=[_Reporter(left, say), _EndTrials(folders, proposer)],
+            callbacks=[TrialLines(left, objective, say, folders), _EndTrials(folders, proposer, budget)],
         ),
     )
     grace_seconds = study.spec.base.resources.grace_seconds
@@ -66,9 +72,14 @@ def run_trials(
                 last_line = str(error).strip().splitlines()[-1]
                 raise RunFailedError(f"search {folder.path.name} failed; the same command goes on. {last_line}") from error
             raise
+    finally:
+        budget.write()
+    if budget.spent:
+        say(f"search   {budget.spent}; with more, the same command goes on with trials that are under way")
     if request := read_request(folder):
+        of = "" if config.trials is None else f" of {config.trials}"
         raise RunPreemptedError(
-            f"search {folder.path.name} ended because {request.reason}; {len(ledger.trials())} of {config.trials} trials are "
+            f"search {folder.path.name} ended because {request.reason}; {len(ledger.trials())}{of} trials are "
             "finished, and the same command goes on with the others from their checkpoints",
             by=request.signal,
         )
@@ -97,7 +108,7 @@ def _without_tunes_signal_handler() -> Iterator[None]:
 
 @contextmanager
 def _without_tunes_tracebacks() -> Iterator[None]:
-    """Inside, Tune prints no traceback for a trial whose process died; `_Reporter` prints a line."""
+    """Inside, Tune prints no traceback for a trial whose process died; `TrialLines` prints a line."""
     logger = logging.getLogger("ray.tune.execution.tune_controller")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -108,54 +119,23 @@ def _without_tunes_tracebacks() -> Iterator[None]:
 
 
 class _EndTrials(Callback):
-    """Passes a request to end from the search's folder to the folders of its trials."""
+    """Asks the trials to end when the search was asked to end, or has used up its hours."""
 
-    def __init__(self, folders: TrialFolders, proposer: Proposer) -> None:
-        self._folders, self._proposer = folders, proposer
+    def __init__(self, folders: TrialFolders, proposer: Proposer, budget: Budget) -> None:
+        self._folders, self._proposer, self._budget = folders, proposer, budget
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Ask every running trial, again if need be: a trial that was just starting has cleared the first request."""
-        request = read_request(self._folders.search)
-        if request is None:
+        running = [trial for trial in trials if trial.status == TuneTrial.RUNNING]
+        self._budget.count(len(running))
+        if asked := read_request(self._folders.search):
+            request = replace(asked, reason=f"its search was asked to end: {asked.reason}")
+        elif self._budget.spent:
+            request = EndRequest(reason=f"its search ends: {self._budget.spent}", signal=signal.SIGTERM)
+        else:
             return
         self._proposer.ending = True
-        for trial in trials:
-            if trial.status == TuneTrial.RUNNING:
-                run = self._folders.at(trial.config)
-                if read_request(run) is None:
-                    request_end(run, replace(request, reason=f"its search was asked to end: {request.reason}"))
-
-
-class _Reporter(Callback):
-    """Prints a line per trial that starts or ends."""
-
-    def __init__(self, trials: int, say: Callable[[str], None]) -> None:
-        self._trials, self._say, self._ended = trials, say, 0
-        self._best = float("-inf")
-
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Print the trial's point of the space."""
-        self._say(f"trial    {trial.trial_id} starts: {values_text(trial.config)}")
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Print its value and the best so far."""
-        last = trial.last_result or {}
-        if FAILED in last:
-            self._ended += 1
-            self._say(f"trial    {trial.trial_id} failed: {last[FAILED]} ({self._ended}/{self._trials})")
-        elif EPOCHS in last:
-            self._ended += 1
-            self._best = max(self._best, last[METRIC])
-            reached = f"val {last[METRIC]:.3f}, best {self._best:.3f} ({self._ended}/{self._trials})"
-            self._say(f"trial    {trial.trial_id} ends after epoch {last[EPOCHS]}: {reached}")
-        else:
-            self._say(f"trial    {trial.trial_id} pauses with a checkpoint")
-
-    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Print that its process failed, and that it goes on."""
-        self._say(f"trial    {trial.trial_id} starts again from its newest checkpoint: its process failed")
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Print where its log is; the search goes on."""
-        self._ended += 1
-        self._say(f"trial    {trial.trial_id} failed; see {trial.local_path} ({self._ended}/{self._trials})")
+        for trial in running:
+            run = self._folders.at(trial.config)
+            if read_request(run) is None:
+                request_end(run, request)

@@ -10,7 +10,7 @@ from starlab.experiments.space import why_not_searchable
 from starlab.experiments.spec import SpecError, load_search
 from starlab.pipelines.sources import DataConfig
 
-BATCH_KEYS = {"frames", "size", "augment", "crop_area", "crop_aspect", "flip", "color_jitter", "oversample"}
+BATCH_KEYS = {"frames", "size", "augment", "crop_area", "crop_aspect", "flip", "color_jitter", "oversample", "train_fraction"}
 
 
 def refusal(tmp_path: Path, space: str, *overrides: str) -> str:
@@ -94,5 +94,5 @@ def test_two_choices_that_are_one_value_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_longest_trial_counts_where_epochs_are_searched() -> None:
-    assert load_search("demo_search").longest_epochs == 4
+    assert load_search("demo_search").longest_epochs == 8
     assert load_search("demo_search", ["space.train.epochs={choice: [2, 9, 3]}"]).longest_epochs == 9

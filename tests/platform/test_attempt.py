@@ -22,7 +22,7 @@ from starlab.platform.runs.end_request import clear_request, request_end
 from starlab.platform.runs.events import read_events
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import EndRequest, Outcome, Result
-from starlab.platform.worker.tasks import TrainTask
+from starlab.platform.worker.tasks import EvaluationTask, TrainTask
 
 PLACEMENT = Placement(1.0, StreamLimits(cpus=1.0, cpus_per_task=0.25, object_store_bytes=10**8, threads=1))
 RESULT = Result(steps=9, total_steps=9, best_step=9, selected_by="validation", classes=("a",), val={"top1": 1.0})
@@ -127,6 +127,40 @@ def test_a_wait_that_took_too_long_fails_the_run_and_says_that_it_goes_on(
     monkeypatch.setattr(attempt, "wait_for_room", give_up)
     with pytest.raises(RunFailedError, match=r"goes on from its newest checkpoint when started again\.\nno room for 2 ×"):
         story.train((3, NO_ROOM))
+
+
+def test_a_drained_run_that_finds_no_room_in_time_is_preempted_and_not_failed(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_: object, **__: object) -> None:
+        raise NoRoomError("no room for 2 × {CPU: 1} after 3600 s")
+
+    monkeypatch.setattr(attempt, "wait_for_room", give_up)
+    with pytest.raises(
+        RunPreemptedError, match=r"ended at step 4 because a node goes away; .* goes on from there\. no room"
+    ) as end:
+        story.train((4, "preempted"), (4, NO_ROOM))
+    assert end.value.exit_code == 143
+
+
+def test_an_evaluation_that_waits_for_room_says_so(story: Story) -> None:
+    said: list[str] = []
+    nothing = cast("Any", None)
+    task = EvaluationTask(
+        spec=load_spec("demo"),
+        source=nothing,
+        clips=(),
+        views=(1, 1),
+        folder=story.folder,
+        step=3,
+        precision="fp32",
+        limits=PLACEMENT.limits,
+        target=story.folder.path / "target",
+    )
+    story.groups = [(-1, NO_ROOM), (-1, "finished")]
+    attempt.evaluate_on_workers(task, PLACEMENT, said.append)
+    assert said == ["waiting for a machine"]
+    assert story.queued == [False]
 
 
 def test_a_drained_node_of_a_cluster_is_replaced_and_the_run_goes_on(story: Story) -> None:

@@ -10,7 +10,8 @@ from starlab.platform.cluster.connect import Cluster
 from starlab.platform.runs.checkpoint import checkpoint_steps
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import Result
-from starlab.platform.search.search import SearchResult, search, search_id, trials_at_once
+from starlab.platform.search.room import runs_at_once, runs_that_fit
+from starlab.platform.search.search import SearchResult, search, search_id
 from starlab.platform.summary import search_lines
 
 SMALL = [
@@ -43,16 +44,20 @@ def test_every_trial_is_a_child_run_with_its_point_of_the_space(searched: tuple[
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert [run.info.run_name for run in parents] == [result.folder.name]
+    assert [run.data.tags["starlab.run_id"] for run in parents] == [result.folder.name]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id} == {result.mlflow_run_id}
     assert f"compare    starlab compare {result.folder.name}" in search_lines(result)
     assert search_lines(result)[-2].startswith(f"MLflow     run {result.mlflow_run_id} in sqlite:")
-    assert {run.info.run_name for run in children} == {trial.run for trial in result.trials}
+    by_id = {run.data.tags["starlab.run_id"]: run for run in children}
+    assert by_id.keys() == {trial.run for trial in result.trials}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for trial in result.trials:
-        params = next(run.data.params for run in children if run.info.run_name == trial.run)
         for key, value in trial.values.items():
-            assert params[key] == str(value)
+            assert by_id[trial.run].data.params[key] == str(value)
+            assert f"{key.rpartition('.')[2]}=" in by_id[trial.run].info.run_name  # named by its point of the space
+    assert parents[0].data.metrics["best/val_top1"] == max(trial.val_top1 for trial in result.trials)
+    assert parents[0].data.metrics["test/top1"] == result.best.metrics["test/top1"]
+    assert parents[0].data.tags["starlab.best_trial"].startswith(f"{result.best.run_id}: ")
     assert {file.path for file in client.list_artifacts(parents[0].info.run_id)} == {"trials.csv", "trials.png"}
 
 
@@ -93,20 +98,49 @@ def test_the_same_search_again_tries_nothing_new_and_more_trials_only_the_rest(
 
 def test_the_packaged_search_keeps_its_id() -> None:
     """Golden: a search that changes its id starts from nothing. If it changes on purpose, CHANGELOG.md says so."""
-    assert search_id(load_search("demo_search"), "x") == "demo_search-0f1d1a10"
+    assert search_id(load_search("demo_search"), "x") == "demo_search-544a37c4"
 
 
-def test_more_trials_are_the_same_search_and_another_space_is_another() -> None:
-    assert search_id(spec(3), "f") == search_id(spec(30), "f")
-    different = {
-        search_id(spec(3, *more), "f")
-        for more in ([], ["train.seed=1"], ["search.seed=1"], ["space.train.lr={log: [0.001, 0.1]}"], ["search.sampler=random"])
-    }
-    assert len(different) == 5
+def test_another_space_or_budget_is_the_same_search_and_another_base_or_sampler_is_another() -> None:
+    same = (
+        ["space.train.lr={log: [0.001, 0.1]}"],
+        ["search.hours=2"],
+        ["search.seeds=3"],
+        ["search.objectives=[val/loss, flops]"],
+        ["search.early_stopping=none"],
+    )
+    assert {search_id(spec(30), "f"), *(search_id(spec(3, *more), "f") for more in same)} == {search_id(spec(3), "f")}
+    others = ([], ["train.seed=1"], ["search.seed=1"], ["search.sampler=random"])
+    assert len({search_id(spec(3, *more), "f") for more in others}) == 4
+    assert search_id(spec(3), "other data") != search_id(spec(3), "f")
+
+
+def test_a_cluster_that_can_grow_gets_one_run_more_than_fit_and_a_full_one_does_not() -> None:
+    cluster = Cluster(local=False, nodes=2, cpus=16, gpus=8, accelerators=("V100",))
+    four_each = spec(3, "resources.gpus_per_worker=1", "resources.workers=4")
+    assert runs_at_once(four_each, cluster, None) == 2
+    assert runs_at_once(four_each, cluster, {"CPU": 64, "GPU": 16}) == 3
+    assert runs_at_once(four_each, cluster, {"CPU": 64, "GPU": 8}) == 2
+    fixed = spec(3, "resources.gpus_per_worker=1", "resources.workers=4", "search.concurrent=5")
+    assert runs_at_once(fixed, cluster, {"CPU": 64, "GPU": 16}) == 5
+
+
+def test_the_number_of_runs_at_once_follows_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    from starlab.platform.search import room
+
+    seen, now = iter([4.0, 6.0]), 0.0
+    monkeypatch.setattr(
+        room, "describe_cluster", lambda: Cluster(local=True, nodes=1, cpus=next(seen), gpus=0, accelerators=())
+    )
+    monkeypatch.setattr(room, "most_resources", lambda: None)
+    watched = room.watch_room(spec(3, "resources.workers=2"), lambda: now)
+    assert [watched(), watched()] == [2, 2]
+    now = 6.0
+    assert watched() == 3
 
 
 @pytest.mark.parametrize(("gpus_per_worker", "workers", "expected"), [(1, 4, 2), (1, 1, 8), (0, 2, 8)])
 def test_as_many_trials_run_at_once_as_the_cluster_holds(gpus_per_worker: int, workers: int, expected: int) -> None:
     cluster = Cluster(local=False, nodes=2, cpus=16, gpus=8, accelerators=("V100",))
     resources = [f"resources.gpus_per_worker={gpus_per_worker}", f"resources.workers={workers}"]
-    assert trials_at_once(spec(3, *resources), cluster) == expected
+    assert runs_that_fit(spec(3, *resources), cluster) == expected

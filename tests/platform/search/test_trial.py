@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from starlab.experiments.spec import load_search
 from starlab.pipelines.clip import ClipSource
-from starlab.pipelines.splits import Parts
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs.checkpoint import checkpoint_steps, write_checkpoint
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import EndRequest, Result
 from starlab.platform.search import trial
+from starlab.platform.search.objectives import objectives_of
 from starlab.platform.search.trial import Study, keep_best_checkpoint, run_trial
 
 
 class Stage:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         folder = RunFolder(path)
-        self.study = Study(load_search("demo_search"), cast(ClipSource, None), cast(Parts, None), path, folder, 1.0)
+        spec = load_search("demo_search")
+        self.study = Study(spec, cast(ClipSource, SimpleNamespace(fingerprint="f")), objectives_of(spec), path, folder)
         self.reported: list[dict[str, Any]] = []
         self.trained = 0
 
@@ -73,7 +75,7 @@ def test_a_failed_run_is_reported_with_its_reason_and_not_started_again(
     stage = Stage(tmp_path, monkeypatch, RunFailedError("run x failed; it goes on.\nworker 0: out of memory"))
     run_trial({"model.layers": 1}, stage.study)
     [report] = stage.reported
-    assert math.isnan(report["val_top1"])
+    assert math.isnan(report["objective"])
     assert report["failed"] == "run x failed; it goes on. worker 0: out of memory"
 
 

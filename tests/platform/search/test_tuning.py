@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,6 @@ from ray import tune
 
 from starlab.experiments.spec import SearchSpec, load_search
 from starlab.pipelines.clip import ClipSource
-from starlab.pipelines.splits import Parts
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
@@ -23,6 +23,7 @@ from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import EndRequest
 from starlab.platform.search import tuning
 from starlab.platform.search.ledger import Ledger
+from starlab.platform.search.objectives import objectives_of
 from starlab.platform.search.trial import Study
 from starlab.platform.search.trial_folders import TrialFolders
 from starlab.platform.search.tuning import run_trials
@@ -42,20 +43,24 @@ class Tried:
         self.folder = RunFolder(path / "search")
         self.folder.path.mkdir(exist_ok=True)
         self.folders = TrialFolders(self.folder, spec.without_password(), "f")
-        self.study = Study(spec, cast(ClipSource, None), cast(Parts, None), path, self.folder, 0.5)
+        self.study = Study(spec, cast(ClipSource, None), objectives_of(spec), path, self.folder)
         self.said: list[str] = []
 
     def run(self, trials: int, concurrent: int = 2) -> Ledger:
-        self.ledger = Ledger(self.folders, self.study.spec.search)
-        left = trials - len(self.ledger.trials())
-        run_trials(self.study, self.ledger, self.folders, left, concurrent, self.said.append)
+        spec = replace(self.study.spec, search=replace(self.study.spec.search, trials=trials))
+        self.study = replace(self.study, spec=spec)
+        self.ledger = Ledger(self.folders, spec.search, self.study.objectives)
+        run_trials(self.study, self.ledger, self.folders, lambda: concurrent, self.said.append)
         return self.ledger
 
 
 def plain_trial(values: dict[str, Any], study: Study) -> None:
+    import json
+
     for epoch in (1, 2):
-        tune.report({"val_top1": values["train.lr"] * epoch, "epoch": epoch})
-    tune.report({"val_top1": values["train.lr"] * 2, "epochs": 2})
+        tune.report({"objective": values["train.lr"] * epoch, "epoch": epoch})
+    value = values["train.lr"] * 2
+    tune.report({"objective": value, "outcome": json.dumps({"values": {"val/top1": value}, "epochs": 2})})
 
 
 def by_value(trial: Callable[..., None]) -> Callable[..., None]:
@@ -91,6 +96,7 @@ def test_a_trial_whose_process_dies_is_started_again_and_a_failed_one_is_named_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def trial(values: dict[str, Any], study: Any) -> None:
+        import json
         import os
 
         from ray import tune
@@ -101,9 +107,10 @@ def test_a_trial_whose_process_dies_is_started_again_and_a_failed_one_is_named_a
             os._exit(1)
         if not failed.exists():
             failed.touch()
-            tune.report({"val_top1": float("nan"), "failed": "worker 0: out of memory"})
+            tune.report({"objective": float("nan"), "failed": "worker 0: out of memory"})
             return
-        tune.report({"val_top1": values["train.lr"], "epochs": 1})
+        value = values["train.lr"]
+        tune.report({"objective": value, "outcome": json.dumps({"values": {"val/top1": value}, "epochs": 1})})
 
     monkeypatch.setattr(tuning, "run_trial", trial)
     tried = Tried(tmp_path, spec_of())
@@ -131,7 +138,7 @@ def test_a_signal_ends_the_trials_and_the_search_and_the_next_call_goes_on_with_
 
         run = study.folder.path / "trials" / study.spec.spec_of(values).run_id("f")
         run.mkdir(parents=True, exist_ok=True)
-        tune.report({"val_top1": 0.5, "epoch": 1})
+        tune.report({"objective": 0.5, "epoch": 1})
         (study.folder.path / "started").touch()
         while not (run / "preempt.json").exists():
             time.sleep(0.05)
@@ -190,6 +197,6 @@ def test_a_failure_of_tune_itself_is_one_line(tmp_path: Path, monkeypatch: pytes
         tune.report({"epoch": 1})
 
     monkeypatch.setattr(tuning, "run_trial", reports_no_metric)
-    with pytest.raises(RunFailedError, match=r"^search search failed; the same command goes on\. .*val_top1") as caught:
+    with pytest.raises(RunFailedError, match=r"^search search failed; the same command goes on\. .*objective") as caught:
         Tried(tmp_path, spec_of()).run(1)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,70 @@
+"""Prints a line for each trial of a search that starts or ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial as TuneTrial
+
+from starlab.platform.runs.metric_names import VAL_TOP1
+from starlab.platform.search.best_so_far import BestSoFar
+from starlab.platform.search.objectives import Objective, Outcome
+from starlab.platform.search.space import values_text
+from starlab.platform.search.trial import FAILED, METRIC, OUTCOME
+from starlab.platform.search.trial_folders import TrialFolders
+
+
+class TrialLines(Callback):
+    """Says what becomes of each trial, and the best value so far, which is recorded in the search's own curve too."""
+
+    def __init__(self, runs: int | None, objective: Objective, say: Callable[[str], None], folders: TrialFolders) -> None:
+        """Count to `runs`, the number of runs that may be left; None counts without an end."""
+        self._of, self._objective, self._say, self._ended = f"/{runs}" if runs else "", objective, say, 0
+        self._best = math.nan
+        self._folders, self._best_so_far = folders, BestSoFar(folders.search, objective)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Record a new best value while the search runs. A full disk costs the record and not the search."""
+        if METRIC in result:
+            with suppress(OSError):
+                self._best_so_far.update(self._folders.run_id(trial.config), trial.config, result[METRIC])
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Print the trial's values."""
+        self._say(f"trial    {trial.trial_id} starts: {values_text(trial.config)}")
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Print its value and the best so far."""
+        last, name = trial.last_result or {}, self._objective.name
+        if FAILED in last:
+            self._say(f"trial    {trial.trial_id} failed: {last[FAILED]} ({self._count()})")
+        elif OUTCOME in last:
+            self._best = min((self._best, last[METRIC]), key=self._objective.key)
+            label = "val" if name == VAL_TOP1 else name
+            reached = f"{label} {value_text(name, last[METRIC])}, best {value_text(name, self._best)} ({self._count()})"
+            self._say(f"trial    {trial.trial_id} ends after epoch {Outcome.parse(last[OUTCOME]).epochs}: {reached}")
+        else:
+            self._say(f"trial    {trial.trial_id} pauses with a checkpoint")
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Print that its process failed, and that it goes on."""
+        self._say(f"trial    {trial.trial_id} starts again from its newest checkpoint: its process failed")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Print where its log is; the search goes on."""
+        self._say(f"trial    {trial.trial_id} failed; see {trial.local_path} ({self._count()})")
+
+    def _count(self) -> str:
+        self._ended += 1
+        return f"{self._ended}{self._of}"
+
+
+def value_text(objective: str, value: float) -> str:
+    """The value of an objective for a line: three decimals for metrics, significant digits for large numbers."""
+    return f"{value:.3f}" if objective.startswith("val/") else f"{value:.4g}"
