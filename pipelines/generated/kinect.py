@@ -89,7 +89,7 @@ def sense(
         return ()
     num_frames = len(people[0][0])
     frames = np.arange(num_frames)
-    start, length = rng.integers(num_frames // 3, num_frames // 2), rng.integers(3, 9)
+    start, length = int(rng.integers(num_frames // 3, num_frames // 2)), int(rng.integers(3, 9))
     gap = (frames >= start) & (frames < start + length) & (number % 4 == 0)
     bodies = []
     early, late = (min(MAX_APART, part - PART_FRAMES) for part in (start, num_frames - start - length))
