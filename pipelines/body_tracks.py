@@ -32,40 +32,50 @@ def follow_bodies(joints: Floats) -> Floats:
     if joints.shape[1] < 2 or not _any_slot_jumps(joints):
         return joints
     followed = np.zeros_like(joints)
-    last: list[Floats | None] = [None] * joints.shape[1]
+    last = np.zeros_like(joints[0])
     for frame, bodies in enumerate(joints):
-        here = np.flatnonzero(bodies[..., 2].any(axis=1))
-        cost = np.array([[NEW_TRACK if track is None else _distance(track, bodies[slot]) for track in last] for slot in here])
-        if not len(here):
-            continue
-        for row, track in zip(*linear_sum_assignment(cost), strict=True):
-            followed[frame, track] = last[track] = bodies[here[row]]
+        here = bodies[(bodies[..., 2] > 0).any(axis=1)]
+        cost = _distances(here[:, None], last[None])
+        cost[:, ~(last[..., 2] > 0).any(axis=1)] = NEW_TRACK
+        slots, tracks = linear_sum_assignment(cost)
+        followed[frame, tracks] = last[tracks] = here[slots]
     return followed
 
 
 def _any_slot_jumps(joints: Floats) -> bool:
     """Whether a slot jumps to where another slot's body was, from one of its frames to the next."""
-    last: list[Floats | None] = [None] * joints.shape[1]
-    for bodies in joints:
-        here = np.flatnonzero(bodies[..., 2].any(axis=1))
-        for slot in here:
-            before = last[slot]
-            moved = NEW_TRACK if before is None else _distance(before, bodies[slot])
-            others = (other for number, other in enumerate(last) if number != slot and other is not None)
-            if moved > JUMP and any(_distance(other, bodies[slot]) < CLEARLY_NEARER * moved for other in others):
-                return True
-        for slot in here:
-            last[slot] = bodies[slot]
-    return False
+    num_frames, num_slots = joints.shape[:2]
+    present = (joints[..., 2] > 0).any(axis=2)
+    last = np.maximum.accumulate(np.where(present, np.arange(num_frames)[:, None], -1), axis=0)[:-1]
+    before, now = joints[last, np.arange(num_slots)], joints[1:]
+    apart = _distances(before[:, :, None], now[:, None])  # (T - 1, slot before, slot now)
+    apart[last < 0] = np.inf
+    moved = np.diagonal(apart, axis1=1, axis2=2)
+    moved = np.where(last < 0, NEW_TRACK, moved)
+    apart[:, np.arange(num_slots), np.arange(num_slots)] = np.inf
+    return bool((present[1:] & (moved > JUMP) & (apart.min(axis=1) < CLEARLY_NEARER * moved)).any())
 
 
-def _distance(one: Floats, other: Floats) -> float:
-    """Mean distance of the joints that both bodies (N, 3) have, in sizes of the larger; of their middles if they share none."""
-    seen_one, seen_other = one[:, 2] > 0, other[:, 2] > 0
-    both = seen_one & seen_other
-    size = max(float(np.ptp(one[seen_one, :2], axis=0).max()), float(np.ptp(other[seen_other, :2], axis=0).max()), 1e-3)
-    if both.any():
-        apart = float(np.linalg.norm(one[both, :2] - other[both, :2], axis=1).mean())
-    else:
-        apart = float(np.linalg.norm(one[seen_one, :2].mean(axis=0) - other[seen_other, :2].mean(axis=0)))
-    return apart / size
+def _distances(one: Floats, other: Floats) -> NDArray[np.float64]:
+    """Mean distance of the joints that two bodies (…, N, 3) share, in sizes of the larger; of their middles if none."""
+    seen_one, seen_other = one[..., 2:] > 0, other[..., 2:] > 0
+    both = (one[..., 2] > 0) & (other[..., 2] > 0)
+    apart = (np.hypot(*np.moveaxis(one[..., :2] - other[..., :2], -1, 0)) * both).sum(axis=-1, dtype=np.float64)
+    middles = np.linalg.norm(_middle(one, seen_one) - _middle(other, seen_other), axis=-1)
+    size = np.maximum(np.maximum(_size(one, seen_one), _size(other, seen_other)), 1e-3)
+    shared: NDArray[np.float64] = np.where(both.any(axis=-1), apart / np.maximum(both.sum(axis=-1), 1), middles) / size
+    return shared
+
+
+def _middle(body: Floats, seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    middle: NDArray[np.float64] = (body[..., :2] * seen).sum(axis=-2, dtype=np.float64) / np.maximum(seen.sum(axis=-2), 1)
+    return middle
+
+
+def _size(body: Floats, seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The longer side of the box around the joints seen; negative without any."""
+    places = body[..., :2]
+    size: NDArray[np.float64] = (
+        np.where(seen, places, -np.inf).max(axis=-2) - np.where(seen, places, np.inf).min(axis=-2)
+    ).max(axis=-1)
+    return size
