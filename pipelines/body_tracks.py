@@ -34,9 +34,9 @@ def follow_bodies(joints: Floats) -> Floats:
     followed = np.zeros_like(joints)
     last = np.zeros_like(joints[0])
     for frame, bodies in enumerate(joints):
-        here = bodies[(bodies[..., 2] > 0).any(axis=1)]
+        here = bodies[np.any(bodies[..., 2] > 0, axis=1)]
         cost = _distances(here[:, None], last[None])
-        cost[:, ~(last[..., 2] > 0).any(axis=1)] = NEW_TRACK
+        cost[:, ~np.any(last[..., 2] > 0, axis=1)] = NEW_TRACK
         slots, tracks = linear_sum_assignment(cost)
         followed[frame, tracks] = last[tracks] = here[slots]
     return followed
@@ -45,7 +45,7 @@ def follow_bodies(joints: Floats) -> Floats:
 def _any_slot_jumps(joints: Floats) -> bool:
     """Whether a slot jumps to where another slot's body was, from one of its frames to the next."""
     num_frames, num_slots = joints.shape[:2]
-    present = (joints[..., 2] > 0).any(axis=2)
+    present: NDArray[np.bool_] = np.any(joints[..., 2] > 0, axis=2)
     last = np.maximum.accumulate(np.where(present, np.arange(num_frames)[:, None], -1), axis=0)[:-1]
     before, now = joints[last, np.arange(num_slots)], joints[1:]
     apart = _distances(before[:, :, None], now[:, None])  # (T - 1, slot before, slot now)
@@ -53,7 +53,7 @@ def _any_slot_jumps(joints: Floats) -> bool:
     moved = np.diagonal(apart, axis1=1, axis2=2)
     moved = np.where(last < 0, NEW_TRACK, moved)
     apart[:, np.arange(num_slots), np.arange(num_slots)] = np.inf
-    return bool((present[1:] & (moved > JUMP) & (apart.min(axis=1) < CLEARLY_NEARER * moved)).any())
+    return bool(np.any(present[1:] & (moved > JUMP) & (apart.min(axis=1) < CLEARLY_NEARER * moved)))
 
 
 def _distances(one: Floats, other: Floats) -> NDArray[np.float64]:
