@@ -15,6 +15,7 @@ import torch
 from starlab.models.star import StarTransformer
 from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import DataError
+from starlab.pipelines.datasets import not_official
 from starlab.pipelines.schedule import rank_slice
 from starlab.pipelines.stream import Batches, train_batches
 from starlab.platform.cluster.device import check_device
@@ -257,6 +258,7 @@ class _Worker:
                 test_clips=len(test.clips) if test else None,
                 confusion=test.confusion().tolist() if test else None,
                 unreadable=state.unreadable,
+                not_official=not_official(self.spec.data.dataset, self.spec.data.protocol, self.task.source.clips),
             )
         )
 
