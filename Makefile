@@ -62,6 +62,10 @@ bench-gpu: setup ## Measure correctness, speed and every improvement on one GPU 
 bench-data: setup ## Measure stores and the stream against their limits (minutes; wants a quiet machine)
 	$(BIN)/python tests/benchmarks/bench_data.py
 
+bench-compare: setup ## Measure the statistics of `starlab compare` and its speed (ten minutes)
+	$(BIN)/python tests/benchmarks/bench_statistics.py
+	$(BIN)/python tests/benchmarks/bench_compare.py
+
 wheel: setup ## Build dist/starlab-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -73,4 +77,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all ray-token test-faults bench-data bench-gpu bench-model bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-compare bench-data bench-gpu bench-model bench-train wheel lock format

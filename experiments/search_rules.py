@@ -22,6 +22,10 @@ def check_search(spec: SearchSpec, where: str) -> None:
             f"{where}: data.select is 'test', so every trial would be chosen by the test part; a search compares its trials on "
             "the validation part: leave the key out, and give data.validation_fraction a share"
         )
+    if spec.base.data.validation_fraction == 0:
+        raise SpecError(
+            f"{where}: data.validation_fraction is 0, so there is no validation part to compare the trials on; give it a share"
+        )
     for values in spec.edges():
         key, value = list(values.items())[-1]
         try:

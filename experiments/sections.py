@@ -14,6 +14,8 @@ class TrainConfig:
 
     epochs: float = 300
     """Passes over the training part; a fraction is fine for a quick try."""
+    stop_after_epochs: float | None = None
+    """End the run after so many of its `epochs`. The learning rate keeps the schedule of all of them. null trains them all."""
     global_batch: int = 16
     """Clips per step over all workers; does not change with their number. (The paper's 4 on each of 4 GPUs.)"""
     accumulate: int = 1
@@ -64,8 +66,20 @@ class TrainConfig:
     profile: bool = False
     """Trace a few steps of rank 0 into the run's artifacts. Not part of the run's identity."""
 
+    @property
+    def trained_epochs(self) -> float:
+        """Passes over the training part until the run ends."""
+        return self.epochs if self.stop_after_epochs is None else self.stop_after_epochs
+
     def __post_init__(self) -> None:
         _require(0 < self.epochs < math.inf, "train.epochs", self.epochs, "be above 0, and finite")
+        stop = self.stop_after_epochs
+        _require(
+            stop is None or 0 < stop <= self.epochs,
+            "train.stop_after_epochs",
+            stop,
+            f"be above 0 and at most train.epochs, {self.epochs:g}, or null",
+        )
         _require(self.lr > 0, "train.lr", self.lr, "be above 0")
         _require(0 <= self.momentum < 1, "train.momentum", self.momentum, "be in [0, 1)")
         _require(self.backbone_lr_scale > 0, "train.backbone_lr_scale", self.backbone_lr_scale, "be above 0")

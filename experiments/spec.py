@@ -19,7 +19,7 @@ from starlab.experiments.search_rules import check_search
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
 from starlab.experiments.space import Distribution, in_order
 from starlab.experiments.strict import read_section, refuse_unknown_keys
-from starlab.models.star import StarConfig
+from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
@@ -27,6 +27,7 @@ __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_sp
 _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
     ("train", "backbone_lr_scale", 1.0),
+    ("train", "stop_after_epochs", None),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
 )
@@ -202,6 +203,8 @@ def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
         SpecError: unknown experiment, unknown key, wrong type or a value out of its range.
     """
     raw, where = read_layers(experiment, overrides)
+    if "rows" in raw:
+        raise SpecError(f"{where}: 'rows' makes it an ablation; run it with: starlab ablate {experiment}")
     for key in ("space", "search"):
         if key in raw:
             raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {experiment}")

@@ -5,34 +5,13 @@ Letters: B clips, T frames, S tokens per frame, D width; G groups, L tokens per 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-GroupProjections = Literal["shared", "separate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """How an attention pattern splits the frames of a clip into equal groups."""
-
-    frame_axis: str
-    """The frame axis in einops, from g, the group, and t, the frame within it: "(g t)" for groups of consecutive frames,
-    "(t g)" for groups of every G-th frame."""
-    groups: int
-    """Number of groups, G. A token attends to all tokens of the other groups, or to every token where G is 1."""
-
-
-PATTERNS: dict[str, Grouping] = {
-    "F": Grouping("(g t)", groups=1),  # every frame
-    "Z": Grouping("(t g)", groups=2),  # odd frames, even frames; frame 1 is odd (the paper counts from 1)
-    "B": Grouping("(g t)", groups=2),  # first half, second half
-}
-"""Every attention pattern by its letter. A new pattern needs an entry here and nothing else."""
+from starlab.models.config import GroupProjections
+from starlab.models.patterns import PATTERNS, divisible_frames
 
 
 class SpatioTemporalAttention(nn.Module):
@@ -141,12 +120,6 @@ def to_other_groups(keys: Tensor) -> Tensor:
     if groups == 1:
         return keys
     return torch.stack([part.roll(shift, 1) for shift, part in enumerate(keys.chunk(groups - 1, 2), start=1)]).sum(0)
-
-
-def divisible_frames(frames: int, groups: int) -> str:
-    """A phrase for an error message: which numbers of frames divide into the groups, and the next one from `frames`."""
-    kind = "an even number" if groups == 2 else f"a multiple of {groups}"
-    return f"{kind} such as {frames + -frames % groups}"
 
 
 class GroupLinears(nn.ModuleList):

@@ -11,17 +11,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-BackboneName = Literal["mc3_18", "mc3_tiny"]
-LocalLayer = Literal["layer2", "layer3"]
-PixelNorm = Literal["kinetics", "clip"]
-BatchNorm = Literal["train", "frozen", "sync"]
+from starlab.models.config import BackboneName, BatchNorm, LocalLayer, PixelNorm
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 CHANNELS: dict[BackboneName, dict[str, int]] = {

@@ -9,14 +9,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from starlab.models.attention import PATTERNS, GroupProjections, divisible_frames
-from starlab.models.backbone import BackboneName, BatchNorm, LocalLayer, PixelNorm
-from starlab.models.heatmaps import HeatmapNorm
-from starlab.models.initialisation import Init
-from starlab.models.layers import Norm
-from starlab.models.tokens import ClassTokens, JointPosition, TemporalPosition
+from starlab.models.patterns import PATTERNS, divisible_frames
 
 Weights = Literal["none", "kinetics400"]
+BackboneName = Literal["mc3_18", "mc3_tiny"]
+PixelNorm = Literal["kinetics", "clip"]
+LocalLayer = Literal["layer2", "layer3"]
+BatchNorm = Literal["train", "frozen", "sync"]
+HeatmapNorm = Literal["sum", "peak"]
+JointPosition = Literal["index", "index_xy"]
+ClassTokens = Literal["multi", "single"]
+TemporalPosition = Literal["none", "sincos", "learned"]
+Norm = Literal["post", "pre"]
+Init = Literal["depth_scaled", "xavier", "torch", "trunc_normal"]
+GroupProjections = Literal["shared", "separate"]
 Modality = Literal["both", "rgb", "pose"]
 
 CHOICES: dict[str, object] = {
@@ -97,7 +103,7 @@ class StarConfig:
     decoder_layers: int | None = None
     """Decoder layers; None means `layers`."""
     encoder: str = "FZ"
-    """First and second attention of an encoder layer: one or two letters of `attention.PATTERNS`."""
+    """First and second attention of an encoder layer: one or two letters of `patterns.PATTERNS`."""
     decoder: str = "FB"
     """The same for a decoder layer."""
     dim: int = 512

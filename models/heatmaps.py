@@ -6,12 +6,11 @@ Letters: B clips, T frames, N joints (of all bodies), C channels, H W cells of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-HeatmapNorm = Literal["sum", "peak"]
+from starlab.models.config import HeatmapNorm
 
 
 def visible_joints(joints: Tensor) -> Tensor:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import nn
 
 from starlab.models.attention import SpatioTemporalAttention
+from starlab.models.config import Init
 from starlab.models.layers import StarLayer
-
-Init = Literal["depth_scaled", "xavier", "torch", "trunc_normal"]
 
 
 @torch.no_grad()

@@ -6,14 +6,13 @@ Letters: B clips, T frames, S tokens per frame, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from starlab.models.attention import GroupProjections, SpatioTemporalAttention, xavier_linear
-
-Norm = Literal["post", "pre"]
+from starlab.models.attention import SpatioTemporalAttention, xavier_linear
+from starlab.models.config import GroupProjections, Norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Attention rollout: how much each frame contributes to the class tokens (Fig. 6).
+"""Attention rollout: how much each frame and each token contributes to the class tokens (Fig. 6).
 
 Letters: B clips, T frames, H W pixels, M bodies, N joints, S tokens per frame; G groups, L queries and K keys per group.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,21 +20,42 @@ from starlab.models.star import StarTransformer
 QUERIES_AT_ONCE = 256  # rows of the attention matrix in memory at a time
 
 
+@dataclass(frozen=True, slots=True)
+class TokenImportance:
+    """Importance of every token of a batch, and which token is what."""
+
+    importance: Tensor
+    """(B, T, S) float32, non-negative, of sum 1 for each clip."""
+    class_rows: tuple[int, ...]
+    """Indices of the class tokens among the S tokens of every frame."""
+    grid_rows: tuple[int, ...]
+    """Those of the global map's cells, row by row; empty for a model of poses alone."""
+    joint_rows: tuple[int, ...]
+    """Those of the joints, body by body; empty for a model of pixels alone."""
+
+
+def frame_importance(model: StarTransformer, frames: Tensor, joints: Tensor, patterns: str | None = None) -> Tensor:
+    """Attention rollout of a batch in evaluation mode, by frame: `token_importance` summed over the tokens of each frame.
+
+    Returns:
+        (B, T) float32, each row non-negative and of sum 1.
+    """
+    return token_importance(model, frames, joints, patterns).importance.sum(2)
+
+
 @torch.no_grad()
-def frame_importance(model: StarTransformer, frames: Tensor, joints: Tensor) -> Tensor:
+def token_importance(model: StarTransformer, frames: Tensor, joints: Tensor, patterns: str | None = None) -> TokenImportance:
     """Attention rollout of a batch in evaluation mode; the model is unchanged afterwards.
 
     Every attention becomes Ã = (A + 1) / 2, where A is its weight matrix averaged over the heads (for Z and B it is
     zero within a group) and 1 stands for the residual. The rows of Ã_n ··· Ã_1 that belong to class tokens are averaged,
-    as the head averages those tokens, and summed over the tokens of each frame.
+    as the head averages those tokens.
 
     Args:
         model: an uncompiled StarTransformer with any pairing of attentions.
         frames: uint8 (B, T, H, W, 3).
         joints: float32 (B, T, M, N, 3).
-
-    Returns:
-        (B, T) float32, each row non-negative and of sum 1.
+        patterns: letters of the attentions to follow, e.g. "Z"; the others count as their residual alone. None follows all.
     """
     calls: list[tuple[SpatioTemporalAttention, Tensor, Tensor | None]] = []
 
@@ -58,8 +80,14 @@ def frame_importance(model: StarTransformer, frames: Tensor, joints: Tensor) -> 
     row = torch.zeros(tokens.shape[:3], device=tokens.device)
     row[:, :, list(class_rows[0])] = 1 / (tokens.shape[1] * len(class_rows[0]))
     for attention, attention_input, key_mask in reversed(calls):
-        row = (row + through_attention(attention, row, attention_input, key_mask)) / 2
-    return row.sum(2)
+        if patterns is None or attention.pattern in patterns:
+            row = (row + through_attention(attention, row, attention_input, key_mask)) / 2
+    # The tokens of a frame are CLS_glob, grid, CLS_joint, joints, CLS_total (see Tokenizer), of which some may be absent.
+    num_tokens = tokens.shape[2]
+    num_joints = 0 if model.tokens.joint_tokens is None else joints.shape[2] * joints.shape[3]
+    joint_rows = tuple(range(num_tokens - 1 - num_joints, num_tokens - 1))
+    grid_rows = tuple(index for index in range(num_tokens) if index not in (*class_rows[0], *joint_rows))
+    return TokenImportance(row, class_rows[0], grid_rows, joint_rows)
 
 
 def through_attention(attention: SpatioTemporalAttention, row: Tensor, tokens: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from starlab.models.attention import xavier_linear
-from starlab.models.heatmaps import CellGrid, HeatmapNorm, joint_heatmaps, pool_joints, visible_joints
-
-ClassTokens = Literal["multi", "single"]
-JointPosition = Literal["index", "index_xy"]
-TemporalPosition = Literal["none", "sincos", "learned"]
+from starlab.models.config import ClassTokens, HeatmapNorm, JointPosition, TemporalPosition
+from starlab.models.heatmaps import CellGrid, joint_heatmaps, pool_joints, visible_joints
 
 FOURIER_BANDS = 6  # wavelengths from two frames down to a sixteenth of a frame
 

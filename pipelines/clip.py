@@ -5,8 +5,12 @@ Letters: T frames, H W pixels, M bodies, N joints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import difflib
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -42,6 +46,28 @@ class ClipRow:
     """The person who acts; None where the data set does not say (Penn Action)."""
     num_frames: int
     """Frames on disk that have a label, at least 1."""
+    digest: str = field(default="", compare=False)
+    """Hex digest of what the index saw of the authors' files (`short_digest`); a store keeps it. "" if it is not known."""
+
+
+def short_digest(*parts: object) -> str:
+    """16 hex digits of a SHA-256 over the parts: enough to notice a change, and short enough to keep for every clip."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(b"%d " % len(data))
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def identity(classes: Sequence[str], clips: Iterable[ClipRow]) -> str:
+    """The fingerprint of a data set: a hex digest of its classes and its clips, in any order.
+
+    It covers the clips' names, labels, subjects, lengths and digests. So the authors' files and a store that was prepared from
+    all of them have the same one. Neither the place of the files nor the official split of `protocol` matters.
+    """
+    known = sorted([clip.clip_id, clip.label, clip.subject or "", clip.num_frames, clip.digest] for clip in clips)
+    return hashlib.sha256(json.dumps([list(classes), known]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +99,26 @@ class EncodedClip:
     """(n, M, N, 3): x, y as fractions of the frame's width and height, and the confidence, as in `DecodedClip`."""
     joints_3d: NDArray[np.float32] | None
     """(n, M, N, 3): metres, where the data set has them."""
+    scaled_to_px: int | None = None
+    """Short side of the frames, if they differ in size from those that `ClipSource.read` returns."""
+    note: str | None = None
+    """What a user should know of a clip that is used all the same, such as a video a frame longer than its skeleton."""
+
+
+def find_clip(source: ClipSource, clip_id: str, place: str) -> ClipRow:
+    """The clip of that name; `place` is the source's name in the error message.
+
+    Raises:
+        DataError: no such clip; the message gives the nearest name, or the reason of a clip that was left out.
+    """
+    names = [row.clip_id for row in source.clips]
+    at = bisect_left(names, clip_id)
+    if at < len(names) and names[at] == clip_id:
+        return source.clips[at]
+    left_out = {clip.clip_id: clip.reason for clip in source.skipped}
+    near = difflib.get_close_matches(clip_id, names, n=1) or names[:1]
+    why = f"it is in quarantine: {left_out[clip_id]}" if clip_id in left_out else f"did you mean {near[0]}?"
+    raise DataError(f"no clip {clip_id} in {place}; {why}")
 
 
 class ClipSource(Protocol):
@@ -83,7 +129,7 @@ class ClipSource(Protocol):
     max_bodies: int
     skipped: tuple[SkippedClip, ...]
     fingerprint: str
-    """Hex digest of the data: equal data give equal digests, in any place."""
+    """Hex digest of the data (`identity`): equal data give equal digests, in any place and in any form."""
 
     @property
     def clips(self) -> Sequence[ClipRow]:

@@ -6,7 +6,6 @@ generated/ntu.py writes. docs/data.md lists what the files hold, and their traps
 
 from __future__ import annotations
 
-import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,18 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import SYSTEM_NAMES, ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.clip import (
+    SYSTEM_NAMES,
+    ClipRow,
+    DataError,
+    DecodedClip,
+    EncodedClip,
+    SkippedClip,
+    UnreadableClipError,
+    identity,
+    short_digest,
+)
+from starlab.pipelines.containers import frames_in_avi_index
 from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NtuName, Protocol, names_in, parse_name
 from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton, read_num_frames
 from starlab.pipelines.retry import MISSING, read_file, read_patiently
@@ -32,6 +42,11 @@ SHORT_SIDE_PX = 256
 JPEG_QUALITY = 90
 MAX_FOLDER_DEPTH = 3
 """How deep below the root files are searched."""
+MAX_LENGTH_DIFFERENCE = 2
+"""A video and its skeleton may differ by so many frames; the frames that both have are used."""
+HEAD_BYTES, TAIL_BYTES = 4096, (8192, 2**20)
+"""How much of a file's two ends is read for the index. 8 KiB of a video list 500 frames, more than any of the authors' has;
+where that shows no list, more is read."""
 INDEX_THREADS = 16
 """More than the cores, because they mostly wait for the file system."""
 EXPECTED_LAYOUT = f"expected S001C001P001R001A001{VIDEO_ENDING} and S001C001P001R001A001{SKELETON_ENDING} … in it or below"
@@ -49,7 +64,9 @@ class NtuSource:
         missing_skeletons: Path | None = None,
         lengths: Mapping[str, int] | None = None,
     ) -> None:
-        """List the folder, and read each skeleton file's first line: it is the clip's length (no video is opened).
+        """List the folder, and read each skeleton's first line and the end of each video: they say how long the clip is.
+
+        No video is decoded.
 
         Args:
             root: The folder with the files, at any depth up to `MAX_FOLDER_DEPTH`.
@@ -91,9 +108,6 @@ class NtuSource:
         with ThreadPoolExecutor(INDEX_THREADS) as pool:
             looked = dict(zip(wanted, pool.map(look, wanted), strict=True))
         skipped |= {clip_id: found for clip_id, (num_frames, found) in looked.items() if num_frames == 0}
-        digests = [f"{clip_id} {num_frames} {found}" for clip_id, (num_frames, found) in looked.items() if num_frames]
-        digests += [f"{clip_id} skipped" for clip_id in skipped]
-        self.fingerprint = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
         self.skipped = tuple(SkippedClip(clip_id=clip_id, reason=skipped[clip_id]) for clip_id in sorted(skipped))
         self.clips = tuple(
             ClipRow(
@@ -102,6 +116,7 @@ class NtuSource:
                 split=name.split(protocol),
                 subject=f"P{name.performer:03d}",
                 num_frames=looked[clip_id][0],
+                digest=looked[clip_id][1],
             )
             for clip_id, name in wanted.items()
             if clip_id not in skipped
@@ -111,6 +126,7 @@ class NtuSource:
                 f"; the first, {self.skipped[0].clip_id}: {self.skipped[0].reason}" if self.skipped else f": {EXPECTED_LAYOUT}"
             )
             raise DataError(f"no usable clip of {len(classes)} actions below {self.root}{hint}")
+        self.fingerprint = identity(classes, self.clips)
         # A name per folder, not a path per file: this is pickled for every task.
         self._folders = tuple(sorted({*videos.values(), *skeletons.values()}))
         number = {folder: place for place, folder in enumerate(self._folders)}
@@ -127,8 +143,8 @@ class NtuSource:
                 indexed, or no person is seen in the whole clip; the message names the file.
             StorageError: the storage failed; nothing is known about the clip.
         """
-        joints, _ = self._joints(row)
-        frames = dict(self._frames(row, max(SHORT_SIDE_PX, min_side_px), set(frame_indices)))
+        joints, _, in_skeleton = self._joints(row)
+        frames = dict(self._frames(row, in_skeleton, max(SHORT_SIDE_PX, min_side_px), set(frame_indices)))
         return DecodedClip([frames[index] for index in frame_indices], joints[np.asarray(frame_indices)])
 
     def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
@@ -139,12 +155,15 @@ class NtuSource:
         Raises:
             UnreadableClipError: as `read`.
         """
-        joints, joints_3d = self._joints(row)
-        jpegs = tuple(
-            simplejpeg.encode_jpeg(frame, quality=JPEG_QUALITY, colorsubsampling="420")
-            for _, frame in self._frames(row, short_side_px, None)
-        )
-        return EncodedClip(jpegs, joints, joints_3d)
+        joints, joints_3d, in_skeleton = self._joints(row)
+        jpegs, short_side, in_video = [], 0, 0
+        for index, frame in self._frames(row, in_skeleton, short_side_px, None):
+            if index < row.num_frames:
+                jpegs.append(simplejpeg.encode_jpeg(frame, quality=JPEG_QUALITY, colorsubsampling="420"))
+            short_side, in_video = min(frame.shape[:2]), index + 1
+        as_read = short_side_px == SHORT_SIDE_PX or short_side < min(short_side_px, SHORT_SIDE_PX + 1)
+        note = None if in_video == in_skeleton else f"video of {in_video} frames, skeleton of {in_skeleton}"
+        return EncodedClip(tuple(jpegs), joints, joints_3d, None if as_read else short_side, note)
 
     def paths(self, row: ClipRow) -> tuple[Path, Path]:
         """The clip's video and its skeleton file."""
@@ -185,26 +204,31 @@ class NtuSource:
     def _path(self, folder: str, clip_id: str, ending: str) -> str:
         return f"{self.root}/{folder}/{clip_id}{ending}"
 
-    def _joints(self, row: ClipRow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _joints(self, row: ClipRow) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+        """The joints in the picture and in metres, and the skeleton's number of frames, which may exceed the clip's."""
         if not self._reads_joints:
             shape = (row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
-            return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.float32), row.num_frames
         path = self.paths(row)[1]
         try:
             skeleton = parse_skeleton(read_file(path))
         except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
-        if skeleton.num_frames != row.num_frames:
+        if not 0 <= skeleton.num_frames - row.num_frames <= MAX_LENGTH_DIFFERENCE:
             raise UnreadableClipError(f"{path}: {skeleton.num_frames} frames, {row.num_frames} when it was indexed")
         joints, joints_3d = pack_tracks(skeleton, self.max_bodies)
         if not joints[..., 2].any():
-            raise UnreadableClipError(f"{path}: nobody is seen in any of its {row.num_frames} frames (a missing skeleton)")
-        return joints, joints_3d
+            raise UnreadableClipError(f"{path}: nobody is seen in any of its {skeleton.num_frames} frames (a missing skeleton)")
+        return joints[: row.num_frames], joints_3d[: row.num_frames], skeleton.num_frames
 
-    def _frames(self, row: ClipRow, short_side_px: int, only: set[int] | None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _frames(
+        self, row: ClipRow, in_skeleton: int, short_side_px: int, only: set[int] | None
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         path = self.paths(row)[0]
+        # The clip ends with the shorter of the two.
+        most = row.num_frames + (MAX_LENGTH_DIFFERENCE if in_skeleton == row.num_frames else 0)
         try:
-            yield from decode_video(path, row.num_frames, short_side_px, only)
+            yield from decode_video(path, range(row.num_frames, most + 1), short_side_px, only)
         except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
 
@@ -232,29 +256,40 @@ def _refuse_unless_missing(error: OSError) -> None:
 
 
 def _look(video: str, skeleton: str | int) -> tuple[int, str]:
-    """The number of frames and the sizes of both files; or 0 and why the clip cannot be used.
+    """The number of frames that both files have and a digest of them; or 0 and why the clip cannot be used.
 
     `skeleton` is a file, or the number of frames where there is none.
     """
+    path = video
     try:
-        video_bytes = read_patiently(lambda: os.stat(video), video).st_size  # noqa: PTH116 (once per clip of 114,480)
+        video_bytes, *video_ends = read_patiently(lambda: _ends(video, TAIL_BYTES[0]), video)
         if video_bytes == 0:
             return 0, f"{video}: empty"
-    except MISSING as error:
-        return 0, f"{video}: {error}"
-    if isinstance(skeleton, int):
-        return skeleton, f"{video_bytes} none"
-    try:
-        head, skeleton_bytes = read_patiently(lambda: _head(skeleton), skeleton)
-        return read_num_frames(head), f"{video_bytes} {skeleton_bytes}"
+        in_video = frames_in_avi_index(video_ends[1])
+        if in_video is None and video_bytes > TAIL_BYTES[0]:
+            in_video = frames_in_avi_index(read_patiently(lambda: _ends(video, TAIL_BYTES[1]), video)[2])
+        if isinstance(skeleton, int):
+            in_skeleton, skeleton_bytes, skeleton_ends = skeleton, 0, [b"", b""]
+        else:
+            path = skeleton
+            skeleton_bytes, *skeleton_ends = read_patiently(lambda: _ends(skeleton, HEAD_BYTES), skeleton)
+            in_skeleton = read_num_frames(skeleton_ends[0])
     except (*MISSING, ValueError) as error:
-        return 0, f"{skeleton}: {error}"
+        return 0, f"{path}: {error}"
+    if in_video is None or abs(in_video - in_skeleton) > MAX_LENGTH_DIFFERENCE:
+        in_video = in_skeleton  # where that is wrong, reading the clip finds it
+    return min(in_video, in_skeleton), short_digest(video_bytes, *video_ends, skeleton_bytes, *skeleton_ends)
 
 
-def _head(path: str) -> tuple[bytes, int]:
-    """The first bytes of a file, and its size."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        return file.read(64), os.fstat(file.fileno()).st_size
+def _ends(path: str, tail_bytes: int) -> tuple[int, bytes, bytes]:
+    """The size of a file, its first bytes and its last ones."""
+    with open(path, "rb") as file:  # noqa: PTH123 (once per clip of 114,480)
+        head = file.read(HEAD_BYTES)
+        size = os.fstat(file.fileno()).st_size
+        if size <= len(head):
+            return size, head, head
+        file.seek(max(0, size - tail_bytes))
+        return size, head, file.read(tail_bytes)
 
 
 def _listed_as_missing(root: Path, given: Path | None) -> dict[str, str]:

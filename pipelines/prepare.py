@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import ray.data
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipRow, ClipSource, DataError, UnreadableClipError
-from starlab.pipelines.shards import INDEX, StoredClip, shard_name, whole_shard, write_index, write_shard
+from starlab.pipelines.clip import ClipRow, ClipSource, DataError, UnreadableClipError, identity
+from starlab.pipelines.shards import INDEX, StoredClip, is_of, shard_name, whole_shard, write_index, write_shard
 from starlab.pipelines.storage import PART, Folder
 from starlab.pipelines.store import FORMAT, MANIFEST, PLAN, StoreSource
 
@@ -31,6 +31,8 @@ CLIPS_PER_SHARD = 64
 """About 100 MB. A shard is half a minute's work of one core on 1080p video, the most that a kill can cost."""
 SHORT_SIDE_PX = 256
 QUARANTINE = "quarantine.json"
+FINGERPRINTS = 2
+"""How fingerprints are made: 1 was by the store's own bytes, 2 is by the authors' files, so that both have the same one."""
 Columns = dict[str, NDArray[Any]]
 
 
@@ -87,7 +89,8 @@ def prepare(
         uri: the store's place: a path, or any URI that pyarrow knows.
         layout: how frames and clips are stored.
         max_bad_fraction: fail when a larger share of the clips cannot be used.
-        retry: check the shards of a complete store as well, and rewrite those that are damaged or have a clip in quarantine.
+        retry: check the shards of a complete store as well, and rewrite those that are damaged, have a clip in quarantine, or
+            were made from files that have changed since.
         on_progress: called after every shard.
 
     Raises:
@@ -101,11 +104,12 @@ def prepare(
         "classes": list(source.classes),
         "skeleton": source.skeleton.name,
         "max_bodies": source.max_bodies,
+        "fingerprints": FINGERPRINTS,
         "source_fingerprint": source.fingerprint,
         "short_side_px": layout.short_side_px,
         "clips_per_shard": layout.clips_per_shard,
     }
-    _claim(folder, plan)
+    _claim(folder, plan, retry)
     if folder.read_json(MANIFEST) is not None:
         if not retry:
             return StoreSource(uri)
@@ -120,7 +124,7 @@ def prepare(
     def work(tasks: Columns) -> Columns:
         [shard] = tasks["shard"].tolist()
         record = whole_shard(folder, shard, hashed=retry)
-        kept = record is not None and not (retry and record["quarantine"])
+        kept = record is not None and is_of(record, shards[shard]) and not (retry and record["quarantine"])
         if record is None or not kept:
             record = write_shard(folder, shard, source, shards[shard], layout.short_side_px)
         return {"shard": np.array([shard]), "kept": np.array([kept]), "record": np.array([json.dumps(record)])}
@@ -201,7 +205,8 @@ def check_shard(source: StoreSource, shard: int, decode: bool) -> list[str]:
     return problems
 
 
-def _claim(folder: Folder, plan: dict[str, Any]) -> None:
+def _claim(folder: Folder, plan: dict[str, Any], retry: bool) -> None:
+    """Write the plan, or compare it with that of an earlier call; `retry` also takes files that have changed since."""
     earlier = folder.read_json(PLAN)
     if earlier is None:
         there = folder.names()
@@ -209,12 +214,27 @@ def _claim(folder: Folder, plan: dict[str, Any]) -> None:
             raise DataError(f"{folder.uri} holds {there[0]} and no {PLAN}, so it is no store: name a new folder")
         folder.write_json(PLAN, plan)
         return
-    for key, value in plan.items():
-        if earlier.get(key) != value:
+    of_files = ("fingerprints", "source_fingerprint")
+    different = [key for key, value in plan.items() if earlier.get(key) != value]
+    for key in different:
+        if key not in of_files:
             raise DataError(
-                f"{folder.uri} was begun with {key} {earlier.get(key)!r}, now it is {value!r}: "
+                f"{folder.uri} was begun with {key} {earlier.get(key)!r}, now it is {plan[key]!r}: "
                 "use the same again, or name a new folder"
             )
+    if different and retry:
+        folder.write_json(PLAN, plan)
+    elif "fingerprints" in different and folder.read_json(MANIFEST) is None:
+        raise DataError(
+            f"{folder.uri} was begun by another version of starlab, whose fingerprints differ: prepare it again with --retry, "
+            "or name a new folder"
+        )
+    elif different == ["source_fingerprint"]:
+        raise DataError(
+            f"{folder.uri} was begun with source_fingerprint {earlier['source_fingerprint']!r}, now it is "
+            f"{plan['source_fingerprint']!r}: other files, or files that have changed. Use the same again, rewrite the shards "
+            "of changed clips with --retry, or name a new folder"
+        )
 
 
 def _run(work: Callable[[Columns], Columns], num_shards: int) -> Iterator[dict[str, Any]]:
@@ -232,16 +252,15 @@ def _refuse_too_many(folder: Folder, quarantine: dict[str, str], total: int, max
     listed = "; ".join(f"{clip}: {reason}" for clip, reason in sorted(quarantine.items())[:5])
     raise DataError(
         f"{len(quarantine)} of {total} clips cannot be used, more than the allowed share of {max_bad_fraction}; so far found: "
-        f"{folder.uri}/{QUARANTINE}. Repair the source, or allow more (--max-bad). The first: {listed}"
+        f"{folder.uri}/{QUARANTINE}. Repair the source and use --retry, or allow more (--max-bad). The first: {listed}"
     )
 
 
 def _finish(folder: Folder, plan: dict[str, Any], records: list[dict[str, Any]], quarantine: dict[str, str]) -> None:
     clips = [StoredClip(**clip) for record in records for clip in record["clips"]]
-    identity = [[clip.clip_id, clip.label, clip.split, clip.subject, clip.sha256] for clip in clips]
     manifest = {
         **plan,
-        "fingerprint": hashlib.sha256(json.dumps([plan["classes"], sorted(identity)]).encode()).hexdigest(),
+        "fingerprint": identity(plan["classes"], (clip.row_in_source() for clip in clips)),
         "clips": len(clips),
         "frames": sum(clip.num_frames for clip in clips),
         "shards": [
@@ -249,9 +268,11 @@ def _finish(folder: Folder, plan: dict[str, Any], records: list[dict[str, Any]],
         ],
         "index": write_index(folder, clips),
         "quarantine": quarantine,
+        "notes": {clip_id: note for record in records for clip_id, note in record.get("notes", {}).items()},
     }
-    for name in folder.names():  # left by killed attempts
-        if name.endswith(PART):
+    wanted = {shard_name(shard) for shard in range(len(records))}
+    for name in folder.names():  # left by killed attempts, and by attempts with more clips
+        if name.endswith(PART) or (name.startswith("shards/") and name.rpartition(".")[0] not in wanted):
             folder.remove(name)
     folder.remove(QUARANTINE)
     folder.write_json(MANIFEST, manifest)

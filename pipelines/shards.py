@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import simplejpeg
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipRow, ClipSource, DataError, EncodedClip, UnreadableClipError
+from starlab.pipelines.clip import ClipRow, ClipSource, DataError, EncodedClip, Split, UnreadableClipError
+from starlab.pipelines.decode import jpeg_size
 from starlab.pipelines.rows import Rows
 from starlab.pipelines.storage import Draft, Folder
 
@@ -62,11 +62,29 @@ class StoredClip:
     """Frames without any joint."""
     sha256: str
     """Digest of its JPEGs and joints."""
+    joints_outside: int | None = None
+    """Visible joints outside the frame. None in stores of earlier versions, as is `digest`."""
+    digest: str | None = None
+    """What the index of the authors' files said of the clip (`ClipRow.digest`), with the frames' size if it was changed."""
+
+    def row_in_source(self) -> ClipRow:
+        """The clip as the authors' files have it."""
+        split: Split = "train" if self.split == "train" else "test"
+        return ClipRow(
+            clip_id=self.clip_id,
+            label=self.label,
+            split=split,
+            subject=self.subject,
+            num_frames=self.num_frames,
+            digest=self.digest or "",
+        )
 
 
+ADDED_LATER = ("joints_outside", "digest")
+"""Columns that the index of an earlier version lacks."""
 INDEX_SCHEMA = pa.schema(
     [
-        pa.field(name, kind, nullable=name == "subject")
+        pa.field(name, kind, nullable=name in ("subject", *ADDED_LATER))
         for name, kind in {
             "clip_id": pa.string(),
             "label": pa.int32(),
@@ -81,6 +99,8 @@ INDEX_SCHEMA = pa.schema(
             "joints_unseen": pa.float64(),
             "frames_unseen": pa.int32(),
             "sha256": pa.string(),
+            "joints_outside": pa.int64(),
+            "digest": pa.string(),
         }.items()
     ]
 )
@@ -95,6 +115,7 @@ def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[C
     """Write the readable clips into one shard, then its record, which is returned. Equal clips give equal bytes."""
     clips: list[StoredClip] = []
     quarantine: dict[str, str] = {}
+    notes: dict[str, str] = {}
     with Draft(folder, shard_name(shard) + ".parquet") as draft:
         with pq.ParquetWriter(
             draft, SHARD_SCHEMA, compression="NONE", use_dictionary=False, write_statistics=False, store_schema=False
@@ -108,11 +129,14 @@ def write_shard(folder: Folder, shard: int, source: ClipSource, rows: Sequence[C
                     continue
                 writer.write_table(_table(row, encoded, source.classes[row.label]))
                 clips.append(clip)
+                if encoded.note is not None:
+                    notes[row.clip_id] = encoded.note
         record = {
             "sha256": draft.sha256(),
             "num_bytes": draft.num_bytes,
             "clips": [asdict(clip) for clip in clips],
             "quarantine": quarantine,
+            "notes": notes,
         }
     folder.write_json(shard_name(shard) + ".json", record)
     return record
@@ -130,6 +154,15 @@ def whole_shard(folder: Folder, shard: int, *, hashed: bool) -> dict[str, Any] |
     if (hashed or folder.modified(name) > folder.modified(record_name)) and folder.sha256(name) != record["sha256"]:
         return None
     return record
+
+
+def is_of(record: dict[str, Any], rows: Sequence[ClipRow]) -> bool:
+    """Whether a shard's record is of these clips, as the authors' files have them now; those in quarantine are not compared."""
+    stored = {clip["clip_id"]: StoredClip(**clip).row_in_source() for clip in record["clips"]}
+    now = {row.clip_id: row for row in rows}
+    return stored.keys() | record["quarantine"].keys() == now.keys() and all(
+        clip == now[clip_id] and _of_files(clip.digest) == now[clip_id].digest for clip_id, clip in stored.items()
+    )
 
 
 def write_index(folder: Folder, clips: Sequence[StoredClip]) -> dict[str, Any]:
@@ -159,9 +192,14 @@ def read_index_table(folder: Folder, sha256: str, columns: Sequence[str] = INDEX
         raise DataError(f"{folder.uri}/{INDEX} cannot be read: {error}; {fix}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(f"{folder.uri}/{INDEX} is not what was written: {fix}")
-    names = list(columns)
-    repeated = [name for name in ("split", "subject") if name in names]  # a few values over and over
-    return pq.read_table(pa.BufferReader(data), columns=names, use_threads=False, read_dictionary=repeated)
+    repeated = [name for name in ("split", "subject") if name in columns]  # a few values over and over
+    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=repeated) as file:
+        there = [name for name in columns if name not in ADDED_LATER or name in file.schema_arrow.names]
+        table = file.read(columns=there, use_threads=False)
+    for name in columns:
+        if name not in there:
+            table = table.append_column(name, pa.nulls(len(table), INDEX_SCHEMA.field(name).type))
+    return table.select(list(columns))
 
 
 def describe_clip(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int) -> StoredClip:
@@ -179,10 +217,11 @@ def describe_clip(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int
         )
     if not np.isfinite(encoded.joints).all():
         raise UnreadableClipError("a joint is not finite")
-    sizes = {simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in encoded.jpegs}
+    sizes = {jpeg_size(jpeg) for jpeg in encoded.jpegs}
     if len(sizes) > 1:
         raise UnreadableClipError(f"frames of different sizes {sorted(sizes)}")
     seen = encoded.joints[..., 2] > 0  # (n, M, N)
+    inside = ((encoded.joints[..., :2] >= 0) & (encoded.joints[..., :2] <= 1)).all(axis=-1)
     bodies = seen.any(axis=(0, 2))
     digest = hashlib.sha256()
     for part in (*encoded.jpegs, _plain(encoded.joints), b"" if encoded.joints_3d is None else _plain(encoded.joints_3d)):
@@ -203,7 +242,14 @@ def describe_clip(row: ClipRow, encoded: EncodedClip, shard: int, row_group: int
         joints_unseen=float(1 - seen[:, bodies].mean()) if bodies.any() else 1.0,
         frames_unseen=int((~seen.any(axis=(1, 2))).sum()),
         sha256=digest.hexdigest(),
+        joints_outside=int((seen & ~inside).sum()),
+        digest=row.digest if encoded.scaled_to_px is None else f"{row.digest}@{encoded.scaled_to_px}",
     )
+
+
+def _of_files(digest: str) -> str:
+    """The part of `StoredClip.digest` that the authors' files decide."""
+    return digest.partition("@")[0]
 
 
 def _plain(joints: Joints) -> bytes:

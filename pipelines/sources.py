@@ -64,8 +64,10 @@ class DataConfig:
     is a subset of a larger one, drawn by `split_seed`."""
     split_seed: int = 0
     """Seed of the validation part. It is not the training seed, so that seeds are compared on the same clips."""
-    select: Literal["validation", "test"] = "validation"
-    """The part that selects the best checkpoint. "test" is what some papers did; its results are labelled optimistic."""
+    select: Literal["validation", "last", "test"] = "validation"
+    """The part that selects the best checkpoint. "last" selects nothing: the weights of the last step count, and with
+    `validation_fraction` 0 all of the training part is trained on. "test" is what some papers did; its results are labelled
+    optimistic."""
     oversample: Literal["balanced"] | dict[str, float] | None = None
     """How often training clips are drawn: null draws each once an epoch; "balanced", every class equally often;
     {class: weight}, clips of that class `weight` times as often as the others. The length of an epoch stays."""
@@ -112,7 +114,7 @@ class DataConfig:
         if self.validation_fraction == 0 and self.select == "validation":
             raise ValueError(
                 "data.validation_fraction is 0, so data.select: validation has nothing to select by; "
-                "give it a fraction, or use data.select=test and call the result optimistic"
+                "give it a fraction, or use data.select=last, which takes the weights of the last step"
             )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"data.limit is {self.limit}; it must be 1 or more clips of each class, or null for all")

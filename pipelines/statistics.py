@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,6 @@ class ClassCount:
 
     def cells(self) -> tuple[str, ...]:
         """The cells of its row in a table."""
-        if not self.train + self.test:
-            return (self.name, "0", "0", "", "")
         return (self.name, f"{self.train:,}", f"{self.test:,}", f"{self.mean_frames:.0f}", f"{self.joints_unseen:.1%}")
 
 
@@ -33,13 +32,20 @@ class StoreStatistics:
     """The output of `starlab data stats`."""
 
     classes: tuple[ClassCount, ...]
-    """In the order of the labels, followed by the sum over all classes."""
+    """Those that have clips, in the order of the labels, followed by the sum over all classes."""
+    absent: tuple[str, ...]
+    """The classes without any clip."""
     frames: tuple[int, float, float, float, int]
     """Shortest, median, mean, 95th percentile and longest clip, in frames."""
     sizes: tuple[tuple[str, int], ...]
     """(width×height, clips), the most frequent first."""
     frames_unseen: tuple[int, int]
     """Frames without any joint, and the number of clips with such frames."""
+    outside: tuple[int, tuple[str, ...]] | None
+    """Visible joints outside the frame, and the clips that have any, the one with the most first; None if the store is of an
+    earlier version, which did not count them."""
+    notes: tuple[tuple[str, str], ...]
+    """(clip id, what to know of it): clips that are used all the same."""
     quarantine: tuple[tuple[str, str], ...]
     """(clip id, reason)"""
 
@@ -49,13 +55,37 @@ class StoreStatistics:
         unseen, clips = self.frames_unseen
         named = ", ".join(f"{size} ({count:,})" for size, count in self.sizes[:5])
         more = f" and {len(self.sizes) - 5} more" if len(self.sizes) > 5 else ""
-        return [
+        lines = [
             f"frames     {shortest} to {longest} a clip, median {median:.0f}, mean {mean:.1f}, 95 % below {high:.0f}",
             f"sizes      {named}{more}",
             f"joints     {unseen:,} frames of {clips:,} clips have none",
+        ]
+        if self.outside is not None and self.outside[0]:
+            count, where = self.outside
+            more = ", …" if len(where) > 5 else ""
+            lines.append(
+                f"           {count:,} visible are outside the frame, in {len(where):,} clips: {', '.join(where[:5])}{more}"
+            )
+        if self.absent:
+            more = ", …" if len(self.absent) > 5 else ""
+            lines.append(f"classes    {len(self.absent)} have no clip: {', '.join(self.absent[:5])}{more}")
+        if self.notes:
+            lines += note_lines(self.notes)
+        return [
+            *lines,
             f"quarantine {len(self.quarantine)} clips",
             *(f"           {clip}: {reason}" for clip, reason in self.quarantine),
         ]
+
+
+def note_lines(notes: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines about clips whose video and skeleton differ in length by no more than is allowed."""
+    more = [f"           and {len(notes) - 10} more"] if len(notes) > 10 else []
+    return [
+        f"lengths    {len(notes):,} clips use the frames that their video and their skeleton both have",
+        *(f"           {clip}: {note}" for clip, note in notes[:10]),
+        *more,
+    ]
 
 
 def store_statistics(source: StoreSource) -> StoreStatistics:
@@ -69,9 +99,10 @@ def store_statistics(source: StoreSource) -> StoreStatistics:
     per_class = [[clip for clip in clips if clip.label == label] for label in range(len(source.classes))]
     return StoreStatistics(
         classes=(
-            *(_count(name, members) for name, members in zip(source.classes, per_class, strict=True)),
+            *(_count(name, members) for name, members in zip(source.classes, per_class, strict=True) if members),
             _count("all", list(clips)),
         ),
+        absent=tuple(name for name, members in zip(source.classes, per_class, strict=True) if not members),
         frames=(
             int(lengths.min()),
             float(np.median(lengths)),
@@ -81,8 +112,17 @@ def store_statistics(source: StoreSource) -> StoreStatistics:
         ),
         sizes=tuple(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
         frames_unseen=(sum(clip.frames_unseen for clip in clips), sum(clip.frames_unseen > 0 for clip in clips)),
+        outside=_outside(clips),
+        notes=tuple(sorted(source.notes.items())),
         quarantine=tuple((clip.clip_id, clip.reason) for clip in source.skipped),
     )
+
+
+def _outside(clips: Sequence[StoredClip]) -> tuple[int, tuple[str, ...]] | None:
+    counts = {clip.clip_id: clip.joints_outside for clip in clips if clip.joints_outside is not None}
+    if len(counts) < len(clips):
+        return None
+    return sum(counts.values()), tuple(clip for clip in sorted(counts, key=lambda clip: (-counts[clip], clip)) if counts[clip])
 
 
 def _count(name: str, clips: list[StoredClip]) -> ClassCount:

@@ -13,10 +13,10 @@ which loses row groups of a path listed twice.
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from starlab.pipelines.clip import (
     SkippedClip,
     Split,
     UnreadableClipError,
+    find_clip,
 )
 from starlab.pipelines.datasets import find_skeleton
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
@@ -97,6 +98,8 @@ class StoreSource:
         self._index = Rows(read_index_table(self.folder, self.manifest["index"]["sha256"], _INDEX_COLUMNS), dict)
         self.clips: Rows[ClipRow] = Rows(self._index.table, partial(_row, protocol=protocol))
         self.skipped = tuple(SkippedClip(clip_id=name, reason=why) for name, why in sorted(self.manifest["quarantine"].items()))
+        self.notes: Mapping[str, str] = self.manifest.get("notes", {})
+        """What a user should know of clips that are used all the same, by clip id."""
         self._threads = threading.local()  # a Parquet reader serves one thread
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,12 +112,7 @@ class StoreSource:
             DataError: no such clip; the message gives the reason of a clip in quarantine.
         """
         place = self.clips.find("clip_id", clip_id)
-        if place is not None:
-            return self.clips[place]
-        why = self.manifest["quarantine"].get(clip_id)
-        near = difflib.get_close_matches(clip_id, [row.clip_id for row in self.clips], n=1) or [self.clips[0].clip_id]
-        hint = f"it is in quarantine: {why}" if why else f"did you mean {near[0]}?"
-        raise DataError(f"no clip {clip_id} in {self.folder.uri}; {hint}")
+        return find_clip(self, clip_id, self.folder.uri) if place is None else self.clips[place]
 
     @cached_property
     def stored(self) -> Rows[StoredClip]:
@@ -154,7 +152,10 @@ class StoreSource:
             for index in range(len(jpegs)):
                 self._decode(row, jpegs, index, NO_SHRINK)
         encoded = EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
-        if describe_clip(row, encoded, stored.shard, stored.row) != stored:
+        found = replace(describe_clip(row, encoded, stored.shard, stored.row), digest=stored.digest)
+        if stored.joints_outside is None:
+            found = replace(found, joints_outside=None)
+        if found != stored:
             place = self._where(stored.shard, stored.row)
             raise UnreadableClipError(f"{place}: its frames or joints are not what the index says")
 

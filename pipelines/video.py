@@ -17,6 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from starlab.pipelines.containers import check_whole
 from starlab.pipelines.retry import read_file
 
 CONTAINERS = {".avi": "avi", ".mp4": "mp4"}
@@ -25,13 +26,16 @@ that a text file can claim to have make the library open other files."""
 
 
 def decode_video(
-    path: Path, num_frames: int, short_side_px: int, only: Collection[int] | None = None
+    path: Path, num_frames: int | range, short_side_px: int, only: Collection[int] | None = None
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Decode a whole file on one thread and yield (frame number, frame), ascending.
 
+    The frames are those that a player shows: without what an edit list hides, and without the empty slots of dropped frames.
+    The number of frames in the container's header is not used, because intact files miscount.
+
     Args:
         path: A file that ends in .avi or .mp4.
-        num_frames: How many frames it must have.
+        num_frames: How many frames it must have: one number, or a range of them.
         short_side_px: Frames are shrunk to this short side by averaging over areas; never enlarged.
         only: Frame numbers (0-based) to yield instead of all; the others are decoded and checked as well.
 
@@ -40,7 +44,7 @@ def decode_video(
         were yielded, so exhaust the iterator before using any frame.
 
     Raises:
-        ValueError: the file is not such a video, is damaged or cut short, or does not have `num_frames` frames.
+        ValueError: the file is not such a video, is damaged or cut short, or does not have that number of frames.
         FileNotFoundError: it is missing.
         StorageError: the storage failed; nothing is known about the file.
     """
@@ -56,8 +60,9 @@ def decode_video(
 
 
 def _decode(
-    data: bytes, container_format: str, num_frames: int, short_side_px: int, only: Collection[int] | None
+    data: bytes, container_format: str, num_frames: int | range, short_side_px: int, only: Collection[int] | None
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    expected = num_frames if isinstance(num_frames, range) else range(num_frames, num_frames + 1)
     # err_detect=explode is not used: it found no flipped bit that the checks below miss, and it refuses harmless files.
     with av.open(io.BytesIO(data), format=container_format) as container:
         if not container.streams.video:
@@ -66,8 +71,7 @@ def _decode(
         if stream.codec_context is None:
             raise ValueError("its codec is not known")
         stream.codec_context.thread_count = 1  # the pipeline runs a task per core already
-        if stream.frames not in (0, num_frames):  # 0: the container does not know
-            raise ValueError(f"its header says {stream.frames} frames, {num_frames} expected")
+        check_whole(data, container_format)
         shrink = VideoReformatter()
         size = (stream.codec_context.height, stream.codec_context.width)
         target = shrunk_size(*size, short_side_px)
@@ -85,8 +89,9 @@ def _decode(
                 pixels: NDArray[np.uint8] = small.to_ndarray().astype(np.uint8, copy=False)
                 yield count, pixels
             count += 1
-        if count != num_frames:
-            raise ValueError(f"it ends after {count} frames, {num_frames} expected")
+        if count not in expected:
+            wanted = f"{expected[0]}" if len(expected) == 1 else f"{expected[0]} to {expected[-1]}"
+            raise ValueError(f"it ends after {count} frames, {wanted} expected")
 
 
 def _checked(packets: Iterator[av.Packet], codec: str) -> Iterator[av.Packet]:

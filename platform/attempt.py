@@ -164,7 +164,7 @@ def _fit(
 def _wait_for_room(
     task: TrainTask | EvaluationTask, placement: Placement, deadline: float, tell: Callable[[str], None]
 ) -> None:
-    """Wait until the workers fit. For a trial, time in which others use the room does not count."""
+    """Wait until the workers fit. For a task that queues, time in which others use the room does not count."""
     folder, said = task.folder, set[str]()
 
     def say(line: str) -> None:
@@ -173,13 +173,13 @@ def _wait_for_room(
             events.record(folder.path, "waiting", line)
             tell(line)
 
-    is_trial = isinstance(task, TrainTask) and task.is_trial
-    left = task.spec.resources.wait_for_room_seconds if is_trial else max(0.0, deadline - time.monotonic())
+    queues = isinstance(task, TrainTask) and task.queues
+    left = task.spec.resources.wait_for_room_seconds if queues else max(0.0, deadline - time.monotonic())
     wait_for_room(
         _demand(task, placement),
         timeout_seconds=left,
         say=say,
-        queue=is_trial,
+        queue=queues,
         check=lambda: _end_if_asked(folder) if isinstance(task, TrainTask) else None,
     )
 

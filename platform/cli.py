@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import data_commands
+from starlab.platform import data_commands, result_commands
 
 app = typer.Typer(
     name="starlab",
@@ -40,6 +40,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would run, its cost, and whether it fits.")
     ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Choose the epoch on the validation part, then train on all of train and test that.")
+    ] = False,
 ) -> None:
     """Train an experiment, or continue its run: starlab train demo train.epochs=2"""
     from starlab.experiments.spec import load_spec
@@ -50,14 +53,21 @@ def train(
         from starlab.platform.errors import UserError
 
         found = forecast(spec, runs)
-        _print(found.lines)
+        _print(
+            [
+                *found.lines,
+                *(["refit      then once more on train and validation, for the epochs that are best"] if refit else []),
+            ]
+        )
         if found.problems:
             raise UserError("\n".join(found.problems))
         return
-    from starlab.platform import trainer
+    from starlab.platform.refit import refit as refit_run
     from starlab.platform.summary import result_lines
+    from starlab.platform.trainer import train as train_run
 
-    _print(result_lines(trainer.train(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
+    start = refit_run if refit else train_run
+    _print(result_lines(start(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
 
 
 @app.command()
@@ -70,6 +80,40 @@ def search(experiment: Experiment, overrides: Overrides = None, runs: Runs = Non
     from starlab.platform.summary import search_lines
 
     _print(search_lines(searching.search(spec, runs=runs, fresh=fresh, say=_say)))
+
+
+@app.command()
+def ablate(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    runs: Runs = None,
+    rows: Annotated[str | None, typer.Option(help="Only these rows, by name: FF/FF,FZ/FB")] = None,
+    accept_code: Annotated[
+        bool, typer.Option("--accept-code", help="Use cells that another version of the code trained.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set aside cells that another version of the code trained, and train them again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the cells, which of them exist, and what the others cost.")
+    ] = False,
+) -> None:
+    """Run every row of an ablation at every seed, or go on with it: starlab ablate demo_table4 seeds=2 train.epochs=4"""
+    from starlab.experiments.ablation import load_ablation, select_rows
+
+    spec = load_ablation(experiment, overrides or [])
+    names = [name.strip() for name in rows.split(",")] if rows else []
+    select_rows(spec, names)  # a wrong name is refused before heavy imports
+    from starlab.platform.ablation_summary import ablation_lines, forecast_lines
+    from starlab.platform.search import ablate as ablating
+
+    if dry_run:
+        _print(forecast_lines(spec, names, runs))
+        return
+    result = ablating.ablate(spec, rows=names, runs=runs, accept_code=accept_code, fresh=fresh, say=_say)
+    _print(ablation_lines(result))
+    if result.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -92,27 +136,6 @@ def evaluate(
     _print(
         evaluation_lines(evaluate_run(run, checkpoint=checkpoint, part=part, overrides=overrides or [], runs=runs, say=_say))
     )
-
-
-@app.command()
-def compare(
-    names: Annotated[list[str], typer.Argument(help="Runs, searches, or experiments (all of their runs).")], runs: Runs = None
-) -> None:
-    """Print runs side by side: the differences between their specs, and their results."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from starlab.platform.reports.tables import comparison
-    from starlab.platform.runs.folder import find_runs, runs_folder
-
-    root = runs_folder(runs)
-    heads, rows = comparison([folder for name in names for folder in find_runs(root, name, _complain)], _complain)
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    # Without a terminal the table goes to a pipe or a file, so it is not squeezed.
-    Console(width=None if console.is_terminal else 400).print(table)
 
 
 @app.command()
@@ -190,6 +213,7 @@ def doctor(
 
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(result_commands.compare)
 app.add_typer(data_commands.data)
 
 

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from starlab.pipelines.prepare import Progress
 
-data = typer.Typer(name="data", help="Look at a prepared store: pictures, counts.", no_args_is_help=True)
+data = typer.Typer(name="data", help="Look at data: pictures of a clip, counts of a prepared store.", no_args_is_help=True)
 
 Store = Annotated[str, typer.Argument(help="A prepared store: a folder, or a URI such as s3://bucket/penn.")]
 
@@ -25,7 +25,9 @@ def prepare(
     short_side: Annotated[int, typer.Option(help="Pixels that a video's short side is scaled to.")] = 256,
     shard: Annotated[int, typer.Option(help="Clips per file.")] = 64,
     max_bad: Annotated[float, typer.Option(help="Fail as a whole when a larger share of the clips cannot be used.")] = 0.05,
-    retry: Annotated[bool, typer.Option("--retry", help="Rewrite damaged shards and those with bad clips.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Rewrite shards that are damaged, have bad clips, or whose files changed.")
+    ] = False,
 ) -> None:
     """Check every clip and write a store that trains fast, or resume: starlab prepare penn-action Penn_Action data/penn"""
     from starlab.pipelines.sources import open_authors_files
@@ -35,6 +37,7 @@ def prepare(
     left_out = f", {len(opened.skipped)} left out" if opened.skipped else ""
     print(f"source   {source}: {len(opened.clips):,} clips of {len(opened.classes)} classes{left_out}", flush=True)
     from starlab.pipelines import prepare as preparing
+    from starlab.pipelines.statistics import note_lines
     from starlab.platform.cluster.connect import connect
 
     connect()
@@ -52,6 +55,8 @@ def prepare(
         print(f"bad      {clip.clip_id}: {clip.reason}")
     if len(result.skipped) > 5:
         print(f"bad      and {len(result.skipped) - 5} more: starlab data stats {store}")
+    for line in note_lines(sorted(result.notes.items())) if result.notes else []:
+        print(line)
     megabytes = sum(shard["num_bytes"] for shard in result.manifest["shards"]) / 1e6
     print(
         f"store    {result.folder.uri}: {len(result.clips):,} clips, {result.manifest['frames']:,} frames, "
@@ -66,6 +71,7 @@ def verify(
 ) -> None:
     """Read a whole store again and list its problems; exit code 1 if there are any: starlab verify data/penn"""
     from starlab.pipelines import prepare as preparing
+    from starlab.pipelines.statistics import note_lines
     from starlab.pipelines.store import StoreSource
     from starlab.platform.cluster.connect import connect
 
@@ -73,6 +79,8 @@ def verify(
     connect()
     _quiet_ray_data()
     source, problems = preparing.verify(store, decode=decode, on_progress=_Line("verify"))
+    for line in note_lines(sorted(source.notes.items())) if source.notes else []:
+        print(line)
     for problem in problems:
         print(f"PROBLEM  {problem}")
     if problems:
@@ -84,20 +92,25 @@ def verify(
 
 @data.command()
 def show(
-    store: Store,
-    clip: Annotated[str | None, typer.Option(help="Its id; else the store's first.")] = None,
+    place: Annotated[str, typer.Argument(help="A prepared store, or a folder with the authors' files.")],
+    clip: Annotated[str | None, typer.Option(help="Its id; else the first.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="penn-action, ntu60, …: what the authors' files are; else it is found out.")
+    ] = None,
+    estimated_joints: Annotated[Path | None, typer.Option(help="Draw the joints of this file instead.")] = None,
+    estimated_skeleton: Annotated[str | None, typer.Option(help="Their skeleton: coco, penn_action or ntu.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames that a model would see.")] = 16,
     size: Annotated[int, typer.Option(min=1, help="Their side in pixels.")] = 224,
     out: Annotated[Path | None, typer.Option(help="The PNG to write; else CLIP.png here.")] = None,
 ) -> None:
     """Draw a clip's sampled frames with their joints, as evaluated and as augmented: starlab data show data/penn --clip 0042"""
-    from starlab.pipelines.clip import UnreadableClipError
+    from starlab.pipelines.browse import open_place
+    from starlab.pipelines.clip import UnreadableClipError, find_clip
     from starlab.pipelines.contact_sheet import write_contact_sheet
-    from starlab.pipelines.store import StoreSource
     from starlab.platform.errors import RunFailedError
 
-    source = StoreSource(store)
-    row = source.find(clip) if clip is not None else source.clips[0]
+    source = open_place(place, dataset and dataset.replace("-", "_"), estimated_joints, estimated_skeleton)
+    row = find_clip(source, clip, place) if clip is not None else source.clips[0]
     path = out or Path(f"{row.clip_id}.png")
     try:
         write_contact_sheet(source, row, path, num_frames=frames, size_px=size)

@@ -72,7 +72,7 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     lines += _plan(spec, parts, steps, total)
     flops = _flops(spec, parts, steps, total)
     lines.append(
-        f"cost       {_amount(flops)}FLOP in all: {total.training_flops / 1e9:,.1f} GFLOP a training clip, "
+        f"cost       {amount(flops)}FLOP in all: {total.training_flops / 1e9:,.1f} GFLOP a training clip, "
         f"{total.forward_flops / 1e9:,.1f} an evaluated clip"
     )
     try:
@@ -138,13 +138,21 @@ def _selection(spec: Spec, parts: Parts) -> tuple[int, ...]:
     return parts.test if spec.data.select == "test" else parts.validation
 
 
+def _looks(spec: Spec, parts: Parts, evaluations: int) -> str:
+    clips = len(_selection(spec, parts))
+    if not clips:
+        return "no validation part, the last weights count"
+    part = "test" if spec.data.select == "test" else "validation"
+    return f"{evaluations} looks at {clips} {part} clips" + (", the last weights count" if spec.data.select == "last" else "")
+
+
 def _plan(spec: Spec, parts: Parts, steps: StepPlan, total: Cost) -> list[str]:
     train = spec.train
     evaluations, between = steps.evaluations(), steps.checkpoints_between()
     numbers = total.parameters * (1 + _OPTIMIZER_COPIES[train.optimizer] + (train.ema is not None))
     return [
-        f"plan       {steps.total_steps:,} steps of {train.global_batch} clips, {train.epochs:g} epochs over "
-        f"{len(parts.train)} clips; {len(evaluations)} looks at {len(_selection(spec, parts))} {spec.data.select} clips; "
+        f"plan       {steps.total_steps:,} steps of {train.global_batch} clips, {train.trained_epochs:g} epochs over "
+        f"{len(parts.train)} clips; {_looks(spec, parts, len(evaluations))}; "
         f"one look at {len(parts.test)} test clips",
         f"checkpoints {len(evaluations) + len(between)}, each about {4 * numbers / 1e6:,.1f} MB; the newest two and the "
         "best stay",
@@ -217,7 +225,8 @@ def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list
     ]
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
+    """A number with its prefix: "1.2 P"."""
     for prefix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12)):
         if value >= unit:
             return f"{value / unit:,.1f} {prefix}"

@@ -91,7 +91,7 @@ def evaluate_run(
     if part not in PARTS:
         raise UserError(f"--part is {part!r}; it must be one of {', '.join(PARTS)}")
     root = runs_folder(runs)
-    folder = _one_run(root, name, say)
+    folder = one_run(root, name, say)
     stored = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
     spec = override_spec(stored, overrides, CHANGEABLE, folder.path.name)
     if any(override.startswith("resources.checkpoints=") for override in overrides):
@@ -169,7 +169,12 @@ def _best_step(folder: RunFolder, last: int) -> int:
     return int(best)
 
 
-def _one_run(root: Path, name: str, say: Callable[[str], None]) -> RunFolder:
+def one_run(root: Path, name: str, say: Callable[[str], None]) -> RunFolder:
+    """Find the one run that `name` means.
+
+    Raises:
+        UserError: There is none, there are several, or it is a search.
+    """
     folders = find_runs(root, name, say)
     if len(folders) > 1:
         listed = ", ".join(folder.path.name for folder in folders[-8:])

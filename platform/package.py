@@ -17,7 +17,7 @@ from pathlib import Path
 ROOMS = ("platform", "models", "pipelines", "experiments")
 """Top-level folders of the package. The packages below them are found automatically."""
 _COMMIT_FILE = "commit.json"
-_PATTERNS = ("*.py", "*.yaml", "py.typed")
+_PATTERNS = ("*.py", "*.yaml", "*.css", "*.js", "py.typed")
 
 
 def package_root() -> Path:
@@ -26,7 +26,7 @@ def package_root() -> Path:
 
 
 def package_files(root: Path) -> Iterator[Path]:
-    """Yield the package files below `root` as sorted relative paths: modules, experiments and typing markers."""
+    """Yield the package files below `root` as sorted relative paths: modules, experiments, styles, scripts, typing markers."""
     for room in sorted(ROOMS):
         found = {path.relative_to(root) for pattern in _PATTERNS for path in (root / room).rglob(pattern)}
         yield from sorted(path for path in found if "__pycache__" not in path.parts)

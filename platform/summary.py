@@ -11,7 +11,11 @@ from starlab.platform.search.space import values_text
 from starlab.platform.search.trial_lines import value_text
 from starlab.platform.trainer import RunResult
 
-_SELECTED = {"validation": "validation", "test": "best checkpoint by the test part itself (optimistic)"}
+_SELECTED = {
+    "validation": "validation",
+    "test": "best checkpoint by the test part itself (optimistic)",
+    "last": "last weights; validation",
+}
 
 
 def result_lines(result: RunResult) -> list[str]:
@@ -21,11 +25,10 @@ def result_lines(result: RunResult) -> list[str]:
     return [
         *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
         "",
-        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, "
-        f"{_SELECTED[result.selected_by]} {metrics[VAL_TOP1]:.3f}  ({done})",
+        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, {_selected(result)}  ({done})",
         f"run        {result.folder}",
         *_replay_lines(result),
-        *_tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
+        *tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
     ]
 
 
@@ -72,8 +75,14 @@ def search_lines(result: SearchResult) -> list[str]:
         f"search     {result.folder}",
         f"compare    starlab compare {result.folder.name}",
         f"proposals  {result.dashboard}",
-        *_tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
+        *tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
+
+
+def _selected(result: RunResult) -> str:
+    if VAL_TOP1 not in result.metrics:
+        return "last weights, nothing held out"
+    return f"{_SELECTED[result.selected_by]} {result.metrics[VAL_TOP1]:.3f}"
 
 
 def _replay_lines(result: RunResult) -> list[str]:
@@ -85,7 +94,8 @@ def _replay_lines(result: RunResult) -> list[str]:
     ]
 
 
-def _tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: str | None) -> list[str]:
+def tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: str | None) -> list[str]:
+    """The MLflow run and the command that shows it, or why MLflow is not up to date."""
     where = f"run {mlflow_run_id} in {uri}"
     if problem:
         return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]

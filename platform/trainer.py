@@ -5,8 +5,8 @@ The driver opens the data, places the workers, follows the journal and updates M
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +52,10 @@ class RunRequest:
     """Search that the run belongs to."""
     is_trial: bool = False
     """Skip the test part, and end early if asked to. A later request without this flag evaluates the test part."""
+    queues: bool = False
+    """Wait as long as others use the room that the workers need. Otherwise only `resources.wait_for_room_seconds`."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the run besides those that every run has."""
     fresh: bool = False
     """Set aside an earlier run of this spec and start again."""
     callbacks: tuple[UserCallback, ...] = ()
@@ -79,7 +83,7 @@ class RunResult:
     was_complete: bool
     """Whether the run was finished before this call, so that nothing was trained."""
     selected_by: str
-    """Part that selected the best checkpoint: "validation", or "test" if the spec says so."""
+    """Part that selected the best checkpoint: "validation" or "test"; "last" if the weights of the last step count."""
     tracking_uri: str
     mlflow_run_id: str | None
     """Id of the MLflow run; None if MLflow was not reached yet."""
@@ -135,7 +139,7 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
     was_complete = _is_complete(folder.result, request)
     placement = place(spec, request.cluster, request.share)
     with Lease.claim(folder.path) as lease:
-        open_run(folder, spec, request.source, request.runs, request.parent)
+        open_run(folder, spec, request.source, request.runs, request.parent, tags=request.tags)
         resumed = not was_complete and bool(folder.stored_checkpoints.folders())
         state = "complete already" if was_complete else "continues from its newest checkpoint" if resumed else "is new"
         say(f"run      {folder.path.name} {state}; {folder.path}")
@@ -172,9 +176,10 @@ def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callabl
         folder,
         placement.limits,
         is_trial=request.is_trial,
+        queues=request.queues or request.is_trial,
         fence=lease.fence,
     )
-    steps, epochs = task.steps.total_steps, float(spec.train.epochs)
+    steps, epochs = task.steps.total_steps, float(spec.train.trained_epochs)
     with (
         SystemMetrics(folder.path),
         LiveView(folder.path, steps, epochs) if live else Progress(folder.path, steps, epochs, say),

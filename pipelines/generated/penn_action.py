@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import scipy.io
 import simplejpeg
 from numpy.typing import NDArray
 
@@ -257,6 +256,8 @@ def encode_label(clip: SyntheticClip) -> bytes:
     bbox = np.clip(np.concatenate(corners, axis=1), 1, clip.size_px)
     code = _smallest_unsigned if clip.integer_coded else np.asarray
     file = io.BytesIO()
+    import scipy.io  # as in pipelines/penn_action.py
+
     scipy.io.savemat(
         cast(Any, file),
         {

@@ -46,13 +46,18 @@ class Demand:
 
 def could_hold(demand: Demand) -> bool:
     """Whether the nodes that are not about to be taken away could hold the workers if nothing else ran on them."""
+    return groups_that_fit(demand) >= 1
+
+
+def groups_that_fit(demand: Demand) -> int:
+    """Number of such groups of workers that the nodes which stay could hold at once if nothing else ran on them."""
     leaving = ray._private.state.state.get_draining_nodes()
     staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     workers = 0
     for resources in staying:
         # A quotient such as 3 / 0.3 is slightly below the whole number that is meant.
         workers += min(int(resources.get(name, 0.0) / amount + 1e-9) for name, amount in demand.bundle.items())
-    return workers >= demand.workers
+    return workers // demand.workers
 
 
 def wait_for_room(

@@ -43,14 +43,14 @@ def peak_rate(config: TrainConfig) -> float:
     return config.lr * config.global_batch / config.reference_batch if config.lr_scaling == "linear" else config.lr
 
 
-def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+def learning_rate(config: TrainConfig, step: int, schedule_steps: int) -> float:
     """Compute the learning rate of step `step` (from 0): linear warm-up to the peak, then constant or a cosine to 0."""
-    warmup, peak = round(config.warmup_fraction * total_steps), peak_rate(config)
+    warmup, peak = round(config.warmup_fraction * schedule_steps), peak_rate(config)
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.schedule == "constant":
         return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, schedule_steps - warmup)))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -18,6 +18,11 @@ class StepPlan:
     @property
     def total_steps(self) -> int:
         """Number of optimizer steps of the whole run."""
+        return self.steps_of(self.config.trained_epochs)
+
+    @property
+    def schedule_steps(self) -> int:
+        """Number of steps that the learning rate's schedule covers; more than `total_steps` if the run stops before."""
         return self.steps_of(self.config.epochs)
 
     def steps_of(self, epochs: float) -> int:
@@ -26,13 +31,13 @@ class StepPlan:
 
     def epoch_ends(self) -> frozenset[int]:
         """Return the steps at which an epoch ends, except the last epoch."""
-        return frozenset(self.steps_of(epoch) for epoch in range(1, math.ceil(self.config.epochs)))
+        return frozenset(self.steps_of(epoch) for epoch in range(1, math.ceil(self.config.trained_epochs)))
 
     def evaluations(self) -> dict[int, int]:
         """Map the step of each evaluation of the selection part to its epoch. The last step always has an evaluation."""
-        config = self.config
-        epochs = range(config.evaluate_every_epochs, math.ceil(config.epochs), config.evaluate_every_epochs)
-        return {self.steps_of(epoch): epoch for epoch in epochs} | {self.total_steps: math.ceil(config.epochs)}
+        config, last = self.config, math.ceil(self.config.trained_epochs)
+        epochs = range(config.evaluate_every_epochs, last, config.evaluate_every_epochs)
+        return {self.steps_of(epoch): epoch for epoch in epochs} | {self.total_steps: last}
 
     def checkpoints_between(self) -> frozenset[int]:
         """Return the steps of the checkpoints that are not at an evaluation."""

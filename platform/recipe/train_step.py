@@ -27,9 +27,11 @@ class TrainStep:
     Call `gradients`, then `clip`, then either `apply` or `drop`.
     """
 
-    def __init__(self, state: TrainingState, config: TrainConfig, ranks: Ranks, device: torch.device, total_steps: int) -> None:
+    def __init__(
+        self, state: TrainingState, config: TrainConfig, ranks: Ranks, device: torch.device, schedule_steps: int
+    ) -> None:
         self._state, self._config, self._ranks, self._device = state, config, ranks, device
-        self._total_steps = total_steps
+        self._schedule_steps = schedule_steps
         self._unscaled = False
         """Whether the loss scaler has unscaled the gradients of this step."""
         self._model: nn.Module = state.model
@@ -97,7 +99,7 @@ class TrainStep:
     def apply(self) -> None:
         """Update the weights and their average."""
         state = self._state
-        set_rate(state.optimizer, learning_rate(self._config, state.step, self._total_steps))
+        set_rate(state.optimizer, learning_rate(self._config, state.step, self._schedule_steps))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         self._unscaled = False

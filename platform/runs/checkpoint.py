@@ -6,7 +6,8 @@
       manifest.json         size and SHA-256 of the other two files
 
 A checkpoint without a manifest, or whose files do not match it, does not exist. Nothing is pickled and nothing is renamed,
-so the format works on a disk and on object storage such as S3.
+so the format works on a disk and on object storage such as S3. A checkpoint may come from someone else, so nothing outside its
+folder is read, whatever its manifest names and wherever its symbolic links point.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ _SET_ASIDE = "manifest.json.damaged"
 _SECONDS_BETWEEN_READS = (1.0, 3.0)
 """Waits before a failed read is repeated: a file that cannot be read at the moment is not necessarily damaged."""
 Place = Folder | Path
+
+
+class UnsafeCheckpointError(ValueError):
+    """A checkpoint would make its reader open a file outside its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +85,17 @@ def read_checkpoint(place: Place, name: str) -> Checkpoint:
     """Check every byte of a checkpoint against its manifest and load it.
 
     Raises:
-        ValueError: The checkpoint is incomplete or damaged. The message names the file and the damage.
+        ValueError: The checkpoint is incomplete or damaged, or it names a file outside its folder. The message names the file
+            and the damage.
         OSError: A file could not be read in three attempts, so it is unknown whether the checkpoint is whole.
     """
     storage = _storage(place)
     try:
+        _check_inside(storage, name, _MANIFEST)
         manifest = json.loads(_read(storage, f"{name}/{_MANIFEST}"))
         contents: dict[str, bytes] = {}
         for file, expected in manifest["files"].items():
+            _check_inside(storage, name, file)
             data = contents[file] = _read(storage, f"{name}/{file}")
             if len(data) != expected["bytes"]:
                 raise ValueError(f"{storage}/{name}/{file} holds {len(data)} bytes, but its manifest says {expected['bytes']}")
@@ -95,14 +103,15 @@ def read_checkpoint(place: Place, name: str) -> Checkpoint:
                 raise ValueError(f"{storage}/{name}/{file} is damaged: its SHA-256 does not match the manifest")
         tensors = safetensors.torch.load(contents[_TENSORS])
         return Checkpoint(name, int(manifest["step"]), tensors, json.loads(contents[_STATE]))
-    except (FileNotFoundError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{storage}/{name} is not a complete checkpoint: {error!r}") from error
 
 
 def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest whole checkpoint, or None, and a message for each newer one that was skipped.
 
-    A damaged checkpoint is set aside and not tried again. One that cannot be read at the moment is skipped and left unchanged.
+    A damaged checkpoint is set aside and not tried again. One that cannot be read at the moment, or that leads out of its
+    folder, is skipped and left unchanged.
 
     Raises:
         OSError: No checkpoint is known to be whole, and at least one could not be read. Starting from scratch could lose it.
@@ -113,6 +122,8 @@ def newest_checkpoint(place: Place) -> tuple[Checkpoint | None, list[str]]:
     for name in reversed(_complete(storage)):
         try:
             return read_checkpoint(storage, name), complaints
+        except UnsafeCheckpointError as error:
+            complaints.append(f"refused: {error}")
         except ValueError as error:
             complaints.append(f"set aside: {error}")
             storage.put(f"{name}/{_SET_ASIDE}", _read(storage, f"{name}/{_MANIFEST}"))
@@ -172,6 +183,26 @@ def prune_checkpoints(place: Place, keep_steps: set[int], newest: int = 2) -> No
         if int(name[5:13]) not in keep_steps:
             storage.delete(f"{name}/{_MANIFEST}")  # deleted first: a half-deleted checkpoint must not look whole
             storage.delete(name)
+
+
+def _check_inside(storage: Folder, name: str, file: str) -> None:
+    """Check that a file of the checkpoint `name` is in the checkpoint's own folder.
+
+    Raises:
+        UnsafeCheckpointError: The name or a symbolic link leads out of the folder.
+    """
+    if file in ("", ".", "..") or "/" in file or "\\" in file:
+        raise UnsafeCheckpointError(
+            f"{storage}/{name}/{_MANIFEST} names {file!r}, which is not a file of its folder; no checkpoint of starlab does, "
+            "so do not use this one unless you know who wrote it"
+        )
+    if storage.is_local:
+        folder = (Path(storage.files.base_path) / name).resolve()
+        target = (folder / file).resolve()
+        if target.parent != folder:
+            raise UnsafeCheckpointError(
+                f"{storage}/{name}/{file} is a symbolic link to {target}, outside its folder; replace the link by the file"
+            )
 
 
 def _read(storage: Folder, name: str) -> bytes:

@@ -10,7 +10,7 @@ runs/demo-1a2b3c4d/
   result.json                final result: test metrics, confusion matrix
   outcome.json               how the last attempt ended: finished, stopped or preempted
   unreadable.json            clips that could not be read
-  end_early.json             request of a search that this trial end early
+  preempt.json               the driver's request to end; end_early.json: a search's (see end_request.py)
   artifacts/                 figures, tables, the model, predictions, and later evaluations
   mlflow.json                what was already sent to MLflow
 
@@ -32,7 +32,7 @@ from typing import Any
 from starlab.pipelines.storage import Folder, below
 from starlab.platform.errors import UserError
 from starlab.platform.runs.locking import file_lock
-from starlab.platform.runs.records import DamagedRecordError, EarlyEnd, R, Result, RunInfo, parse, parse_json, plain
+from starlab.platform.runs.records import DamagedRecordError, R, Result, RunInfo, parse, parse_json, plain
 
 SPEC = "spec.json"
 MODEL = "model"
@@ -162,15 +162,6 @@ class RunFolder:
     def artifacts(self) -> Path:
         """Folder of the run's figures, tables, model and predictions."""
         return self.path / "artifacts"
-
-    def ask_to_end(self, reason: str) -> None:
-        """Ask this run to end at its next point of the curve. Only trials of a search follow the request."""
-        self.write(EarlyEnd(reason=reason))
-
-    @property
-    def asked_to_end(self) -> bool:
-        """Whether `ask_to_end` was called."""
-        return (self.path / EarlyEnd.FILE).exists()
 
     @property
     def ended_early(self) -> bool:

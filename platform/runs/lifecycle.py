@@ -36,6 +36,7 @@ def open_run(
     runs: Path,
     parent: RunFolder | None,
     resolved: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> RunInfo:
     """Create the record of a new run, or mark an existing run as running again.
 
@@ -43,6 +44,7 @@ def open_run(
         runs: The folder of runs.
         parent: The search that the run belongs to, if any.
         resolved: The dict to store as the run's spec; None stores `spec`.
+        tags: Tags besides those that every run has.
 
     Raises:
         UserError: `resources.checkpoints` names another place than the one that an existing run uses.
@@ -66,17 +68,17 @@ def open_run(
             folder.write_json("skipped.json", {clip.clip_id: clip.reason for clip in source.skipped})
         # The driver's device is a guess until rank 0 names the one that trains; a later start does not guess again.
         note_start(folder, {key: value for key, value in made_by.items() if key != DEVICE})
-        tags = {
+        first_tags = {
             **made_by,
             "starlab.spec_hash": folder.path.name.rpartition("-")[2],
             "starlab.data_fingerprint": source.fingerprint,
-            "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else "validation",
+            "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else spec.data.select,
         }
         info = RunInfo(
             run_id=folder.path.name,
             key=key,
             created=earlier.created if earlier else datetime.now(UTC).isoformat(),
-            tags=earlier.tags if earlier else tags,
+            tags={**(earlier.tags if earlier else first_tags), **tags},
             checkpoints=earlier.checkpoints if earlier else checkpoints,
             experiment=spec.name,
             mlflow_experiment=spec.tracking.experiment or spec.name,

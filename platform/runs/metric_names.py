@@ -1,7 +1,12 @@
-"""Names of the metrics in a run's journal and in MLflow, of the form "part/name"."""
+"""Names of the metrics in a run's journal and in MLflow, of the form "part/name".
+
+MLflow shows the parts in alphabetical order, so "best" comes first.
+"""
 
 from __future__ import annotations
 
+BEST_VAL_TOP1 = "best/val_top1"
+"""Top-1 on the selection part: of a run's best checkpoint so far, or of a search's best trial so far."""
 TRAIN = "train/"
 """Prefix of the training curve."""
 TRAIN_LOSS = "train/loss"

@@ -23,7 +23,7 @@ from starlab.platform.runs.jsonl import append_line, read_lines
 from starlab.platform.runs.records import RunInfo
 
 FILE = "provenance.jsonl"
-DEVICE = "starlab.device"
+DEVICE, CODE = "starlab.device", "starlab.code"
 _PACKAGES = ("ray", "torch", "torchvision", "mlflow", "optuna", "pyarrow", "numpy")
 
 
@@ -33,7 +33,7 @@ def provenance() -> dict[str, str]:
     commit, dirty = source_commit(root)
     tags = {
         "starlab.version": importlib.metadata.version("starlab"),
-        "starlab.code": code_hash(root),
+        CODE: code_hash(root),
         "starlab.git_commit": commit or "not a git checkout",
         "starlab.git_dirty": dirty,
         "starlab.python": platform.python_version(),

@@ -87,10 +87,10 @@ class Result:
     total_steps: int
     best_step: int
     selected_by: str
-    """The part that selected the best checkpoint: "validation" or "test"."""
+    """The part that selected the best checkpoint: "validation" or "test"; "last" if the weights of the last step count."""
     classes: tuple[str, ...]
     val: dict[str, float]
-    """Metrics of the selection part at `best_step`."""
+    """Metrics of the selection part at `best_step`; empty if nothing was held out."""
     precision: str | None = None
     epochs: int | None = _absent()
     """Last epoch that was evaluated."""
@@ -184,6 +184,8 @@ class MlflowState:
     artifacts: dict[str, int] = field(default_factory=dict)
     """Modification time in ns of each artifact when it was sent, by path."""
     tags: dict[str, str] = field(default_factory=dict)
+    model_id: str | None = _absent()
+    """Id of the logged model that holds the best weights."""
     model_version: str | None = _absent()
 
 

@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+ROW, SEED = "starlab.row", "starlab.seed"
+"""Tags of a run that an ablation made: the name of its row, and its seed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:

@@ -36,6 +36,7 @@ from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST_TOP1
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.runs.search_records import SearchSummary, Trial
+from starlab.platform.search.best_so_far import record_winner
 from starlab.platform.search.budget import Budget
 from starlab.platform.search.early_stopping import make_rungs
 from starlab.platform.search.ledger import Ledger
@@ -136,6 +137,7 @@ def search(
                     seeds=spec.seeds,
                 )
             )
+            record_winner(folder, next(trial for trial in trials if trial.run == best.run_id), best.metrics)
             write_search_artifacts(folder, trials, spec.space)
             for run in folder.trials():
                 keep_best_checkpoint(run)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlab.experiments.spec import SearchSpec, Spec
+from starlab.platform.runs.end_request import request_early_end
 from starlab.platform.runs.folder import RunFolder
 
 SEED = "train.seed"
@@ -60,4 +61,4 @@ class TrialFolders:
 
     def ask_to_end(self, values: Mapping[str, Any], reason: str) -> None:
         """Ask the trial at this point to end itself with a result, before its last epoch."""
-        self.at(values).ask_to_end(reason)
+        request_early_end(self.at(values), reason)

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from starlab.platform.runs.metric_names import VAL_TOP1
+from starlab.platform.search.best_so_far import BestSoFar
 from starlab.platform.search.objectives import Objective, Outcome
 from starlab.platform.search.space import values_text
 from starlab.platform.search.trial import FAILED, METRIC, OUTCOME
+from starlab.platform.search.trial_folders import TrialFolders
 
 
 class TrialLines(Callback):
-    """Says what becomes of each trial, and the best value so far."""
+    """Says what becomes of each trial, and the best value so far, which is recorded in the search's own curve too."""
 
-    def __init__(self, runs: int | None, objective: Objective, say: Callable[[str], None]) -> None:
+    def __init__(self, runs: int | None, objective: Objective, say: Callable[[str], None], folders: TrialFolders) -> None:
         """Count to `runs`, the number of runs that may be left; None counts without an end."""
         self._of, self._objective, self._say, self._ended = f"/{runs}" if runs else "", objective, say, 0
         self._best = math.nan
+        self._folders, self._best_so_far = folders, BestSoFar(folders.search, objective)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Record a new best value while the search runs. A full disk costs the record and not the search."""
+        if METRIC in result:
+            with suppress(OSError):
+                self._best_so_far.update(self._folders.run_id(trial.config), trial.config, result[METRIC])
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Print the trial's values."""

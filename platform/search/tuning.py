@@ -59,7 +59,7 @@ def run_trials(
             storage_path=str(folder.path / "ray"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_STARTS_AGAIN),
-            callbacks=[TrialLines(left, objective, say), _EndTrials(folders, proposer, budget)],
+            callbacks=[TrialLines(left, objective, say, folders), _EndTrials(folders, proposer, budget)],
         ),
     )
     grace_seconds = study.spec.base.resources.grace_seconds

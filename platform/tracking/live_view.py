@@ -68,8 +68,8 @@ class LiveView:
         self._losses += [point.value for point in points if point.key == names.TRAIN_LOSS]
         del self._losses[:-_CURVE_POINTS]
         status = self._follower.status()
-        if status and any(point.key == names.VAL_LOSS for point in points):
-            self._say(status_line(status, with_validation=True))  # this line remains when the view disappears
+        if status and any(point.key == names.EPOCH for point in points):
+            self._say(status_line(status, epoch_ended=True))  # this line remains when the view disappears
 
     def render(self) -> RenderableType:
         """Build the current view."""

@@ -84,25 +84,26 @@ class Progress:
         status = self._follower.status()
         if status is None:
             return
-        if names.VAL_LOSS in keys:  # the last point that is written at the end of an epoch
-            self._print(status_line(status, with_validation=True))
+        if names.EPOCH in keys:  # the last point that is written at the end of an epoch
+            self._print(status_line(status, epoch_ended=True))
         elif time.monotonic() - self._printed_at > self._every_seconds:
-            self._print(status_line(status, with_validation=False))
+            self._print(status_line(status, epoch_ended=False))
 
     def _print(self, line: str) -> None:
         self._say(line)
         self._printed_at = time.monotonic()
 
 
-def status_line(status: Status, with_validation: bool) -> str:
+def status_line(status: Status, epoch_ended: bool) -> str:
     """Format the progress of a run as one line of a log."""
     value = status.value
     parts = [f"step {status.step:>5}/{status.total_steps}"]
-    if with_validation:
+    if epoch_ended:
         parts.insert(0, f"epoch {value[names.EPOCH]:>3.0f}/{status.epochs:g}")
         if names.EPOCH_TRAIN_LOSS in value:  # not where every step of the epoch was left out
             parts.append(f"loss {value[names.EPOCH_TRAIN_LOSS]:.3f}  train {value[names.EPOCH_TRAIN_TOP1]:.3f}")
-        parts.append(f"val {value[names.VAL_TOP1]:.3f}")
+        if names.VAL_TOP1 in value:
+            parts.append(f"val {value[names.VAL_TOP1]:.3f}")
     else:
         parts.append(f"loss {value[names.TRAIN_LOSS]:.3f}")
     parts.append(f"{value[names.CLIPS_PER_SECOND]:.0f} clips/s  waiting for data {value[names.DATA_WAIT]:.0%}")

@@ -12,10 +12,12 @@ import copy
 import itertools
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 from starlab.experiments.credentials import HIDDEN, without_password, without_secrets
 from starlab.platform.errors import StarlabError, UserError
@@ -24,7 +26,8 @@ from starlab.platform.runs.folder import MODEL, RunFolder
 from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points_with_ends
 from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.records import MlflowState
-from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, register_model, send_params
+from starlab.platform.tracking.logged_model import log_model, register_model
+from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, refuse_deleted, send_description, send_params
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it while the workers start
     from mlflow import MlflowClient
@@ -42,6 +45,18 @@ class ParentUnknownError(StarlabError):
     """The search that a trial belongs to is not in MLflow yet, so the trial cannot be nested under it."""
 
 
+class HostRefusedError(StarlabError):
+    """The MLflow server does not accept requests for the name by which it is addressed."""
+
+
+def _host_refused(uri: str) -> str:
+    host = urlsplit(uri).netloc.rpartition("@")[2]
+    return (
+        f"the MLflow server at {uri} answers 403, because it does not accept requests for the host {host}; start it with: "
+        f"mlflow server --allowed-hosts {shlex.quote(f'localhost:*,127.0.0.1:*,{host}')}"
+    )
+
+
 def sync(folder: RunFolder, uri: str | None = None) -> int:
     """Send everything of this run that MLflow does not have yet: params, tags, points, artifacts, model, status.
 
@@ -55,6 +70,8 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
         The number of points sent.
 
     Raises:
+        DeletedExperimentError: The run's experiment was deleted in MLflow.
+        HostRefusedError: The server does not accept its own address; the message names the option to start it with.
         MlflowException: The server refused the request or cannot be reached.
         ParentUnknownError: The run is a trial, and its search was not sent yet.
         SendingElsewhereError: Another process is sending this run.
@@ -63,7 +80,7 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    _fail_fast()
+    fail_fast()
     address = uri or stored_uri(folder)
     with _alone(folder):
         client = MlflowClient(address, registry_uri=address)
@@ -73,8 +90,12 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
         try:
             return _send(client, folder, state, address)
         except MlflowException as error:
+            if "Invalid Host header" in str(error):
+                raise HostRefusedError(_host_refused(folder.info.tracking_uri)) from None
             # The server lost the run, e.g. with its database. (A run deleted by hand gives another code and stays deleted.)
             if error.error_code != "RESOURCE_DOES_NOT_EXIST" or state is None:
+                if error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE"):
+                    refuse_deleted(client, folder.info)
                 raise
             return _send(client, folder, None, address)
 
@@ -84,18 +105,22 @@ def _send(client: MlflowClient, folder: RunFolder, state: MlflowState | None, ad
     before, run = copy.deepcopy(state), folder.info
     sent = 0
     for path in journals(folder.path):
+        if path.name != FILE and run.status == "RUNNING" and not state.offsets.get(FILE):
+            continue  # MLflow compares runs by the metric that came first, which should not be one of the machine
         for metrics, end in _chunks(path, state.offsets.get(path.name, 0)):
             client.log_batch(state.run_id, metrics=metrics)
             state.offsets[path.name] = end
             folder.write(state)
             sent += len(metrics)
+    tags = dict(run.tags)
     if run.status != "RUNNING":
         _send_artifacts(client, folder, state)
-        tags = {**run.tags, "starlab.replayed_differently": str(count_differences(folder.path / FILE))}
-        for key, value in tags.items():
-            if state.tags.get(key) != value:
-                client.set_tag(state.run_id, key, without_secrets(value))
-        state.tags = tags
+        tags["starlab.replayed_differently"] = str(count_differences(folder.path / FILE))
+    for key, value in tags.items():
+        if state.tags.get(key) != value:
+            client.set_tag(state.run_id, key, without_secrets(value))
+            state.tags[key] = value
+    if run.status != "RUNNING":
         if state.status != run.status:
             delete_doubles(client, state.run_id, folder)
             client.set_terminated(state.run_id, run.status)
@@ -116,6 +141,7 @@ def _begin(client: MlflowClient, folder: RunFolder, address: str) -> MlflowState
             f"{folder.path.name} is a trial of a search that {without_password(address)} does not have yet"
         )
     send_params(client, run_id, folder)
+    send_description(client, run_id, folder)
     state = MlflowState(uri=without_password(address), run_id=run_id)
     folder.write(state)
     return state
@@ -205,6 +231,8 @@ class Sender:
         """Send what is new. If that fails, `problem` says why."""
         try:
             self.sent += sync(self._folder, self._uri)
+        except StarlabError as error:
+            self.problem = without_secrets(str(error))
         except Exception as error:  # no failure of tracking may end the training
             self.problem = without_secrets(f"{type(error).__name__}: {error}")
         else:
@@ -232,19 +260,23 @@ def _send_artifacts(client: MlflowClient, folder: RunFolder, state: MlflowState)
                 client.log_artifact(state.run_id, str(path), None if str(name.parent) == "." else str(name.parent))
                 state.artifacts[str(name)] = stamp
                 folder.write(state)
+        if (folder.artifacts / MODEL).is_dir() and state.model_version is None:
+            log_model(client, folder, state)
+            state.model_version = register_model(client, folder, state)
+            folder.write(state)
     finally:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
-    if (folder.artifacts / MODEL).is_dir() and state.model_version is None:
-        state.model_version = register_model(client, folder, state.run_id)
 
 
 def _artifact_files(folder: RunFolder) -> list[Path]:
-    return sorted(path for path in folder.artifacts.rglob("*") if path.is_file())
+    """Return the files of the artifacts but those of the model, which MLflow keeps with the logged model."""
+    model = folder.artifacts / MODEL
+    return sorted(path for path in folder.artifacts.rglob("*") if path.is_file() and model not in path.parents)
 
 
 def _artifact_seconds(folder: RunFolder) -> float:
-    """Return the seconds that uploading the artifacts may take, one per megabyte."""
-    return sum(path.stat().st_size for path in _artifact_files(folder)) / 1e6
+    """Return the seconds that uploading the artifacts and the model may take, one per megabyte."""
+    return sum(path.stat().st_size for path in folder.artifacts.rglob("*") if path.is_file()) / 1e6
 
 
 def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
@@ -261,7 +293,8 @@ def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
         yield metrics, end
 
 
-def _fail_fast() -> None:
+def fail_fast() -> None:
+    """Let MLflow give up after seconds when its server does not answer."""
     # MLflow's own retries block the caller for four minutes; here the loop of the Sender retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -96,6 +96,14 @@ class Evaluator:
         self._task, self._ranks, self._state, self._writer = task, ranks, state, writer
         self._predictor = Predictor.of(task, ranks, device, state.precision)
 
+    def evaluate_selection(self) -> tuple[dict[str, float], int]:
+        """Evaluate the selection part. Returns its metrics and the number of its clips; ({}, 0) if nothing was held out."""
+        if not self._task.selection:
+            return {}, 0
+        part = "test" if self._task.spec.data.select == "test" else "validation"
+        evaluation = self.evaluate(self._task.selection, part)
+        return evaluation.metrics(), len(evaluation.clips)
+
     def evaluate(
         self, clips: tuple[int, ...], part: str, times: int = 1, places: int = 1, *, averaged: bool = False
     ) -> Evaluation:

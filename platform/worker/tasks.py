@@ -25,6 +25,8 @@ class TrainTask:
     limits: StreamLimits
     is_trial: bool = False
     """Whether this is a trial of a search. A trial does not evaluate the test part, and ends early if asked to."""
+    queues: bool = False
+    """Whether time in which others use the room for its workers does not count as waiting for room."""
     fence: int = 0
     """Number of the lease under which the run trains (see lease.py). Once a newer lease exists, nothing more is written."""
 
@@ -35,7 +37,10 @@ class TrainTask:
 
     @property
     def selection(self) -> tuple[int, ...]:
-        """Source indices of the clips that select the best checkpoint: the validation part unless the spec says "test"."""
+        """Source indices of the clips that are evaluated during training: the validation part unless `data.select` is "test".
+
+        Empty if nothing was held out.
+        """
         return self.parts.test if self.spec.data.select == "test" else self.parts.validation
 
     def plan(self, rank: int, world: int, first_step: int) -> TrainPlan:

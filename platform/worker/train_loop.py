@@ -28,6 +28,7 @@ from starlab.platform.recipe.train_step import TrainStep
 from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
 from starlab.platform.runs import metric_names as names
 from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
+from starlab.platform.runs.end_request import read_early_end
 from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.provenance import note_device
 from starlab.platform.runs.records import BadSteps, Result
@@ -95,7 +96,7 @@ class _Worker:
         if checkpoint:
             self.state.restore(checkpoint.step, checkpoint.tensors, checkpoint.state)
         self.evaluator = Evaluator(task, ranks, self.state, device, self.writer)
-        self.optimization = TrainStep(self.state, self.spec.train, ranks, device, self.steps.total_steps)
+        self.optimization = TrainStep(self.state, self.spec.train, ranks, device, self.steps.schedule_steps)
         self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", ranks.rank == 0 and self.spec.train.profile)
 
     # ------------------------------------------------------------------ the loop
@@ -177,7 +178,7 @@ class _Worker:
 
     def _trial_is_given_up(self) -> bool:
         """Return whether the search asked this trial to end. Without an evaluation there is no result yet, so it continues."""
-        return self.ranks.first(bool(self.state.best) and self.folder.asked_to_end)
+        return self.ranks.first(bool(self.state.best) and read_early_end(self.folder) is not None)
 
     # ------------------------------------------------------------------ curve, evaluations, end
 
@@ -191,16 +192,16 @@ class _Worker:
             self.writer.points(
                 state.step,
                 {
+                    names.TRAIN_TOP1: totals.top1,  # first, because MLflow compares runs by the metric that came first
                     names.TRAIN_LOSS: totals.mean_loss,
-                    names.TRAIN_TOP1: totals.top1,
-                    names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.total_steps),
+                    names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.schedule_steps),
                     names.CLIPS_PER_SECOND: timer.steps_per_second(state.step) * self.spec.train.global_batch,
                     names.DATA_WAIT: timer.waiting_share(),
                 },
             )
 
     def _evaluate(self, epoch: int, *, checkpointed: bool = False) -> None:
-        """Start a checkpoint, and evaluate the selection part while it is being written."""
+        """Start a checkpoint, and evaluate the selection part, if there is one, while it is being written."""
         if not checkpointed and not self.state.guard.streak:
             self._save()
         state = self.state
@@ -208,27 +209,21 @@ class _Worker:
         self._gather_unreadable()
         if complaint := state.too_many_unreadable(self.spec.data.max_unreadable_fraction):
             raise StopRunError(f"{complaint}; all are listed in {self.folder.path / 'unreadable.json'}")
-        evaluation = self.evaluator.evaluate(self.task.selection, self.spec.data.select)
-        selected = evaluation.metrics()
-        better = is_better(selected, state.best, self.spec.train.select_by)
+        selected, clips = self.evaluator.evaluate_selection()
         is_kept = self.ranks.first(checkpointed or self.writer.wait() == state.step)
         self.last_evaluation = {"step": float(state.step), **selected}
-        if better and is_kept:  # a checkpoint that could not be written cannot be the best
+        if self.spec.data.select == "last":
+            state.best = self.last_evaluation if is_kept else {}
+        elif is_kept and is_better(selected, state.best, self.spec.train.select_by):  # never one that is not on the disk
             state.best = self.last_evaluation
         state.epoch.clear()
-        train = {}
+        points = {names.UNREADABLE_CLIPS: float(len(state.unreadable)), names.EPOCH: float(epoch)}
         if totals.clips:  # none where every step was left out
-            train = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1}
-        self.writer.points(
-            state.step,
-            {
-                names.EPOCH: float(epoch),
-                **train,
-                names.UNREADABLE_CLIPS: float(len(state.unreadable)),
-                **{f"{names.VAL}{name}": value for name, value in selected.items()},
-                names.VAL_CLIPS: float(len(evaluation.clips)),
-            },
-        )
+            points = {names.EPOCH_TRAIN_LOSS: totals.mean_loss, names.EPOCH_TRAIN_TOP1: totals.top1} | points
+        if selected:
+            val = {f"{names.VAL}{name}": value for name, value in selected.items()} | {names.VAL_CLIPS: float(clips)}
+            points = {names.BEST_VAL_TOP1: state.best.get("top1", selected["top1"])} | val | points
+        self.writer.points(state.step, points)
         ray.train.report({"epoch": epoch, "step": state.step, **selected})
 
     def finish(self) -> None:

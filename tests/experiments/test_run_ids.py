@@ -5,6 +5,7 @@ A new key of a spec must leave them as they are at its default. If an id changes
 
 import pytest
 
+from starlab.experiments.ablation import load_ablation
 from starlab.experiments.catalog import experiment_names
 from starlab.experiments.spec import SpecError, load_search, load_spec
 
@@ -17,6 +18,20 @@ RUN_IDS = {
     "penn_action": "penn_action-c38ee06a",
     "penn_action_modern": "penn_action_modern-2b94b91f",
 }
+ROW_IDS = {
+    "demo_figure5": "8c1c323e 62facf3a b142eb6f 79aa6fac",
+    "demo_table3": "97bea7b8 8c1c323e",
+    "demo_table4": "4b176b97 0e901abb 5ac2e8ff 537eb223 8c1c323e",
+    "demo_temporal": "3a092ea9 8c1c323e",
+    "figure1": "87c84a84 c38ee06a",
+    "figure5": "58d914f5 1cf31922 c38ee06a fa36110d 8e388e78 47ff0e04",
+    "figure6": "5473cea2 572fe222 fcfb7b11",
+    "table1": "c38ee06a 8e5a8406",
+    "table2": "ddca17e1 1913d367 56163fac 6f83a616",
+    "table3": "87c84a84 c38ee06a",
+    "table4": "5473cea2 572fe222 fcfb7b11 188edb4e c38ee06a",
+}
+"""Identities of the rows of each ablation at seed 0."""
 
 
 @pytest.mark.parametrize("name", sorted(RUN_IDS))
@@ -28,8 +43,14 @@ def test_the_base_of_a_packaged_search_keeps_its_run_id() -> None:
     assert load_search("demo_search").base.run_id("x") == "demo_search-98c26dfe"
 
 
+@pytest.mark.parametrize("name", sorted(ROW_IDS))
+def test_the_rows_of_a_packaged_ablation_keep_their_run_ids(name: str) -> None:
+    spec = load_ablation(name)
+    assert " ".join(spec.spec_of(row, 0).run_id("x")[-8:] for row in spec.rows) == ROW_IDS[name]
+
+
 def test_every_packaged_experiment_stands_here() -> None:
-    assert {*RUN_IDS, "demo_search"} == set(experiment_names())
+    assert {*RUN_IDS, *ROW_IDS, "demo_search"} == set(experiment_names())
 
 
 def test_a_share_of_train_is_a_run_of_its_own_and_all_of_it_is_not() -> None:

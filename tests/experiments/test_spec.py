@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from starlab.experiments.ablation import load_ablation
 from starlab.experiments.catalog import describe, experiment_names
 from starlab.experiments.spec import SpecError, load_search, load_spec, spec_from_dict
 from starlab.pipelines.sources import DATASETS
@@ -15,8 +16,8 @@ def test_every_packaged_experiment_loads_and_says_what_it_is_for(name: str) -> N
     try:
         spec = load_spec(name)
     except SpecError as error:
-        assert "makes it a search" in str(error)
-        assert load_search(name).base.name == name
+        loaded = load_ablation(name) if "makes it an ablation" in str(error) else load_search(name)
+        assert loaded.base.name == name
     else:
         assert spec.name == name
 

@@ -96,7 +96,7 @@ def test_a_killed_search_goes_on_and_finishes_every_trial_once(training, kill_fa
     assert {trial.name for trial in caught} <= distinct
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    children = [run.info.run_name for run in runs if "mlflow.parentRunId" in run.data.tags]
+    children = [run.data.tags["starlab.run_id"] for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert sorted(children) == sorted(distinct)
     for run in distinct:
         keys = [(p.key, p.step) for p in read_points(found.parent / "trials" / run / "journal.jsonl")]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from starlab.models.attention import PATTERNS, Grouping, SpatioTemporalAttention, from_other_groups, to_other_groups
+from starlab.models.attention import SpatioTemporalAttention, from_other_groups, to_other_groups
 from starlab.models.cost import cost
+from starlab.models.patterns import PATTERNS, Grouping
 from starlab.models.rollout import frame_importance
 from starlab.models.star import StarConfig, StarTransformer
 

@@ -141,9 +141,12 @@ def same_body_twice(lines: list[bytes]) -> None:
     lines[29] = lines[2]
 
 
-def longer_by_a_frame(data: bytes) -> bytes:
-    head, _, rest = data.partition(b"\r\n")
-    return str(int(head) + 1).encode() + b"\r\n" + rest + b"0\r\n"
+def longer_by(frames: int) -> Callable[[bytes], bytes]:
+    def edit(data: bytes) -> bytes:
+        head, _, rest = data.partition(b"\r\n")
+        return str(int(head) + frames).encode() + b"\r\n" + rest + b"0\r\n" * frames
+
+    return edit
 
 
 def no_frame_folder(root: Path) -> None:
@@ -227,6 +230,7 @@ PENN = (
     Fault("JPEG: empty file", becomes(jpeg_of, b""), "unreadable", r"0001/000007\.jpg: "),
     Fault("JPEG: cut short", changed(jpeg_of, lambda data: data[:-40]), "unreadable", r"0001/000007\.jpg: "),
     Fault("JPEG: bits flipped", changed(jpeg_of, flipped), "unreadable", r"0001/000007\.jpg: "),
+    Fault("JPEG: bytes before and after it", changed(jpeg_of, lambda data: b"\r\n" + data + b"more"), "read", ""),
     Fault("JPEG: a web page", becomes(jpeg_of, HTML), "unreadable", r"0001/000007\.jpg: "),
     Fault(
         "JPEG: of another size",
@@ -246,11 +250,12 @@ NTU = (
     Fault("video: bits flipped", changed(video_of, flipped), "unreadable", r"_rgb\.avi: "),
     Fault("video: a web page", becomes(video_of, HTML), "unreadable", r"_rgb\.avi: not a readable avi video"),
     Fault("video: an mp4 that is called avi", mp4_in_disguise, "unreadable", r"_rgb\.avi: not a readable avi video"),
+    Fault("video: two frames fewer than the skeleton", changed(skeleton_of, longer_by(2)), "read", ""),
     Fault(
-        "video: a frame fewer than the skeleton",
-        changed(skeleton_of, longer_by_a_frame),
+        "video: three frames fewer than the skeleton",
+        changed(skeleton_of, longer_by(3)),
         "unreadable",
-        r"_rgb\.avi: its header says \d+ frames, \d+ expected",
+        r"_rgb\.avi: it ends after \d+ frames, \d+ to \d+ expected",
     ),
     Fault("skeleton: missing", removed(skeleton_of), "left out", "no skeleton: "),
     Fault("skeleton: empty file", becomes(skeleton_of, b""), "left out", r"\.skeleton: its first line"),

@@ -24,7 +24,8 @@ from starlab.pipelines.sources import open_source
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
 from starlab.platform.evaluation import evaluate_run
-from starlab.platform.reports.tables import comparison
+from starlab.platform.reports.compare import compare
+from starlab.platform.reports.results import read_results
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, SYSTEM_FILE, read_points
 from starlab.platform.serving.registry import load_model
@@ -183,8 +184,12 @@ def test_evaluating_the_best_checkpoint_again_gives_the_same_numbers_and_is_coun
     assert again.metrics == pytest.approx({name: run.metrics[f"test/{name}"] for name in again.metrics}, abs=1e-5)
     assert (again.look, folder.looks_at_test()) == (2, 2)
     assert (validation.look, validation.step) == (0, json.loads((run.folder / "result.json").read_text())["total_steps"])
-    heads, [row] = comparison([folder])
-    assert "2 looks at test" in row[heads.index("selected by")]
+    compared = compare(read_results([folder]))
+    assert f"looked at the test part more than once: {run.run_id}" in compared.notes
+    [row] = compared.rows
+    assert row.mean == pytest.approx(100 * run.metrics["test/top1"])
+    assert row.low is not None  # the run's own predictions give an interval
+    assert row.runs[0].cost.parameters
     tags = client(run).get_run(str(run.mlflow_run_id)).data.tags
     assert tags["starlab.test_looks"] == "2"
     listed = [file.path for file in client(run).list_artifacts(str(run.mlflow_run_id), "evaluations")]

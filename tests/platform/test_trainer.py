@@ -22,6 +22,7 @@ from starlab.platform.cluster.placement import place
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.preflight import open_data
 from starlab.platform.runs.checkpoint import Checkpoint, newest_checkpoint
+from starlab.platform.runs.end_request import request_early_end
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import read_points
 from starlab.platform.runs.metric_names import SYSTEM
@@ -174,7 +175,7 @@ def test_a_trial_that_is_asked_to_end_keeps_its_best_look_closes_itself_and_give
     spec = tiny(tiny_store, "train.epochs=50", "resources.workers=1")
     source, parts = open_data(spec, tmp_path, lambda _: None)
     folder = RunFolder(tmp_path / spec.run_id(source.fingerprint))
-    folder.ask_to_end("a test asks")
+    request_early_end(folder, "a test asks")
     request = RunRequest(spec=spec, source=source, parts=parts, runs=tmp_path, cluster=local_ray, is_trial=True)
     result = run_training(request)
     stored = folder.read_json("result.json")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +38,11 @@ def test_the_steps_of_the_papers_penn_action_run() -> None:
     plan = StepPlan(TrainConfig(epochs=300, global_batch=16), 1258)
     assert plan.total_steps == 23_588
     assert plan.steps_of(1) == 79
+
+
+def test_a_run_that_stops_early_keeps_the_schedule_of_all_its_epochs() -> None:
+    whole = StepPlan(TrainConfig(epochs=8, global_batch=8, schedule="cosine", warmup_fraction=0.1), 100)
+    short = StepPlan(replace(whole.config, stop_after_epochs=5), 100)
+    assert (short.total_steps, short.schedule_steps) == (63, whole.total_steps)
+    assert short.evaluations() == {step: epoch for step, epoch in whole.evaluations().items() if epoch <= 5}
+    assert short.checkpoints_between() <= whole.checkpoints_between()

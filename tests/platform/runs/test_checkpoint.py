@@ -1,5 +1,8 @@
 import errno
+import hashlib
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 
 from starlab.pipelines.storage import Folder
 from starlab.platform.runs.checkpoint import (
+    Checkpoint,
     find_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -54,6 +58,75 @@ def test_every_kind_of_damage_is_found_and_the_checkpoint_before_it_is_used(tmp_
     assert (path.parent / "manifest.json.damaged").is_file()
     assert newest_checkpoint(tmp_path)[1] == []  # reported only once
     assert remove_orphans(tmp_path) == []  # a damaged checkpoint is kept for inspection
+
+
+def _point_outside(checkpoint: Path, name: str) -> None:
+    """Replace the weights in the manifest by a file of another folder, with its right size and hash."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    data = (checkpoint.parent / "secret").read_bytes()
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["../secret", "{place}/secret", "a/../../secret", "..", "", ".", "..\\secret"])
+@pytest.mark.parametrize("read", [read_checkpoint, lambda place, name: find_checkpoint(place, int(name[5:13]))])
+def test_a_manifest_that_names_a_file_outside_its_folder_is_refused_and_the_file_is_not_read(
+    tmp_path: Path, name: str, read: Callable[[Folder, str], Checkpoint]
+) -> None:
+    (tmp_path / "secret").write_bytes(b"not for a checkpoint")
+    written = write_checkpoint(tmp_path, 2, TENSORS, STATE)
+    _point_outside(tmp_path / written, name.format(place=tmp_path))
+    storage = Recording(tmp_path)
+    with pytest.raises(ValueError, match="not a file of its folder; no checkpoint of starlab does") as refused:
+        read(storage, written)
+    assert "\n" not in str(refused.value)
+    assert {path.rpartition("/")[2] for path in storage.opened} <= {"manifest.json", "tensors.safetensors", "state.json"}
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_file_of_a_checkpoint_that_is_a_link_out_of_its_folder_is_refused(tmp_path: Path, file: str) -> None:
+    written = write_checkpoint(tmp_path / "run", 2, TENSORS, STATE)
+    path = tmp_path / "run" / written / file
+    path.rename(tmp_path / file)  # the very contents that the manifest describes
+    path.symlink_to(tmp_path / file)
+    with pytest.raises(ValueError, match=rf"{file} is a symbolic link to {tmp_path / file}, outside its folder"):
+        read_checkpoint(tmp_path / "run", written)
+
+
+def test_a_refused_checkpoint_stays_as_it_is_and_the_one_before_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"not for a checkpoint")
+    write_checkpoint(tmp_path, 1, TENSORS, STATE)
+    written = write_checkpoint(tmp_path, 2, TENSORS, STATE)
+    _point_outside(tmp_path / written, "../secret")
+    newest, [complaint] = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+    assert complaint.startswith("refused: ")
+    assert sorted(path.name for path in (tmp_path / written).iterdir()) == [
+        "manifest.json",
+        "state.json",
+        "tensors.safetensors",
+    ]
+
+
+def test_links_that_stay_inside_and_a_linked_folder_of_checkpoints_are_read(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path / "disk", 2, TENSORS, STATE)
+    (tmp_path / "disk" / written / "state.json").rename(tmp_path / "disk" / written / "first.json")
+    (tmp_path / "disk" / written / "state.json").symlink_to("first.json")
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    assert read_checkpoint(tmp_path / "run", written).step == 2
+
+
+class Recording(Folder):
+    """A store that notes which files are opened."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.opened: list[str] = []
+
+    def read(self, name: str) -> bytes:
+        self.opened.append(name)
+        return super().read(name)
 
 
 class Failing(Folder):

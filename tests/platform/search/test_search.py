@@ -44,16 +44,20 @@ def test_every_trial_is_a_child_run_with_its_point_of_the_space(searched: tuple[
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-    assert [run.info.run_name for run in parents] == [result.folder.name]
+    assert [run.data.tags["starlab.run_id"] for run in parents] == [result.folder.name]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id} == {result.mlflow_run_id}
     assert f"compare    starlab compare {result.folder.name}" in search_lines(result)
     assert search_lines(result)[-2].startswith(f"MLflow     run {result.mlflow_run_id} in sqlite:")
-    assert {run.info.run_name for run in children} == {trial.run for trial in result.trials}
+    by_id = {run.data.tags["starlab.run_id"]: run for run in children}
+    assert by_id.keys() == {trial.run for trial in result.trials}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for trial in result.trials:
-        params = next(run.data.params for run in children if run.info.run_name == trial.run)
         for key, value in trial.values.items():
-            assert params[key] == str(value)
+            assert by_id[trial.run].data.params[key] == str(value)
+            assert f"{key.rpartition('.')[2]}=" in by_id[trial.run].info.run_name  # named by its point of the space
+    assert parents[0].data.metrics["best/val_top1"] == max(trial.val_top1 for trial in result.trials)
+    assert parents[0].data.metrics["test/top1"] == result.best.metrics["test/top1"]
+    assert parents[0].data.tags["starlab.best_trial"].startswith(f"{result.best.run_id}: ")
     assert {file.path for file in client.list_artifacts(parents[0].info.run_id)} == {"trials.csv", "trials.png"}
 
 

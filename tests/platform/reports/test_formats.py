@@ -1,0 +1,106 @@
+"""A comparison as text: every format has the numbers, the run ids and the code version, and escapes what it must."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from starlab.platform.reports.compare import compare
+from starlab.platform.reports.comparison import Comparison
+from starlab.platform.reports.formats import ENDINGS, FORMATS, records, render
+from starlab.platform.reports.results import read_results
+from starlab.platform.reports.simulated import write_rows
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    folders = write_rows(tmp_path_factory.mktemp("runs"), {"zb": ([], 0.97), "f_f": (["model.encoder=FF"], 0.85)}, clips=400)
+    return compare(read_results(folders))
+
+
+HOSTILE = r"50 % of <b>|x|</b> _a_ & $b$ #1 {c} ~ ^ \input{x} [red]"
+
+
+@pytest.fixture(scope="module")
+def hostile(comparison: Comparison) -> Comparison:
+    rows = (replace(comparison.rows[0], name=HOSTILE), *comparison.rows[1:])
+    return replace(comparison, rows=rows, base=HOSTILE, claim=HOSTILE)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_has_the_values_the_run_ids_and_the_code_version(comparison: Comparison, form: str) -> None:
+    text = render(comparison, form).replace(r"\_", "_")
+    row = comparison.rows[1]
+    assert row.difference is not None
+    assert f"{row.difference.value:.2f}"[:-1].lstrip("-") in text
+    assert row.verdict in text
+    for one in comparison.rows:
+        assert all(run.run in text for run in one.runs)
+    assert "1a2b3c4d5e6f" in text
+
+
+def test_every_ending_is_a_format_and_an_unknown_format_is_none() -> None:
+    assert set(ENDINGS.values()) == set(FORMATS)
+
+
+def test_a_terminal_of_80_columns_gets_no_longer_line_and_a_pipe_gets_each_row_on_one(comparison: Comparison) -> None:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", render(comparison, "terminal", width=80))
+    assert max(map(len, plain.splitlines())) <= 80
+    [line] = [line for line in render(comparison, "terminal").splitlines() if "[2]" in line and "worse" in line]
+    assert "to" in line
+
+
+def test_markup_of_a_terminal_is_not_read_in_names(hostile: Comparison) -> None:
+    assert "[red]" in render(hostile, "terminal")
+
+
+def test_a_markdown_row_has_as_many_cells_as_the_head_whatever_a_name_holds(hostile: Comparison) -> None:
+    lines = [line for line in render(hostile, "markdown").splitlines() if line.startswith("| ")]
+    counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+    assert len(lines) == 4
+    assert len(counts) == 1
+    assert "<b>" not in render(hostile, "markdown")
+    assert re.search(r"^\[\^1\]: runs zb-0", render(hostile, "markdown"), re.MULTILINE)
+
+
+def test_latex_has_no_character_that_would_be_a_command(hostile: Comparison) -> None:
+    text = render(hostile, "latex")
+    body = text.split("\n", 1)[1]
+    for letter in "&%$#_{}~^":
+        escaped = body.replace(rf"\{letter}", "")
+        if letter in "#~^":
+            assert letter not in escaped
+    assert r"\input" not in body
+    assert r"50 \% of $<$b$>$|x|$<$/b$>$ \_a\_ \& \$b\$ \#1 \{c\} \textasciitilde{} \textasciicircum{}" in body
+    columns = len(re.search(r"\{([lr]+)\}", body).group(1))  # type: ignore[union-attr]
+    table = body[body.index("\\toprule") : body.index("\\bottomrule")]
+    for line in table.splitlines():
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
+    opened = len(re.findall(r"(?<!\\)\{", body)) - len(re.findall(r"(?<!\\)\}", body))
+    assert opened == 0
+
+
+def test_csv_and_records_hold_numbers_in_full(hostile: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(render(hostile, "csv"))))
+    assert rows[0]["row"] == HOSTILE
+    assert float(rows[0]["mean"]) == hostile.rows[0].mean
+    assert rows[1]["runs"].split() == ["f_f-0", "f_f-1", "f_f-2"]
+    assert records(hostile)[1]["difference_p_adjusted"] == hostile.rows[1].difference.p_adjusted  # type: ignore[union-attr]
+
+
+def test_json_reads_back(hostile: Comparison) -> None:
+    whole = json.loads(render(hostile, "json"))
+    assert whole["base"] == HOSTILE
+    assert whole["rows"][1]["difference"]["seeds"] == 3
+    assert len(whole["rows"][1]["difference"]["mcnemar"]) == 3
+    assert [run["seed"] for run in whole["rows"][0]["runs"]] == [0, 1, 2]
+
+
+def test_an_empty_column_is_left_out(comparison: Comparison) -> None:
+    assert "paper" not in render(comparison, "markdown").split("\n\n")[1]
+    with_paper = replace(comparison, rows=(replace(comparison.rows[0], paper=98.7), comparison.rows[1]))
+    assert "98.7" in render(with_paper, "markdown")
