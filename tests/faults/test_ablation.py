@@ -38,7 +38,7 @@ def test_an_ablation_whose_driver_is_killed_at_random_moments_runs_every_cell_on
     assert again.returncode == 0, said
     _check_every_cell_once(tmp_path)
     if caught:
-        training.measure("05", "SIGKILL of an ablation's driver, the same command at once", caught[0], injected)
+        training.measure("4b", "SIGKILL of an ablation's driver, the same command at once", caught[0], injected)
 
 
 @pytest.mark.slow_fault
