@@ -11,12 +11,10 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 from starlab.experiments.credentials import HIDDEN, without_password, without_secrets
 from starlab.platform.errors import StarlabError, UserError
@@ -27,7 +25,7 @@ from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.metric_names import BEST_VAL_TOP1
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.tracking.logged_model import log_model, register_model
-from starlab.platform.tracking.mlflow_client import fail_fast
+from starlab.platform.tracking.mlflow_client import fail_fast, host_refused
 from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, refuse_deleted, send_description, send_params
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it while the workers start
@@ -48,14 +46,6 @@ class ParentUnknownError(StarlabError):
 
 class HostRefusedError(StarlabError):
     """The MLflow server does not accept requests for the name by which it is addressed."""
-
-
-def _host_refused(uri: str) -> str:
-    host = urlsplit(uri).netloc.rpartition("@")[2]
-    return (
-        f"the MLflow server at {uri} answers 403, because it does not accept requests for the host {host}; start it with: "
-        f"mlflow server --allowed-hosts {shlex.quote(f'localhost:*,127.0.0.1:*,{host}')}"
-    )
 
 
 def sync(folder: RunFolder, uri: str | None = None) -> int:
@@ -92,7 +82,7 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
             return _send(client, folder, state, address)
         except MlflowException as error:
             if "Invalid Host header" in str(error):
-                raise HostRefusedError(_host_refused(folder.info.tracking_uri)) from None
+                raise HostRefusedError(host_refused(folder.info.tracking_uri)) from None
             # The server lost the run, e.g. with its database. (A run deleted by hand gives another code and stays deleted.)
             if error.error_code != "RESOURCE_DOES_NOT_EXIST" or state is None:
                 if error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE"):
