@@ -23,10 +23,11 @@ def explain(error: TrainingFailedError) -> str:
     if not failures:
         return _last_line(error)
     rank = min(failures, key=lambda rank: (_order(failures[rank]), rank))
-    return f"worker {rank}: {_explain_worker(failures[rank])}"
+    return f"worker {rank}: {explain_process(failures[rank])}"
 
 
-def _explain_worker(failure: BaseException) -> str:
+def explain_process(failure: BaseException) -> str:
+    """The cause in one line why one process of Ray failed: out of memory, a lost node, a kill, or its own last words."""
     failure = getattr(failure, "health_check_failure", failure)
     text = str(failure)
     if _is_out_of_memory(failure):

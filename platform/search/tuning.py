@@ -12,9 +12,11 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import Callback, TuneError
 from ray.tune.experiment import Trial as TuneTrial
 
+from starlab.platform.cluster.failures import explain_process
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.runs.end_request import read_request, request_end
@@ -66,11 +68,11 @@ def run_trials(
     try:
         with _without_tunes_signal_handler(), _without_tunes_tracebacks(), end_on_signal(folder, grace_seconds):
             tuner.fit()
-    except (TuneError, RunPreemptedError, KeyboardInterrupt) as error:
+    except (TuneError, RayError, RunPreemptedError, KeyboardInterrupt) as error:
         if read_request(folder) is None:
-            if isinstance(error, TuneError):
-                last_line = str(error).strip().splitlines()[-1]
-                raise RunFailedError(f"search {folder.path.name} failed; the same command goes on. {last_line}") from error
+            if isinstance(error, TuneError | RayError):
+                cause = explain_process(error)
+                raise RunFailedError(f"search {folder.path.name} failed; the same command goes on. {cause}") from error
             raise
     finally:
         budget.write()

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 
 from starlab.experiments.spec import SearchSpec, load_search
 from starlab.pipelines.clip import ClipSource
@@ -227,3 +228,19 @@ def test_a_search_whose_hours_are_used_up_has_its_trials_write_checkpoints_and_e
     monkeypatch.setattr(tuning, "run_trial", by_value(plain_trial))
     assert len(tried.run(3).trials()) == 3
     assert started <= {line.partition("starts: ")[2] for line in tried.said if "starts:" in line}
+
+
+def test_what_ray_throws_at_a_search_is_one_line_with_the_cause_and_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(_: tune.Tuner) -> None:
+        raise OutOfMemoryError(
+            "1 worker(s) were killed due to the node running low on memory. Memory on the node was 21.22GB / 23.54GB (0.90)\n"
+            "OOM kill reason: Memory usage exceeded threshold\nEviction Stats:\n..."
+        )
+
+    monkeypatch.setattr(tune.Tuner, "fit", fit)
+    with pytest.raises(RunFailedError, match="its machine ran out of memory") as failed:
+        Tried(tmp_path, spec_of()).run(1)
+    assert "\n" not in str(failed.value)
+    assert "the same command goes on" in str(failed.value)
