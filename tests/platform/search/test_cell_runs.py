@@ -20,7 +20,7 @@ from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs.end_request import read_request
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import Lease
-from starlab.platform.runs.records import Outcome, Result
+from starlab.platform.runs.records import Outcome, Result, RunInfo
 from starlab.platform.search import cell_runs
 from starlab.platform.search.cell_runs import ATTEMPTS, Ended, demand_of, run_cells
 from starlab.platform.search.cells import OpenData, PlannedCell
@@ -30,6 +30,18 @@ SPEC = load_spec("demo", ["resources.workers=1"])
 
 
 def finish(folder: RunFolder) -> None:
+    folder.write(
+        RunInfo(
+            run_id=folder.path.name,
+            key="k",
+            experiment="a",
+            mlflow_experiment="a",
+            tracking_uri="sqlite:///x",
+            runs="r",
+            status="FINISHED",
+            tags={},
+        )
+    )
     folder.write(
         Result(
             steps=1, total_steps=1, best_step=1, selected_by="validation", classes=("a",), val={"top1": 1.0}, test={"top1": 0.5}

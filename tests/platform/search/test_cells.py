@@ -14,7 +14,7 @@ from starlab.experiments.spec import Spec
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.records import Result, RunInfo
+from starlab.platform.runs.records import Result, RunInfo, Status
 from starlab.platform.search.ablate import AblationPlan, ablation_id, plan_cells
 from starlab.platform.search.cells import OpenData, PlannedCell, codes_of, state_of
 
@@ -44,7 +44,14 @@ def cell(spec: AblationSpec, runs: Path, row: str = "sincos") -> PlannedCell:
     return next(cell for cell in plan(spec, runs).cells if cell.row == row)
 
 
-def make_run(path: Path, *, state: str = "finished", codes: tuple[str, ...] = (CODE,), experiment: str = "demo") -> RunFolder:
+def make_run(
+    path: Path,
+    *,
+    state: str = "finished",
+    codes: tuple[str, ...] = (CODE,),
+    experiment: str = "demo",
+    status: Status = "FINISHED",
+) -> RunFolder:
     folder = RunFolder(path)
     folder.write(
         RunInfo(
@@ -54,7 +61,7 @@ def make_run(path: Path, *, state: str = "finished", codes: tuple[str, ...] = (C
             mlflow_experiment=experiment,
             tracking_uri="sqlite:///x",
             runs=str(path.parent),
-            status="FINISHED",
+            status=status,
             tags={"starlab.code": codes[0]},
         )
     )
@@ -111,6 +118,10 @@ def test_the_state_of_a_run_says_what_is_left_to_do(tmp_path: Path, spec: Ablati
     folder = make_run(tmp_path / run_id(spec, "demo"), state=made)
     assert state_of(folder) == state
     assert cell(spec, tmp_path).state == state
+
+
+def test_a_run_whose_driver_died_after_the_test_is_not_finished(tmp_path: Path, spec: AblationSpec) -> None:
+    assert state_of(make_run(tmp_path / run_id(spec, "demo"), status="KILLED")) == "started"
 
 
 def test_a_run_whose_predictions_are_lost_is_passed_over_and_named(tmp_path: Path, spec: AblationSpec) -> None:
