@@ -55,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder.write(info)
     torch.manual_seed(0)
-    tensors = {f"model.{name}": value for name, value in StarTransformer(spec.model).state_dict().items()}
+    tensors = {f"model/{name}": value for name, value in StarTransformer(spec.model).state_dict().items()}
     write_checkpoint(folder.stored_checkpoints, 5, tensors, {"best": {"step": 5}})
     metrics = {"top1": 0.1, "top5": 0.5, "mean_class": 0.1, "loss": 2.3}
     folder.write(
