@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -207,7 +208,7 @@ def load_spec(experiment: str, overrides: Sequence[str] = ()) -> Spec:
         raise SpecError(f"{where}: 'rows' makes it an ablation; run it with: starlab ablate {experiment}")
     for key in ("space", "search"):
         if key in raw:
-            raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {experiment}")
+            raise SpecError(f"{where}: '{key}' makes it a search; run it with: starlab search {shlex.quote(experiment)}")
     return spec_from_dict(raw, where)
 
 
@@ -220,7 +221,9 @@ def load_search(experiment: str, overrides: Sequence[str] = ()) -> SearchSpec:
     raw, where = read_layers(experiment, overrides)
     space, search = raw.pop("space", None), raw.pop("search", {})
     if not isinstance(space, dict) or not space:
-        raise SpecError(f"{where}: no 'space', so there is nothing to search; run it with: starlab train {experiment}")
+        raise SpecError(
+            f"{where}: no 'space', so there is nothing to search; run it with: starlab train {shlex.quote(experiment)}"
+        )
     distributions = {key: _distribution(key, form, where) for key, form in space.items()}
     try:
         keys = in_order(distributions)

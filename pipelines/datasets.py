@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.clip import ClipRow, ClipSource, DataError
 from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu
 from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.pipelines.ntu import NtuSource
@@ -140,6 +141,14 @@ def find_dataset(name: str, separator: str = "_") -> Dataset:
     near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0].replace('_', separator)}'? " if near else ""
     raise DataError(f"unknown data set '{name}'; {hint}Known: {', '.join(known.replace('_', separator) for known in DATASETS)}")
+
+
+def not_official(name: str, protocol: Protocol | None, clips: Iterable[ClipRow]) -> str | None:
+    """As `differs_from_official`, of a data set's usable clips."""
+    if find_dataset(name).official_counts.get(protocol) is None:
+        return None
+    splits = Counter(clip.split for clip in clips)
+    return differs_from_official(name, protocol, splits["train"], splits["test"])
 
 
 def differs_from_official(name: str, protocol: Protocol | None, train: int, test: int) -> str | None:

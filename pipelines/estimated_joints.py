@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from starlab.pipelines.body_tracks import follow_bodies
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
 from starlab.pipelines.joint_checks import flat_numbers, joint_problems
 from starlab.pipelines.retry import MISSING, read_patiently
@@ -162,6 +163,7 @@ class EstimatedJoints:
         if not ((joints[..., 2] >= 0) & (joints[..., 2] <= 1)).all():
             raise UnreadableClipError(f"{where}: a confidence lies outside [0, 1]")
         joints = np.where(np.isfinite(joints).all(axis=-1, keepdims=True) & (joints[..., 2:] > 0), joints, np.float32(0))
+        joints = follow_bodies(joints)
         # The people with the highest confidence over the whole clip, in their original order.
         best = np.sort(np.argsort(-joints[..., 2].sum(axis=(0, 2)), kind="stable")[: self.max_bodies])
         packed = np.zeros((shape[0], self.max_bodies, *shape[2:]), np.float32)

@@ -6,7 +6,6 @@ generated/ntu.py writes. docs/data.md lists what the files hold, and their traps
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import (
-    SYSTEM_NAMES,
     ClipRow,
     DataError,
     DecodedClip,
@@ -25,11 +23,15 @@ from starlab.pipelines.clip import (
     SkippedClip,
     UnreadableClipError,
     identity,
-    short_digest,
 )
-from starlab.pipelines.containers import frames_in_avi_index
-from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NtuName, Protocol, names_in, parse_name
-from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton, read_num_frames
+from starlab.pipelines.ntu_files import (
+    MAX_LENGTH_DIFFERENCE,
+    folders_below,
+    listed_as_missing,
+    look_at_clip,
+)
+from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NtuName, Protocol, parse_name
+from starlab.pipelines.ntu_skeletons import pack_tracks, parse_skeleton
 from starlab.pipelines.retry import MISSING, read_file, read_patiently
 from starlab.pipelines.skeletons import NTU, Skeleton
 from starlab.pipelines.video import decode_video
@@ -40,13 +42,6 @@ MISSING_LISTS = ("NTU_RGBD_samples_with_missing_skeletons.txt", "NTU_RGBD120_sam
 SHORT_SIDE_PX = 256
 """Short side of the frames read, as in a prepared store, so that a model sees the same pixels from both."""
 JPEG_QUALITY = 90
-MAX_FOLDER_DEPTH = 3
-"""How deep below the root files are searched."""
-MAX_LENGTH_DIFFERENCE = 2
-"""A video and its skeleton may differ by so many frames; the frames that both have are used."""
-HEAD_BYTES, TAIL_BYTES = 4096, (8192, 2**20)
-"""How much of a file's two ends is read for the index. 8 KiB of a video list 500 frames, more than any of the authors' has;
-where that shows no list, more is read."""
 INDEX_THREADS = 16
 """More than the cores, because they mostly wait for the file system."""
 EXPECTED_LAYOUT = f"expected S001C001P001R001A001{VIDEO_ENDING} and S001C001P001R001A001{SKELETON_ENDING} … in it or below"
@@ -69,7 +64,7 @@ class NtuSource:
         No video is decoded.
 
         Args:
-            root: The folder with the files, at any depth up to `MAX_FOLDER_DEPTH`.
+            root: The folder with the files, at any depth up to `ntu_files.MAX_FOLDER_DEPTH`.
             protocol: The official split.
             classes: Names that begin with the action's number, "A001…"; files of other actions are ignored.
             setups: Setup numbers of the data set; files of other setups are ignored, so one NTU RGB+D 120 folder serves both.
@@ -90,10 +85,10 @@ class NtuSource:
             raise DataError(f"no folder at {self.root}: {EXPECTED_LAYOUT}")
         label_of = {int(name[1:4]): label for label, name in enumerate(classes)}
         videos, skeletons = (
-            read_patiently(lambda ending=ending: _folders_below(self.root, ending), self.root)  # type: ignore[misc]
+            read_patiently(lambda ending=ending: folders_below(self.root, ending), self.root)  # type: ignore[misc]
             for ending in (VIDEO_ENDING, SKELETON_ENDING)
         )
-        listed = _listed_as_missing(self.root, missing_skeletons)
+        listed = listed_as_missing(self.root, missing_skeletons, MISSING_LISTS)
         self._reads_joints = lengths is None
         without = {} if lengths is None else {clip_id: lengths[clip_id] for clip_id in lengths if clip_id not in skeletons}
 
@@ -102,8 +97,8 @@ class NtuSource:
         def look(clip_id: str) -> tuple[int, str]:
             video = self._path(videos[clip_id], clip_id, VIDEO_ENDING)
             if clip_id in without:
-                return _look(video, without[clip_id])
-            return _look(video, self._path(skeletons[clip_id], clip_id, SKELETON_ENDING))
+                return look_at_clip(video, without[clip_id])
+            return look_at_clip(video, self._path(skeletons[clip_id], clip_id, SKELETON_ENDING))
 
         with ThreadPoolExecutor(INDEX_THREADS) as pool:
             looked = dict(zip(wanted, pool.map(look, wanted), strict=True))
@@ -231,79 +226,3 @@ class NtuSource:
             yield from decode_video(path, range(row.num_frames, most + 1), short_side_px, only)
         except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
-
-
-def _folders_below(root: Path, ending: str) -> dict[str, str]:
-    """Clip name → folder, relative to the root, of every file with that ending."""
-    found: dict[str, str] = {}
-    for folder, folders, files in os.walk(root, onerror=_refuse_unless_missing, followlinks=True):
-        relative = os.path.relpath(folder, root)
-        if relative.count(os.sep) + 1 >= MAX_FOLDER_DEPTH:
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith(SYSTEM_NAMES)]
-        for file in files:
-            if file.endswith(ending) and not file.startswith(SYSTEM_NAMES):
-                clip_id = file.removesuffix(ending)
-                if clip_id in found:
-                    raise DataError(f"{root} holds {file} twice, in {found[clip_id]} and in {relative}: keep one of the two")
-                found[clip_id] = relative
-    return found
-
-
-def _refuse_unless_missing(error: OSError) -> None:
-    if not isinstance(error, MISSING):
-        raise error
-
-
-def _look(video: str, skeleton: str | int) -> tuple[int, str]:
-    """The number of frames that both files have and a digest of them; or 0 and why the clip cannot be used.
-
-    `skeleton` is a file, or the number of frames where there is none.
-    """
-    path = video
-    try:
-        video_bytes, *video_ends = read_patiently(lambda: _ends(video, TAIL_BYTES[0]), video)
-        if video_bytes == 0:
-            return 0, f"{video}: empty"
-        in_video = frames_in_avi_index(video_ends[1])
-        if in_video is None and video_bytes > TAIL_BYTES[0]:
-            in_video = frames_in_avi_index(read_patiently(lambda: _ends(video, TAIL_BYTES[1]), video)[2])
-        if isinstance(skeleton, int):
-            in_skeleton, skeleton_bytes, skeleton_ends = skeleton, 0, [b"", b""]
-        else:
-            path = skeleton
-            skeleton_bytes, *skeleton_ends = read_patiently(lambda: _ends(skeleton, HEAD_BYTES), skeleton)
-            in_skeleton = read_num_frames(skeleton_ends[0])
-    except (*MISSING, ValueError) as error:
-        return 0, f"{path}: {error}"
-    if in_video is None or abs(in_video - in_skeleton) > MAX_LENGTH_DIFFERENCE:
-        in_video = in_skeleton  # where that is wrong, reading the clip finds it
-    return min(in_video, in_skeleton), short_digest(video_bytes, *video_ends, skeleton_bytes, *skeleton_ends)
-
-
-def _ends(path: str, tail_bytes: int) -> tuple[int, bytes, bytes]:
-    """The size of a file, its first bytes and its last ones."""
-    with open(path, "rb") as file:  # noqa: PTH123 (once per clip of 114,480)
-        head = file.read(HEAD_BYTES)
-        size = os.fstat(file.fileno()).st_size
-        if size <= len(head):
-            return size, head, head
-        file.seek(max(0, size - tail_bytes))
-        return size, head, file.read(tail_bytes)
-
-
-def _listed_as_missing(root: Path, given: Path | None) -> dict[str, str]:
-    """Clip name → name of the list that has it."""
-    paths = [given] if given is not None else [path for name in MISSING_LISTS if (path := root / name).is_file()]
-    listed: dict[str, str] = {}
-    for path in paths:
-        try:
-            names = names_in(path.read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"the list of missing skeletons {path} cannot be read: {error}") from None
-        if not names:
-            raise DataError(
-                f"the list of missing skeletons {path} holds no name of the form S001C002P003R002A013 on a line of its own"
-            )
-        listed |= dict.fromkeys(names, path.name)
-    return listed

@@ -190,7 +190,7 @@ def check_shard(source: StoreSource, shard: int, decode: bool) -> list[str]:
     try:
         if source.folder.sha256(name) != expected["sha256"]:
             return [f"{name}: its bytes are not those that were written"]
-        with source.folder.files.open_input_file(name) as file:
+        with source.folder.open(name) as file:
             stored_ids = pq.read_table(file, columns=["clip_id"]).column("clip_id").to_pylist()
     except (OSError, pa.ArrowException) as error:
         return [f"{name}: {error}"]

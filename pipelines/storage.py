@@ -59,12 +59,34 @@ class Folder:
 
         Raises:
             OSError: it is missing or cannot be read.
+            DataError: the name leads out of the folder.
         """
+        self.check_inside(name)
         with self.files.open_input_stream(name) as stream:
             return bytes(stream.read())
 
+    def open(self, name: str) -> pa.NativeFile:
+        """One file, to read any part of it; raises as `read`."""
+        self.check_inside(name)
+        return self.files.open_input_file(name)
+
+    def check_inside(self, name: str) -> None:
+        """Check that a name, such as a manifest of somebody else gives it, means a file in this folder.
+
+        Raises:
+            DataError: it is absolute, goes up with `..`, or is a link that leads out of the folder.
+        """
+        parts = name.replace("\\", "/").split("/")
+        outside = not name or ".." in parts or not parts[0]
+        if not outside and self.is_local:
+            base = os.path.realpath(self.files.base_path)
+            outside = os.path.commonpath([base, os.path.realpath(os.path.join(base, name))]) != base  # noqa: PTH118
+        if outside:
+            raise DataError(f"{self.uri}: the file name {name!r} leads out of the folder; only files inside of it are read")
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The mapping in a JSON file; None where the file is missing or not a JSON mapping."""
+        self.check_inside(name)
         try:
             value = json.loads(self.read(name))
         except (FileNotFoundError, ValueError):
@@ -148,6 +170,7 @@ class Folder:
 
     def sha256(self, name: str) -> str:
         """Hex SHA-256 of a file, read in pieces."""
+        self.check_inside(name)
         digest = hashlib.sha256()
         with self.files.open_input_stream(name) as stream:
             while piece := stream.read(4 * 2**20):

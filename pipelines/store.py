@@ -94,6 +94,8 @@ class StoreSource:
         self.skeleton = find_skeleton(self.manifest["skeleton"])
         self.max_bodies: int = self.manifest["max_bodies"]
         self.fingerprint: str = self.manifest["fingerprint"]
+        for shard in range(len(self.manifest["shards"])):
+            self.folder.check_inside(f"{shard_name(shard)}.parquet")
         self._protocol = protocol
         self._index = Rows(read_index_table(self.folder, self.manifest["index"]["sha256"], _INDEX_COLUMNS), dict)
         self.clips: Rows[ClipRow] = Rows(self._index.table, partial(_row, protocol=protocol))
@@ -217,7 +219,7 @@ class StoreSource:
             size, expected = self.folder.size(name), self.manifest["shards"][shard]["num_bytes"]
             if size != expected:
                 raise ValueError(f"the shard has {size} bytes, the manifest says {expected}")
-            reader = pq.ParquetFile(self.folder.files.open_input_file(name), pre_buffer=not self.folder.is_local)
+            reader = pq.ParquetFile(self.folder.open(name), pre_buffer=not self.folder.is_local)
             if len(readers) >= _OPEN_SHARDS:
                 readers.popitem(last=False)[1].close(force=True)
         readers[shard] = reader

@@ -63,7 +63,6 @@ def _decode(
     data: bytes, container_format: str, num_frames: int | range, short_side_px: int, only: Collection[int] | None
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     expected = num_frames if isinstance(num_frames, range) else range(num_frames, num_frames + 1)
-    # err_detect=explode is not used: it found no flipped bit that the checks below miss, and it refuses harmless files.
     with av.open(io.BytesIO(data), format=container_format) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
@@ -71,6 +70,10 @@ def _decode(
         if stream.codec_context is None:
             raise ValueError("its codec is not known")
         stream.codec_context.thread_count = 1  # the pipeline runs a task per core already
+        if stream.codec_context.name == "hevc":
+            # Without this the decoder skips slices that it cannot decode and says nothing. For the other codecs it finds no
+            # damage that the checks below miss, and refuses harmless files.
+            stream.codec_context.options = {"err_detect": "explode"}
         check_whole(data, container_format)
         shrink = VideoReformatter()
         size = (stream.codec_context.height, stream.codec_context.width)

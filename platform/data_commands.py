@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def prepare(
     for clip in result.skipped[:5]:
         print(f"bad      {clip.clip_id}: {clip.reason}")
     if len(result.skipped) > 5:
-        print(f"bad      and {len(result.skipped) - 5} more: starlab data stats {store}")
+        print(f"bad      and {len(result.skipped) - 5} more: starlab data stats {shlex.quote(str(store))}")
     for line in note_lines(sorted(result.notes.items())) if result.notes else []:
         print(line)
     megabytes = sum(shard["num_bytes"] for shard in result.manifest["shards"]) / 1e6

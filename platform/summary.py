@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from urllib.parse import unquote
 
 from starlab.platform.evaluation import EvaluationResult
@@ -63,9 +64,10 @@ def search_lines(result: SearchResult) -> list[str]:
         mark = " *" if trial in result.pareto_front else "  " if result.pareto_front else ""
         rows.append(f"  {values}{mark}  {reached:<10}  {values_text(trial.values)}")
     best, seeds = result.best, len(result.trials[0].runs) if result.trials else 1
+    means = f", means over {seeds} seeds" if seeds > 1 else ""
     look = f", look {result.looks_at_test} at the test part in this search" if result.looks_at_test > 1 else ""
     return [
-        f"{head} of {len(rows)} trials{f', means over {seeds} seeds' if seeds > 1 else ''} ({result.seconds:.0f} s):",
+        f"{head} of {_count(len(rows), len(result.failed))}{means} ({result.seconds:.0f} s):",
         *rows,
         *(["  * no other trial is as good in every objective and better in one"] if result.pareto_front else []),
         *(f"  failed            {run_id}: {reason}" for run_id, reason in sorted(result.failed.items())),
@@ -85,6 +87,10 @@ def _selected(result: RunResult) -> str:
     return f"{_SELECTED[result.selected_by]} {result.metrics[VAL_TOP1]:.3f}"
 
 
+def _count(finished: int, failed: int) -> str:
+    return f"{finished} of {finished + failed} trials, {failed} failed" if failed else f"{finished} trials"
+
+
 def _replay_lines(result: RunResult) -> list[str]:
     if not result.replayed_differently:
         return []
@@ -101,6 +107,6 @@ def tracking_lines(run_id: str, mlflow_run_id: str | None, uri: str, problem: st
         return [f"MLflow     not up to date ({problem}); later: starlab sync {run_id}"]
     if uri.startswith("sqlite:") and uri.endswith("/mlflow.db"):
         runs = unquote(uri.removeprefix("sqlite:///").removesuffix("/mlflow.db"))
-        return [f"MLflow     {where}", f"look at it starlab ui --runs {runs}"]
-    look = uri if uri.startswith("http") else f"mlflow server --backend-store-uri {uri}"
+        return [f"MLflow     {where}", f"look at it starlab ui --runs {shlex.quote(runs)}"]
+    look = uri if uri.startswith("http") else f"mlflow server --backend-store-uri {shlex.quote(uri)}"
     return [f"MLflow     {where}", f"look at it {look}"]

@@ -68,5 +68,8 @@ def _is_written(root: Path, marker: str) -> bool:
     if not (root / MARKER).is_file():
         raise DataError(f"{root} holds files that were not generated (no {MARKER}): name another folder for synthetic data")
     if (root / MARKER).read_text() != marker:
-        raise DataError(f"{root} was generated with other settings (see {root / MARKER}): delete it, or name another folder")
+        raise DataError(
+            f"{root} was generated with other settings, or by another version (see {root / MARKER}): delete it, or name "
+            "another folder"
+        )
     return True

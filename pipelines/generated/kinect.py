@@ -23,6 +23,8 @@ FIRST_BODY_ID = 72057594037931101
 JITTER_PX = 2.0
 WITHOUT_ORIENTATION = (3, 15, 19, 21, 22, 23, 24)
 """The sensor gives the ends of limbs no orientation."""
+MAX_APART, PART_FRAMES = 3, 12
+"""People are lost and found up to so many frames apart, and seen for so many on each side of a gap: fewer are noise."""
 LOOSE_JOINTS = (21, 22, 23, 24)
 """Hand tips and thumbs, often guessed."""
 
@@ -74,8 +76,9 @@ def sense(
 
     Args:
         people: For each person the joints (T, N, 2) in the 1920×1080 picture and the body's height in it.
-        number: Decides the sensor's mistakes. Every fourth clip has a gap without bodies, after which each person has a new
-            id; every third has a chair beside the people; every fifth has a body of nine frames. None has no body at all.
+        number: Decides the sensor's mistakes. Every fourth clip has a gap without bodies, into which people go and from which
+            they return at different moments, each under a new id; in another fourth the first person alone gets a new id;
+            every third has a chair beside the people; every fifth has a body of nine frames. None has no body at all.
         rng: For everything else.
         reverse: Play the result backwards; draws are the same either way.
 
@@ -86,12 +89,17 @@ def sense(
         return ()
     num_frames = len(people[0][0])
     frames = np.arange(num_frames)
-    start, length = rng.integers(num_frames // 3, num_frames // 2), rng.integers(3, 9)
+    start, length = int(rng.integers(num_frames // 3, num_frames // 2)), int(rng.integers(3, 9))
     gap = (frames >= start) & (frames < start + length) & (number % 4 == 0)
     bodies = []
-    for joints, height_px in people:
-        body = _person(joints, height_px, rng)
-        bodies += [body.part(frames < start), body.part(frames >= start + length)] if gap.any() else [body]
+    early, late = (min(MAX_APART, part - PART_FRAMES) for part in (start, num_frames - start - length))
+    for place, (joints, height_px) in enumerate(people):
+        body, lost, found = _person(joints, height_px, rng), num_frames, num_frames
+        if number % 4 == 0:
+            lost, found = (start - early, start + length) if place == 0 else (start, start + length + late)
+        elif number % 4 == 2 and place == 0:
+            lost = found = start
+        bodies += [part for part in (body.part(frames < lost), body.part(frames >= found)) if len(part.frames)]
     chair, flicker = _chair(num_frames, rng), _person(people[0][0] + 300, people[0][1], rng)
     if number % 3 == 1:
         bodies.append(chair.part(~gap))

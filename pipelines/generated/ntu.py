@@ -2,8 +2,8 @@
 
 Six classes: three of one person, three of two. Two pairs differ only in order, as in penn_action.py: the second class is the
 first one played backwards. The action numbers are A901 and up, which no real data set uses, and the folder has a
-`SYNTHETIC.txt`. The skeletons have the mistakes of a Kinect: frames without bodies, people who return under a new body id,
-a chair taken for a person, a body of a few frames, and one clip without any body.
+`SYNTHETIC.txt`. The skeletons have the mistakes of a Kinect: frames without bodies, people who return under a new body id at
+different moments, a chair taken for a person, a body of a few frames, and one clip without any body.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starlab.pipelines.generated.kinect import SensedBody, encode_skeleton, kine
 from starlab.pipelines.generated.people import Action, Floats, Pose
 from starlab.pipelines.ntu_names import XSUB60_TRAIN, NtuName
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Counts up with every change to what is drawn; part of the marker and of every video."""
 FRAME_RATE = 30
 MISSING_LIST = "NTU_RGBD120_samples_with_missing_skeletons.txt"

@@ -1,1 +1,5 @@
-"""Reports: tables and figures made from run folders. Runs in the driver or a notebook. Imports runs; neither Ray nor MLflow."""
+"""Reports: comparisons, statistics, tables and figures made from run folders. Imports runs and records; neither Ray nor MLflow.
+
+Runs in the driver or a notebook. `results` reads run folders, `compare` compares them, `formats` writes the comparison;
+docs/comparing.md explains it.
+"""

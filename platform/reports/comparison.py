@@ -181,8 +181,8 @@ def _about_searches(results: Results) -> list[str]:
         best = f", {search.best}," if search.best else ""
         looks = f"; {search.looks} looks at the test part in this search" if search.looks > 1 else ""
         notes.append(
-            f"{search.name} is a search: its {search.trials} trials are no replicates, and the validation value of the best one"
-            f"{best} is optimistic, because it was chosen by that value{looks}"
+            f"{search.name} is a search of {search.runs} runs: its trials are not replicates of each other, and the validation "
+            f"value of the best one{best} is optimistic, because it was chosen by that value{looks}"
         )
     return notes
 
@@ -208,7 +208,7 @@ def _about_seeds(rows: Sequence[Row], rope: float, unit: str) -> list[str]:
     if seen:
         notes.append(
             f"power: these comparisons can see {median(seen):.2g} {word} (median), at 80 % and after Holm's adjustment over "
-            f"{len(found)} comparisons; with few seeds this is rough"
+            f"{len(seen)} comparison{'s' if len(seen) > 1 else ''}; with few seeds this is rough"
         )
     if rope:
         notes.append(f"equivalent means: the 90 % interval is within ±{rope:g} {word}, the region of practical equivalence")

@@ -75,7 +75,7 @@ def _texts(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, s
         "can see": "" if found is None or found.detectable is None else f"{found.detectable:.2g}",
         "M parameters": "" if cost.parameters is None else f"{cost.parameters / 1e6:.2f}",
         "GFLOP a clip": "" if cost.flops is None else f"{cost.flops / 1e9:.3g}",
-        f"{cost.device}-hours": "" if cost.device_hours is None else f"{cost.device_hours:.2g}",
+        f"{cost.device}-hours": _hours(cost.device_hours),
         "clips/s": "" if cost.clips_per_second is None else f"{cost.clips_per_second:.3g}",
         "GPU GB": "" if cost.memory_gb is None else f"{cost.memory_gb:.1f}",
     }
@@ -107,6 +107,12 @@ def _with_spread(mean: float | None, sd: float | None, digits: int) -> str:
     if mean is None:
         return ""
     return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< 0.01" if value < 0.01 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def _p(value: float) -> str:

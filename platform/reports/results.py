@@ -23,7 +23,7 @@ from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 from starlab.platform.reports.costs import RunCost, run_cost
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.records import DamagedRecordError, Result, Status
+from starlab.platform.runs.records import DamagedRecordError, Result, RunInfo, Status
 from starlab.platform.runs.search_records import AblationRecord, AblationRow, SearchSummary
 from starlab.platform.worker.predictions import read_predictions
 
@@ -89,12 +89,12 @@ class Search:
     """A search that some rows are trials of."""
 
     name: str
-    trials: int
-    """Number of its trials whose records can be read."""
+    runs: int
+    """Number of its runs whose records can be read: one per trial and seed."""
     looks: int
     """Evaluations of the test part, over all of its trials."""
     best: str | None
-    """Run id of its best trial by the validation part. None while the search has not ended."""
+    """Run id of its best trial, with several seeds of the first one's run. None while the search has not ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +132,7 @@ def read_results(
         elif trials := folder.trials():
             rows = [row for trial in trials if (row := _read(trial, "trial", folder.path.name, complain, costs))]
             looks, best = sum(row.looks for row in rows), summary.best if summary else None
-            searches.append(Search(name=folder.path.name, trials=len(rows), looks=looks, best=best))
+            searches.append(Search(name=folder.path.name, runs=len(rows), looks=looks, best=best))
         else:
             rows = [row for row in [_read(folder, "run", None, complain, costs)] if row]
         for row in rows:
@@ -171,7 +171,7 @@ def _cells(folder: RunFolder, record: AblationRecord, complain: Callable[[str], 
     rows, missing = [], []
     for cell in record.cells:
         at = RunFolder(folder.path.parent / cell.folder)
-        if not at.path.is_dir():
+        if not (at.path / RunInfo.FILE).is_file():
             missing.append(f"{cell.row} at seed {cell.seed}")
         elif row := _read(at, "cell", folder.path.name, complain, costs):
             rows.append(replace(row, row=cell.row, seed=cell.seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ class ScoreReader:
         )
 
 
+@lru_cache(maxsize=8)  # every row asks about the same clips
 def subjects(clip_ids: tuple[str, ...]) -> NDArray[np.int64] | None:
     """Return (n,) the number of the subject of each clip, from 0, where clip ids name the subject as NTU's do. Else None."""
     try:

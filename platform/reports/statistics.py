@@ -7,10 +7,10 @@ mean has a part from the seeds and a part from the clips:
 
     V_seeds = MS_seeds / (S·U)        V_units = max(0, MS_units − MS_rest) / (S·U)
 
-with the mean squares of the two-way analysis of variance. Their sum is the variance of a two-level bootstrap in closed form,
-without the factor (S − 1)/S by which the bootstrap is too small for few seeds. The interval takes Student's t of S − 1
-degrees of freedom for the part of the seeds and of U − 1 for the part of the units, weighted by the parts (Cochran and Cox,
-Experimental Designs, 1957, §4.14). docs/comparing.md has its measured coverage.
+with the mean squares of the two-way analysis of variance. A two-level bootstrap estimates the same, but with a factor
+(S − 1)/S on the first part, and it counts the noise of single clips up to three times. The interval takes Student's t of
+S − 1 degrees of freedom for the part of the seeds and of U − 1 for the part of the units, weighted by the parts (Cochran and
+Cox, Experimental Designs, 1957). docs/comparing.md has its measured coverage.
 
 Letters: S seeds  n clips  U units (subjects, else clips)  R draws.
 """

@@ -101,6 +101,8 @@ class Result:
     """Number of test clips by true class (row) and predicted class (column)."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Why a clip could not be read, by clip id."""
+    not_official: str | None = _absent()
+    """How the number of clips differs from the official one; None if it does not, or if nobody published any."""
 
     @property
     def ended_early(self) -> bool:

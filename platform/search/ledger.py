@@ -20,11 +20,11 @@ from starlab.experiments.spec import SpecError
 from starlab.platform.runs.metric_names import VAL_TOP1
 from starlab.platform.runs.search_records import Trial
 from starlab.platform.search.objectives import Objective, Outcome, mean_outcome, outcome_of
-from starlab.platform.search.proposal import PointUnderWay, Proposal
+from starlab.platform.search.proposal import PointUnderWay, Proposal, by_seed, outcomes_by_seed
 from starlab.platform.search.samplers import GRID, make_sampler, seed_of_call
 from starlab.platform.search.space import Space, point_text
 from starlab.platform.search.storage import open_study
-from starlab.platform.search.takeup import earlier_points
+from starlab.platform.search.takeup import EarlierPoint, earlier_points
 from starlab.platform.search.trial_folders import TrialFolders
 
 LEFT_OUT = "starlab.left_out"
@@ -93,9 +93,8 @@ class Ledger:
         """Store the value of the first objective of a run after an epoch."""
         point = self._open[proposal.number]
         point.curves.setdefault(proposal.seed, {})[epoch] = value
-        curves = {str(seed): curve for seed, curve in point.curves.items()}
         trial_id = self._id(proposal.number)
-        self._storage.set_trial_user_attr(trial_id, _CURVES, curves)
+        self._storage.set_trial_user_attr(trial_id, _CURVES, by_seed(point.curves))
         mean = np.mean([curve[epoch] for curve in point.curves.values() if epoch in curve])
         self._storage.set_trial_intermediate_value(trial_id, epoch, float(mean))
 
@@ -143,7 +142,7 @@ class Ledger:
         """The finished points, the best by the first objective first; points of equal value by their run id."""
         rows = {}
         for trial in self._complete():
-            outcomes = _outcomes(trial)
+            outcomes = outcomes_by_seed(trial.user_attrs[_OUTCOMES])
             values, seeds = self._space.values(trial.params), [seed for seed in self._seeds if seed in outcomes]
             mean = mean_outcome([outcomes[seed] for seed in seeds], len(self._seeds))
             runs = tuple(self._folders.run_id(self._folders.seeded(values, seed)) for seed in seeds)
@@ -183,11 +182,11 @@ class Ledger:
         waiting = self._study.get_trials(states=(TrialState.WAITING,))
         queued = {point_text(self._space.values(trial.system_attrs["fixed_params"])) for trial in waiting}
         unfinished: list[dict[str, Any]] = []
-        for values, outcomes in earlier_points(self._folders, self._objectives, self._finished, complain):
-            if self._is_done(outcomes):
-                self._add_finished(values, outcomes)
+        for point in earlier_points(self._folders, self._objectives, self._finished, complain):
+            if self._is_done(point.outcomes):
+                self._add_finished(point)
             else:
-                unfinished.append(values)
+                unfinished.append(point.values)
         for trial in self._study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
             if trial.state == TrialState.RUNNING:
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -198,19 +197,22 @@ class Ledger:
                 self._study.enqueue_trial(self._space.params(values))
                 queued.add(text)
 
-    def _add_finished(self, values: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> None:
-        mean = mean_outcome(list(outcomes.values()), len(self._seeds))
-        if (text := point_text(values)) in self._finished or mean.problem:
+    def _add_finished(self, point: EarlierPoint) -> None:
+        values, mean = point.values, mean_outcome(list(point.outcomes.values()), len(self._seeds))
+        if mean.problem:
             return
         trial = optuna.trial.create_trial(
             params=self._space.params(values),
             distributions={key: self._space.optuna(key) for key in values},
             values=[mean.values[objective.name] for objective in self._objectives],
-            user_attrs={_OUTCOMES: {str(seed): asdict(outcome) for seed, outcome in outcomes.items()}},
+            user_attrs={
+                _OUTCOMES: by_seed({seed: asdict(outcome) for seed, outcome in point.outcomes.items()}),
+                _CURVES: by_seed(point.curves),
+            },
         )
         self._study.add_trial(trial)
-        self._finished.add(text)
-        self._tried.add(text)
+        self._finished.add(point_text(values))
+        self._tried.add(point_text(values))
 
     def _new_point(self, complain: Callable[[str], None]) -> bool:
         """Open a point that is new to this search. False where the space is used up."""
@@ -269,7 +271,7 @@ class Ledger:
         return outcome_of(self._folders.of_spec(spec), spec, self._objectives)
 
     def _store_outcomes(self, number: int) -> None:
-        outcomes = {str(seed): asdict(outcome) for seed, outcome in self._open[number].outcomes.items()}
+        outcomes = by_seed({seed: asdict(outcome) for seed, outcome in self._open[number].outcomes.items()})
         self._storage.set_trial_user_attr(self._id(number), _OUTCOMES, outcomes)
 
     def _end_run(self, proposal: Proposal) -> None:
@@ -294,7 +296,3 @@ class Ledger:
     def _is_done(self, outcomes: Mapping[int, Outcome]) -> bool:
         """Whether a point needs no more runs: every seed has one, or one was ended early."""
         return len(outcomes) == len(self._seeds) or any(not outcome.whole for outcome in outcomes.values())
-
-
-def _outcomes(trial: FrozenTrial) -> dict[int, Outcome]:
-    return {int(seed): Outcome(**outcome) for seed, outcome in trial.user_attrs[_OUTCOMES].items()}

@@ -102,6 +102,13 @@ def outcome_of(run: RunFolder, spec: Spec, objectives: Sequence[Objective]) -> O
     return Outcome(values=values, epochs=epochs_reached(run), whole=not result.ended_early)
 
 
+def curve_of(run: RunFolder, objective: Objective) -> dict[int, float]:
+    """Read from a run's journal the value of an objective by epoch; empty for one that is known only at the end."""
+    points = [point for point in read_points(run.path / JOURNAL) if point.key in (EPOCH, objective.name)]
+    epochs = {point.step: int(point.value) for point in points if point.key == EPOCH}
+    return {epochs[point.step]: point.value for point in points if point.key != EPOCH and point.step in epochs}
+
+
 def mean_outcome(outcomes: Sequence[Outcome], num_seeds: int) -> Outcome:
     """The outcome of a point: means over its seeds. It is whole where all `num_seeds` runs are."""
     names = outcomes[0].values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,3 +32,13 @@ class PointUnderWay:
     curves: dict[int, dict[int, float]] = field(default_factory=dict)
     problem: str | None = None
     is_paused: bool = False
+
+
+def by_seed(values: Mapping[int, Any]) -> dict[str, Any]:
+    """Values by seed as a database keeps them: in JSON keys are text."""
+    return {str(seed): value for seed, value in values.items()}
+
+
+def outcomes_by_seed(stored: Mapping[str, Any]) -> dict[int, Outcome]:
+    """Read what `by_seed` made of outcomes."""
+    return {int(seed): Outcome(**outcome) for seed, outcome in stored.items()}

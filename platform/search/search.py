@@ -30,7 +30,7 @@ from starlab.platform.package import code_hash, package_root
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.preflight import check_spec, join_cluster, open_data, split_parts
 from starlab.platform.reports.figures import write_search_artifacts
-from starlab.platform.runs.folder import RunFolder, runs_folder
+from starlab.platform.runs.folder import SPEC, RunFolder, runs_folder
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST_TOP1
@@ -115,6 +115,7 @@ def search(
     study = Study(spec, source, objectives, root, folder)
     with Lease.claim(folder.path) as lease:
         open_run(folder, spec.base, source, root, parent=None, resolved=spec.to_dict())
+        folder.write_json(SPEC, spec.to_dict())  # its space and budget may be others than in an earlier call
         with Sender(folder, spec.base.tracking.address(root)) as sender:
             sender.send_now()  # the parent run must be there before its children
             try:
@@ -184,7 +185,7 @@ def _try_points(study: Study, folders: TrialFolders, say: Callable[[str], None])
     done, wanted = len(ledger.trials()), "as many trials as fit" if config.trials is None else f"{config.trials} trials"
     say(f"search   {folder.path}: {wanted}, {done} done before; {room()} at once")
     for code, runs in others.items():
-        say(f"note     {runs} earlier runs were made by other code ({code}) and count; --fresh starts without them")
+        say(f"note     {runs} earlier runs were made by other code ({code[:12]}) and count; --fresh starts without them")
     if not ledger.is_spent and not budget.spent:
         run_trials(study, ledger, folders, room, say)
         close_abandoned_everywhere(study.runs)  # a trial whose process was killed could not close its own run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def open_storage(config: SearchConfig, folder: Path | None = None) -> optuna.sto
     Raises:
         UserError: it cannot be opened; the message hides its password.
     """
-    address = config.storage or (f"sqlite:///{folder / FILE}" if folder else None)
+    address = config.storage or (_own(folder) if folder else None)
     if address is None:
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -69,5 +70,9 @@ def study_name(folders: TrialFolders, objectives: Sequence[Objective]) -> str:
 
 def dashboard_command(config: SearchConfig, folder: Path) -> str:
     """The command that shows a search's proposals in the browser; a password is left out."""
-    address = without_password(config.storage) if config.storage else f"sqlite:///{folder / FILE}"
-    return f"optuna-dashboard {address}"
+    return f"optuna-dashboard {shlex.quote(without_password(config.storage) if config.storage else _own(folder))}"
+
+
+def _own(folder: Path) -> str:
+    """SQLite in the search's folder. In its address "%" and "?" have a meaning, so they are quoted in the path."""
+    return f"sqlite:///{str(folder / FILE).replace('%', '%25').replace('?', '%3F')}"

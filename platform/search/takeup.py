@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlab.experiments.spec import SpecError
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import DamagedRecordError
-from starlab.platform.search.objectives import Objective, Outcome, outcome_of
+from starlab.platform.search.objectives import Objective, Outcome, curve_of, outcome_of
 from starlab.platform.search.space import point_text
 from starlab.platform.search.trial_folders import TrialFolders
 
@@ -16,26 +17,38 @@ CODE = "starlab.code"
 """Tag of a run with the hash of the code that started it."""
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierPoint:
+    """A point of the space that has runs in the search's folder."""
+
+    values: dict[str, Any]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    """Of its finished runs, by seed."""
+    curves: dict[int, dict[int, float]] = field(default_factory=dict)
+    """The first objective's value by epoch, by seed."""
+
+
 def earlier_points(
     folders: TrialFolders, objectives: Sequence[Objective], known: Collection[str], complain: Callable[[str], None]
-) -> Iterable[tuple[dict[str, Any], dict[int, Outcome]]]:
-    """Each point of the space that has a run in the search's folder, with the outcomes of its finished runs, by seed.
+) -> Iterable[EarlierPoint]:
+    """Each point of the space that has a run in the search's folder.
 
     Args:
         known: names of points (`point_text`) to leave out.
         complain: gets a line for each run whose records cannot be read.
     """
-    found: dict[str, tuple[dict[str, Any], dict[int, Outcome]]] = {}
+    found: dict[str, EarlierPoint] = {}
     for run in folders.search.trials():
         try:
             place = _place(run, folders)
             if place is None or point_text(place[0]) in known:
                 continue
             values, seed = place
-            _, outcomes = found.setdefault(point_text(values), (values, {}))
+            point = found.setdefault(point_text(values), EarlierPoint(values))
             spec = folders.spec.spec_of(folders.seeded(values, seed))
+            point.curves[seed] = curve_of(run, objectives[0])
             if outcome := outcome_of(run, spec, objectives):
-                outcomes[seed] = outcome
+                point.outcomes[seed] = outcome
         except (DamagedRecordError, OSError) as error:
             complain(f"skipped  {error}")
     return found.values()

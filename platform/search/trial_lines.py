@@ -11,6 +11,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from starlab.platform.runs.metric_names import VAL_TOP1
+from starlab.platform.runs.records import DamagedRecordError
 from starlab.platform.search.best_so_far import BestSoFar
 from starlab.platform.search.objectives import Objective, Outcome
 from starlab.platform.search.space import values_text
@@ -30,9 +31,9 @@ class TrialLines(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Record a new best value while the search runs. A full disk costs the record and not the search."""
+        """Record a new best value while the search runs. A full disk or a damaged record does not end the search."""
         if METRIC in result:
-            with suppress(OSError):
+            with suppress(OSError, DamagedRecordError):
                 self._best_so_far.update(self._folders.run_id(trial.config), trial.config, result[METRIC])
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -57,8 +58,11 @@ class TrialLines(Callback):
         self._say(f"trial    {trial.trial_id} starts again from its newest checkpoint: its process failed")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Print where its log is; the search goes on."""
-        self._say(f"trial    {trial.trial_id} failed; see {trial.local_path} ({self._count()})")
+        """Print that its process failed for good, and where its files are; the search goes on."""
+        self._say(
+            f"trial    {trial.trial_id} failed: its process was killed or crashed again and again; its files are in "
+            f"{self._folders.at(trial.config).path} ({self._count()})"
+        )
 
     def _count(self) -> str:
         self._ended += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from starlab.experiments.sections import TrackingConfig
 from starlab.platform.errors import UserError
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import DamagedRecordError, Result, RunInfo
-from starlab.platform.tracking.sender import fail_fast
+from starlab.platform.tracking.mlflow_client import fail_fast
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -123,11 +124,24 @@ def _download(client: MlflowClient, run: Run, target: Path, complain: Callable[[
 
 
 def _spec(folder: RunFolder, run: Run) -> dict[str, Any]:
-    """Return the spec as the run's artifact has it, else as its params have it."""
+    """Return the spec as the run's artifact has it, else as its params have it: as texts of Python values.
+
+    Raises:
+        ValueError: The artifact is not a spec.
+    """
     if (folder.artifacts / _SPEC).is_file():
-        stored: dict[str, Any] = yaml.safe_load((folder.artifacts / _SPEC).read_text())
+        stored = yaml.safe_load((folder.artifacts / _SPEC).read_text())
+        if not isinstance(stored, dict):
+            raise ValueError(f"its {_SPEC} is not a mapping of sections")
         return stored
     nested: dict[str, Any] = {}
     for key, text in run.data.params.items():
-        set_key(nested, key, yaml.safe_load(text) if text != "None" else None)
+        set_key(nested, key, _value(text))
     return nested
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)  # params are texts of Python values: None, True, 1e-05, [1, 2]
+    except (ValueError, SyntaxError):
+        return text

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 from starlab.experiments.credentials import HIDDEN, without_password, without_secrets
 from starlab.platform.errors import StarlabError, UserError
@@ -25,8 +22,10 @@ from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import MODEL, RunFolder
 from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points_with_ends
 from starlab.platform.runs.locking import file_lock
+from starlab.platform.runs.metric_names import BEST_VAL_TOP1
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.tracking.logged_model import log_model, register_model
+from starlab.platform.tracking.mlflow_client import fail_fast, host_refused
 from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, refuse_deleted, send_description, send_params
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it while the workers start
@@ -47,14 +46,6 @@ class ParentUnknownError(StarlabError):
 
 class HostRefusedError(StarlabError):
     """The MLflow server does not accept requests for the name by which it is addressed."""
-
-
-def _host_refused(uri: str) -> str:
-    host = urlsplit(uri).netloc.rpartition("@")[2]
-    return (
-        f"the MLflow server at {uri} answers 403, because it does not accept requests for the host {host}; start it with: "
-        f"mlflow server --allowed-hosts {shlex.quote(f'localhost:*,127.0.0.1:*,{host}')}"
-    )
 
 
 def sync(folder: RunFolder, uri: str | None = None) -> int:
@@ -91,7 +82,7 @@ def sync(folder: RunFolder, uri: str | None = None) -> int:
             return _send(client, folder, state, address)
         except MlflowException as error:
             if "Invalid Host header" in str(error):
-                raise HostRefusedError(_host_refused(folder.info.tracking_uri)) from None
+                raise HostRefusedError(host_refused(folder.info.tracking_uri)) from None
             # The server lost the run, e.g. with its database. (A run deleted by hand gives another code and stays deleted.)
             if error.error_code != "RESOURCE_DOES_NOT_EXIST" or state is None:
                 if error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE"):
@@ -106,9 +97,9 @@ def _send(client: MlflowClient, folder: RunFolder, state: MlflowState | None, ad
     sent = 0
     for path in journals(folder.path):
         if path.name != FILE and run.status == "RUNNING" and not state.offsets.get(FILE):
-            continue  # MLflow compares runs by the metric that came first, which should not be one of the machine
+            continue  # the machine's metrics come after the model's: see `_place`
         for metrics, end in _chunks(path, state.offsets.get(path.name, 0)):
-            client.log_batch(state.run_id, metrics=metrics)
+            client.log_batch(state.run_id, metrics=sorted(metrics, key=lambda metric: _place(metric.key)))
             state.offsets[path.name] = end
             folder.write(state)
             sent += len(metrics)
@@ -293,9 +284,8 @@ def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
         yield metrics, end
 
 
-def fail_fast() -> None:
-    """Let MLflow give up after seconds when its server does not answer."""
-    # MLflow's own retries block the caller for four minutes; here the loop of the Sender retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it logs every table that it creates
+def _place(key: str) -> int:
+    """Order the metrics of a batch by importance: MLflow's page that compares runs begins with the metric that it got first."""
+    if key == BEST_VAL_TOP1:
+        return 0
+    return 1 if key.endswith("top1") else 2

@@ -15,6 +15,7 @@ import torch
 from starlab.models.star import StarTransformer
 from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import DataError
+from starlab.pipelines.datasets import not_official
 from starlab.pipelines.schedule import rank_slice
 from starlab.pipelines.stream import Batches, train_batches
 from starlab.platform.cluster.device import check_device
@@ -192,8 +193,8 @@ class _Worker:
             self.writer.points(
                 state.step,
                 {
-                    names.TRAIN_TOP1: totals.top1,  # first, because MLflow compares runs by the metric that came first
                     names.TRAIN_LOSS: totals.mean_loss,
+                    names.TRAIN_TOP1: totals.top1,
                     names.TRAIN_RATE: learning_rate(self.spec.train, state.step - 1, self.steps.schedule_steps),
                     names.CLIPS_PER_SECOND: timer.steps_per_second(state.step) * self.spec.train.global_batch,
                     names.DATA_WAIT: timer.waiting_share(),
@@ -257,6 +258,7 @@ class _Worker:
                 test_clips=len(test.clips) if test else None,
                 confusion=test.confusion().tolist() if test else None,
                 unreadable=state.unreadable,
+                not_official=not_official(self.spec.data.dataset, self.spec.data.protocol, self.task.source.clips),
             )
         )
 

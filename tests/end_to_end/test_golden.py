@@ -30,7 +30,7 @@ def test_the_first_eight_steps_have_the_losses_they_always_had(small_source: Pen
     for step in range(8):
         batch = load({"id": np.arange(4 * step, 4 * step + 4)})
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec.train, step, total_steps=20)
+            group["lr"] = learning_rate(spec.train, step, schedule_steps=20)
         logits = model(torch.from_numpy(batch["frames"]), torch.from_numpy(batch["joints"]))
         loss = cross_entropy(logits, torch.from_numpy(batch["label"]))
         loss.backward()

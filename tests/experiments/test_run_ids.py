@@ -18,6 +18,8 @@ RUN_IDS = {
     "penn_action": "penn_action-c38ee06a",
     "penn_action_modern": "penn_action_modern-2b94b91f",
 }
+SEARCH_IDS = {"demo_search": "demo_search-98c26dfe", "search_depth_and_pairing": "search_depth_and_pairing-411395f8"}
+"""Run ids of the base of each search."""
 ROW_IDS = {
     "demo_figure5": "8c1c323e 62facf3a b142eb6f 79aa6fac",
     "demo_table3": "97bea7b8 8c1c323e",
@@ -39,8 +41,9 @@ def test_a_packaged_experiment_keeps_its_run_id(name: str) -> None:
     assert load_spec(name).run_id("x") == RUN_IDS[name]
 
 
-def test_the_base_of_a_packaged_search_keeps_its_run_id() -> None:
-    assert load_search("demo_search").base.run_id("x") == "demo_search-98c26dfe"
+@pytest.mark.parametrize("name", sorted(SEARCH_IDS))
+def test_the_base_of_a_packaged_search_keeps_its_run_id(name: str) -> None:
+    assert load_search(name).base.run_id("x") == SEARCH_IDS[name]
 
 
 @pytest.mark.parametrize("name", sorted(ROW_IDS))
@@ -50,7 +53,7 @@ def test_the_rows_of_a_packaged_ablation_keep_their_run_ids(name: str) -> None:
 
 
 def test_every_packaged_experiment_stands_here() -> None:
-    assert {*RUN_IDS, *ROW_IDS, "demo_search"} == set(experiment_names())
+    assert {*RUN_IDS, *ROW_IDS, *SEARCH_IDS} == set(experiment_names())
 
 
 def test_a_share_of_train_is_a_run_of_its_own_and_all_of_it_is_not() -> None:

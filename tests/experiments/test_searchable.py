@@ -88,6 +88,11 @@ def test_a_search_that_would_select_by_the_test_part_is_refused() -> None:
         load_search("demo_search", ["data.select=test"])
 
 
+def test_a_search_without_a_validation_part_is_refused() -> None:
+    with pytest.raises(SpecError, match="there are no clips to compare trials on"):
+        load_search("demo_search", ["data.select=last", "data.validation_fraction=0"])
+
+
 def test_two_choices_that_are_one_value_are_refused(tmp_path: Path) -> None:
     assert "1 and True are one value" in refusal(tmp_path, "{model.layers: {choice: [1, true]}}")
     assert "16 and 16.0 are one value" in refusal(tmp_path, "{model.dim: {choice: [16, 32, 16.0]}}")

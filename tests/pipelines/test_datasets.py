@@ -14,7 +14,7 @@ import simplejpeg
 
 from starlab.experiments.spec import SpecError, load_spec
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip
-from starlab.pipelines.datasets import DATASETS, Dataset, Generator, differs_from_official
+from starlab.pipelines.datasets import DATASETS, Dataset, Generator, differs_from_official, not_official
 from starlab.pipelines.prepare import StoreLayout, prepare
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.skeletons import Skeleton
@@ -145,6 +145,9 @@ def test_a_partial_download_is_told_from_the_official_counts() -> None:
         assert said is not None
         assert f"{train - 300:,} train and {test:,} test clips where {name}" in said
         assert f"officially has {train:,} and {test:,}: is the download complete?" in said
+    clips = [ClipRow(clip_id="1", label=0, split="train", subject=None, num_frames=9)]
+    assert not_official("penn_action", None, clips) == differs_from_official("penn_action", None, 1, 0) is not None
+    assert not_official("synthetic_ntu", "xsub", clips) is None
     assert differs_from_official("synthetic_ntu", "xsub", 1, 1) is None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from starlab.pipelines.clip import DataError
+from starlab.pipelines.estimated_joints import write_joints
 from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import Progress, StoreLayout, prepare, verify
@@ -271,3 +272,59 @@ def test_a_preparation_killed_at_any_moment_goes_on_and_ends_with_the_same_bytes
     assert [shard["clips"] for shard in resumed.manifest["shards"]] == [1] * 90
     assert not [name for name in Folder(root).names() if name.endswith(".part")]
     assert all(path.read_bytes() == before for path, before in whole_before.items())
+
+
+def test_show_draws_a_clip_of_an_unprepared_folder_and_estimated_joints(
+    starlab, small_folder: Path, ntu_folder: Path, tmp_path: Path
+) -> None:
+    def shown(place: Path, *options: str) -> bytes:
+        said = starlab("data", "show", str(place), "--out", str(tmp_path / "sheet.png"), "--frames", "4", *options)
+        assert (said.code, said.err) == (0, "")
+        return (tmp_path / "sheet.png").read_bytes()
+
+    plain = shown(small_folder, "--clip", "0005")
+    assert plain.startswith(b"\x89PNG")
+    assert shown(small_folder, "--clip", "0005", "--dataset", "synthetic-penn-action") == plain
+    clips = PennActionSource(small_folder, SYNTHETIC_CLASSES).clips
+    path = tmp_path / "coco.parquet"
+    joints = np.random.default_rng(0).random((17, 3), np.float32)
+    write_joints(path, ((row.clip_id, np.broadcast_to(joints, (row.num_frames, 1, 17, 3))) for row in clips))
+    estimated = ["--estimated-joints", str(path), "--estimated-skeleton", "coco"]
+    assert shown(small_folder, "--clip", "0005", *estimated) != plain
+    assert shown(ntu_folder).startswith(b"\x89PNG")
+
+    def refused(*arguments: str) -> str:
+        said = starlab("data", "show", *arguments)
+        assert (said.code, said.out) == (2, "")
+        return said.err
+
+    assert "did you mean 0055?" in refused(str(small_folder), "--clip", "00055")
+    assert "neither a prepared store nor a folder with files of" in refused(str(tmp_path))
+    assert "no folder at" in refused(str(tmp_path / "nowhere"))
+    assert "unknown data set 'pen_action'" in refused(str(small_folder), "--dataset", "pen-action")
+    assert "give both" in refused(str(small_folder), *estimated[:2])
+    assert "unknown skeleton 'openpose'" in refused(str(small_folder), *estimated[:3], "openpose")
+
+
+def test_stats_count_visible_joints_outside_the_frame_and_print_no_empty_rows(starlab, folder: Path, tmp_path: Path) -> None:
+    import scipy.io
+
+    path = folder / "labels/0003.mat"
+    label = {key: value for key, value in scipy.io.loadmat(path).items() if not key.startswith("__")}
+    label["x"] = label["x"].astype(float)
+    label["x"][2, :4], label["visibility"][2, :4] = (-3, 70, 64, 20), 1
+    label["x"][3, :4], label["visibility"][3, :4] = -9, 0
+    scipy.io.savemat(path, label)
+    for clip in range(13, 91):
+        (folder / f"labels/{clip:04d}.mat").unlink()
+    store = str(tmp_path / "store")
+    assert starlab("prepare", "synthetic-penn-action", str(folder), store).code == 0
+    said = starlab("data", "stats", store).out
+    inside = [clip for clip in StoreSource(store).stored if clip.clip_id != "0003" and clip.joints_outside]
+    count = 2 + sum(clip.joints_outside or 0 for clip in inside)
+    assert f"{count} visible are outside the frame, in {1 + len(inside)} clips: 0003" in said
+    classes = {row.label for row in StoreSource(store).clips}
+    assert f"classes    {10 - len(classes)} have no clip: " in said
+    for label_index, name in enumerate(SYNTHETIC_CLASSES):
+        in_table = any(line.startswith("│") and name in line for line in said.splitlines())
+        assert in_table == (label_index in classes)

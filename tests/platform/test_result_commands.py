@@ -9,9 +9,11 @@ import pytest
 from mlflow import MlflowClient
 
 from starlab.platform import cli
+from starlab.platform.errors import UserError
 from starlab.platform.reports.simulated import write_rows
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import RunInfo
+from starlab.platform.tracking.downloads import download_runs
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         run_id = client.create_run(experiment, run_name=path.name, tags=tags).info.run_id
         client.log_artifact(run_id, str(folder.artifacts / "predictions.parquet"))
         if path.name == "ff-2":
-            for key, value in {"train.seed": "2", "model.encoder": "FF", "data.dataset": "synthetic_penn_action"}.items():
+            for key, value in {"train.seed": "2", "train.lr": "1e-05", "model.encoder": "FF", "model.grid": "None"}.items():
                 client.log_param(run_id, key, value)
         else:
             client.log_dict(run_id, folder.read_json("spec.json"), "spec.yaml")
@@ -157,3 +159,18 @@ def test_a_filter_that_finds_nothing_or_is_not_valid_is_an_error(
     assert "finds 0 runs" in capsys.readouterr().err
     assert compare(monkeypatch, runs, "--mlflow", "team is a", "--uri", server) == 2
     assert "Invalid clause" in capsys.readouterr().err
+
+
+def test_a_spec_is_read_from_params_where_there_is_no_artifact_and_one_that_is_none_is_named(
+    server: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    folders = download_runs("attributes.run_name = 'ff-2'", tmp_path, tmp_path / "a", uri=server, complain=said.append)
+    spec = folders[0].read_json("spec.json")
+    assert spec == {"train": {"seed": 2, "lr": 1e-5}, "model": {"encoder": "FF", "grid": None}}
+    client = MlflowClient(server)
+    [found] = client.search_runs([client.get_experiment_by_name("elsewhere").experiment_id], "attributes.run_name = 'ff-2'")
+    client.log_text(found.info.run_id, "- not a spec", "spec.yaml")
+    with pytest.raises(UserError, match="finds 1 runs, none of them"):
+        download_runs("attributes.run_name = 'ff-2'", tmp_path, tmp_path / "b", uri=server, complain=said.append)
+    assert [line for line in said if "its spec.yaml is not a mapping of sections" in line]

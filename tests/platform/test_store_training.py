@@ -10,6 +10,7 @@ import pytest
 from starlab.experiments.spec import load_spec
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import StoreLayout, prepare
+from starlab.platform.evaluation import evaluate_run
 from starlab.platform.runs.journal import read_points
 from starlab.platform.runs.metric_names import SYSTEM
 from starlab.platform.trainer import RunResult, train
@@ -33,10 +34,23 @@ def test_a_run_from_a_store_that_decodes_in_the_worker_has_the_losses_of_one_fro
     store = tmp_path / "store"
     prepare(small_source, "synthetic_penn_action", store, StoreLayout(clips_per_shard=20))
     from_files = train(load_spec("demo", [*TINY, f"data.store={small_folder}"]), runs=tmp_path / "runs")
-    from_store = train(load_spec("demo", [*TINY, f"data.store={store}", "data.decode=worker"]), runs=tmp_path / "runs")
-    assert from_files.run_id != from_store.run_id  # another fingerprint: a store may lack what is in quarantine
+    from_store = train(load_spec("demo", [*TINY, f"data.store={store}", "data.decode=worker"]), runs=tmp_path / "others")
+    assert from_files.run_id == from_store.run_id  # one data set, one identity
     assert len(curve(from_files)) > 10
     assert curve(from_files) == curve(from_store)
     assert from_files.metrics == from_store.metrics
     result = json.loads((from_store.folder / "result.json").read_text())
     assert result["test_clips"] == 20  # two of each of ten classes, each once, whatever the views
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_on_the_files_is_found_and_evaluated_on_their_store(small_folder, small_source, tmp_path: Path) -> None:
+    store, runs = tmp_path / "store", tmp_path / "runs"
+    prepare(small_source, "synthetic_penn_action", store, StoreLayout(clips_per_shard=20))
+    first = train(load_spec("demo", [*TINY, f"data.store={small_folder}"]), runs=runs)
+    steps = curve(first)
+    again = train(load_spec("demo", [*TINY, f"data.store={store}"]), runs=runs)
+    assert (again.run_id, again.metrics) == (first.run_id, first.metrics)
+    assert curve(again) == steps
+    evaluated = evaluate_run(first.run_id, overrides=[f"data.store={store}"], runs=runs)
+    assert evaluated.metrics["top1"] == pytest.approx(json.loads((first.folder / "result.json").read_text())["test"]["top1"])

@@ -23,7 +23,7 @@ from starlab.pipelines.generated.ntu import (
 )
 from starlab.pipelines.ntu import MISSING_LISTS, NtuSource
 from starlab.pipelines.ntu_names import NTU120_CLASSES, NTU120_SETUPS, names_in, parse_name
-from starlab.pipelines.ntu_skeletons import drop_ghosts, parse_skeleton
+from starlab.pipelines.ntu_skeletons import drop_ghosts, pack_tracks, parse_skeleton
 
 CONFIG = SyntheticNtuConfig(train_performers=2, test_performers=1, cameras=2, height_px=90, min_frames=40, max_frames=44)
 NAME = parse_name("S001C001P001R001A901")
@@ -128,6 +128,23 @@ def test_no_mistake_of_the_sensor_gives_a_class_away() -> None:
     one, *others = (mistakes(int(name[1:4])) for name in SYNTHETIC_NTU_CLASSES)
     assert len(set(one)) > 2
     assert all(other == one for other in others)
+
+
+def test_people_are_renamed_at_different_moments_and_stay_in_their_tracks() -> None:
+    """The sensor's two bodies of one person become one track, whatever happens to the other person."""
+    ways = set()
+    for index, name in enumerate(CONFIG.names()[:-1]):
+        if name.action < 950:
+            continue
+        clip = draw_clip(CONFIG, name, index // CONFIG.cameras)
+        people = [body for body in clip.bodies if len(body.frames) > 11 and body.states.max() == 2]  # chairs are guessed
+        ends = {int(body.frames[-1]) for body in people} - {clip.num_frames - 1}
+        ways.add((len(people), len(ends)))
+        joints, _ = pack_tracks(parse_skeleton(clip.skeleton_file()), 2)
+        for track in range(2):
+            places = joints[:, track][joints[:, track, 0, 2] > 0][:, 0, 0]
+            assert np.abs(np.diff(places)).max() < 0.08, "the track jumps to the other person"
+    assert ways == {(2, 0), (3, 1), (4, 2)}, "nobody is renamed, one is, both are at moments of their own"
 
 
 @pytest.mark.parametrize(("forward", "backward"), [(901, 902), (951, 952)])

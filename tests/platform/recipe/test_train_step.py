@@ -40,7 +40,7 @@ def training(
 ) -> tuple[TrainingState, TrainStep]:
     torch.manual_seed(0)
     state = TrainingState(StarTransformer(model).to(dtype), config, CPU, precision)
-    return state, TrainStep(state, config, Ranks(0, 1), CPU, total_steps=100)
+    return state, TrainStep(state, config, Ranks(0, 1), CPU, schedule_steps=100)
 
 
 def move(state: TrainingState, step: TrainStep, steps: int) -> list[float]:

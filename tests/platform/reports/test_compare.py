@@ -303,6 +303,7 @@ def test_an_ablation_has_the_rows_reference_and_paper_numbers_of_its_record(tmp_
 def test_cells_that_have_not_started_are_named_and_the_others_compared(tmp_path: Path) -> None:
     folder = an_ablation(tmp_path, ROWS, drawn([0.8, 0.97], 3))
     (tmp_path / "table-1" / "trials" / "c0-2").rename(tmp_path / "moved")
+    (tmp_path / "table-1" / "trials" / "c0-2").mkdir()  # a cell that is just being started has a folder, but no record yet
     said: list[str] = []
     comparison = compare(read_results([folder], said.append))
     assert said == ["missing  table-1 has not started: FF / FF at seed 2"]
@@ -330,7 +331,11 @@ def test_trials_of_a_search_are_rows_and_the_best_one_is_called_optimistic(tmp_p
     assert {row.name for row in comparison.rows} == {"t0", "t1", "t2"}
     assert comparison.base is None
     assert [row.val is not None for row in comparison.rows] == [True, True, True]
-    assert [note for note in comparison.notes if "3 trials are no replicates" in note and "t1, is optimistic" in note]
+    assert [
+        note
+        for note in comparison.notes
+        if "a search of 3 runs: its trials are not replicates" in note and "t1, is optimistic" in note
+    ]
     assert [run.kind for run in results.runs] == ["trial"] * 3
 
 

@@ -16,6 +16,7 @@ from starlab.experiments.space import Distribution, in_order
 from starlab.experiments.spec import SearchSpec, load_search
 from starlab.platform.errors import UserError
 from starlab.platform.runs.folder import SPEC, RunFolder
+from starlab.platform.runs.journal import Journal
 from starlab.platform.runs.records import Result, RunInfo
 from starlab.platform.search import ledger as ledger_module
 from starlab.platform.search.ledger import Ledger
@@ -53,6 +54,10 @@ class Searched:
         run, spec = self.folders.at(proposal.values), self.folders.spec.spec_of(proposal.values)
         run.write_json(SPEC, spec.to_dict())
         run.write(_info(run))
+        journal = Journal(run.path / "journal.jsonl")
+        for epoch in (2, 4):
+            journal.log(10 * epoch, {"epoch": epoch, "val/top1": top1 * epoch / 4, "val/loss": loss})
+        journal.close()
         val = {"top1": top1, "loss": loss}
         run.write(Result(steps=steps, total_steps=8, best_step=1, selected_by="validation", classes=("a",), val=val, epochs=8))
         return Outcome(values={"val/top1": top1}, epochs=8, whole=steps == 8)
@@ -85,6 +90,7 @@ def test_a_wider_a_narrower_and_a_longer_search_take_up_every_run_that_fits(tmp_
     assert len(searched.finish(8)) == 8
     wider = searched.open(search(tmp_path, "{model.layers: {int: [1, 6]}, model.encoder: {choice: [FF, FZ, FB]}}"))
     assert len(wider.trials()) == 8
+    assert list(wider.curves().values()) == [{2: 0.25, 4: 0.5}] * 8  # what early stopping compares new trials with
     assert len(searched.finish(20)) == 18 - 8
     narrower = searched.open(search(tmp_path, "{model.layers: {int: [2, 3]}, model.encoder: {choice: [FF, FZ]}}"))
     assert {trial.values["model.layers"] for trial in narrower.trials()} == {2, 3}
@@ -314,6 +320,14 @@ def test_a_storage_that_cannot_be_opened_is_one_line_without_its_password(tmp_pa
             check_search(spec)
         assert "pa55word" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "ä ö"])
+def test_the_database_is_in_the_searchs_folder_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    searched = Searched(tmp_path / name)
+    searched.open(search(tmp_path, LAYERS)).propose()
+    assert (searched.folder.path / "optuna.db").stat().st_size > 0
 
 
 def test_proposals_can_be_stored_in_postgresql(

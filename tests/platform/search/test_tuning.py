@@ -200,3 +200,30 @@ def test_a_failure_of_tune_itself_is_one_line(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(RunFailedError, match=r"^search search failed; the same command goes on\. .*objective") as caught:
         Tried(tmp_path, spec_of()).run(1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_search_whose_hours_are_used_up_has_its_trials_write_checkpoints_and_ends_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits(values: dict[str, Any], study: Any) -> None:
+        import time
+
+        from ray import tune
+
+        run = study.folder.path / "trials" / study.spec.spec_of(values).run_id("f")
+        run.mkdir(parents=True, exist_ok=True)
+        tune.report({"objective": 0.5, "epoch": 1})
+        while not (run / "preempt.json").exists():
+            time.sleep(0.05)
+
+    monkeypatch.setattr(tuning, "run_trial", waits)
+    tried = Tried(tmp_path, spec_of("search.hours=0.001"))
+    assert tried.run(6).trials() == []
+    assert [line for line in tried.said if line.startswith("search   its 0.001 hours (search.hours) are used up; with more")]
+    assert [line for line in tried.said if "pauses with a checkpoint" in line]
+    started = {line.partition("starts: ")[2] for line in tried.said if "starts:" in line}
+    tried.said.clear()
+    tried.study = replace(tried.study, spec=spec_of("search.hours=100"))
+    monkeypatch.setattr(tuning, "run_trial", by_value(plain_trial))
+    assert len(tried.run(3).trials()) == 3
+    assert started <= {line.partition("starts: ")[2] for line in tried.said if "starts:" in line}

@@ -1,0 +1,89 @@
+"""`starlab ui`: it says its address once the server answers, and leaves no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from starlab.platform.errors import UserError
+from starlab.platform.tracking.server import serve
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with a database that knows one experiment."""
+    folder = tmp_path_factory.mktemp("o?d runs")
+    from starlab.experiments.sections import TrackingConfig
+
+    MlflowClient(TrackingConfig().address(folder)).create_experiment("demo")
+    return folder
+
+
+class Ui:
+    """`starlab ui` in a process of its own, under another process if `parent`."""
+
+    def __init__(self, runs: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", "starlab.platform.cli", "ui", "--runs", str(runs), "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        )
+        assert self.process.stdout is not None
+        self.lines = [self.process.stdout.readline().strip()]
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=60) as answer:
+            self.answered_at_once = answer.status == 200
+        self.lines.append(self.process.stdout.readline().strip())
+        self.server = psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_for_the_end(self) -> list[psutil.Process]:
+        """Wait for the processes of the server; return those that are left after a minute."""
+        _, alive = psutil.wait_procs(self.server, timeout=60)
+        return list(alive)
+
+
+@pytest.fixture
+def ui(runs: Path) -> Iterator[Ui]:
+    ui = Ui(runs)
+    try:
+        yield ui
+    finally:
+        for process in [*ui.server, ui.process]:
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                process.kill()
+        ui.process.wait()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_the_address_is_said_when_the_server_answers_and_no_process_is_left(
+    ui: Ui, runs: Path, number: signal.Signals, code: int
+) -> None:
+    assert ui.lines[0] == f"MLflow for {runs} on http://127.0.0.1:{ui.port}; press Ctrl-C to stop"
+    assert ui.answered_at_once
+    assert ui.lines[1] == f"demo: http://127.0.0.1:{ui.port}/#/experiments/1/runs?workflowType=machine_learning"
+    assert ui.server
+    os.kill(ui.process.pid, number)  # to it alone
+    assert ui.process.wait(60) == code
+    assert ui.wait_for_the_end() == []
+
+
+def test_a_taken_port_is_named_before_a_server_is_started_with_a_command_that_can_be_pasted(runs: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"port {port} cannot be used") as refused:
+            serve(runs, port, lambda _: None)
+        assert time.monotonic() - began < 5
+    assert f"starlab ui --runs '{runs}' --port {port + 1}" in str(refused.value)
