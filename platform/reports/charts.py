@@ -136,7 +136,7 @@ def scatter_chart(
         row, column = divmod(number, 2)
         x_px, y_px = 12 + column * WIDTH_PX / 2, 288 + 18 * row
         parts += [marker(x_px, y_px, number, name), text(x_px + 10, y_px + 4, shortened(name, 26), "label")]
-    return Chart(words.title, words.description, WIDTH_PX, 276 + 18 * -(-len(names) // 2), "".join(parts), table)
+    return Chart(words.title, words.description, WIDTH_PX, 284 + 18 * -(-len(names) // 2), "".join(parts), table)
 
 
 def scatter_box() -> tuple[float, float, float, float]:

@@ -128,7 +128,7 @@ def _search_charts(trials: Sequence[Trial], space: Mapping[str, Distribution], f
     charts = [parallel_chart(drawn, space)]
     for key, kind in sorted(space.items()):
         having = [
-            trial for trial in trials if trial.values.get(key) is not None or (kind.kind == "choice" and key in trial.values)
+            trial for trial in drawn if trial.values.get(key) is not None or (kind.kind == "choice" and key in trial.values)
         ]
         charts += [slice_chart(having, key, kind)] if having else []
     importance = found.importance if found else {}
@@ -234,12 +234,17 @@ def _validated(run: ReportRun) -> ReportRun:
     return replace(run, result=replace(run.result, test=None))
 
 
-def _trials(runs: Mapping[str, ReportRun], space: Mapping[str, Any]) -> list[Trial]:
+def _values(run: ReportRun, space: Mapping[str, Distribution]) -> dict[str, Any]:
+    values = {key: run.settings.get(key) for key in space}
+    return {key: value for key, value in values.items() if space[key].is_on(values)}
+
+
+def _trials(runs: Mapping[str, ReportRun], space: Mapping[str, Distribution]) -> list[Trial]:
     """The finished trials of a search that has not ended, best first."""
     found = [
         Trial(
             run=run.name,
-            values={key: run.settings.get(key) for key in space},
+            values=_values(run, space),
             val_top1=run.result.val.get("top1", 0.0),
             epochs=run.result.epochs or 0,
             whole=not run.result.ended_early,
