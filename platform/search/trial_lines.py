@@ -61,6 +61,9 @@ class TrialLines(Callback):
         """Print where its log is; the search goes on."""
         self._say(f"trial    {trial.trial_id} failed; see {trial.local_path} ({self._count()})")
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()  # Tune pickles it into the search's folder, where a password that it reaches must not be
+
     def _count(self) -> str:
         self._ended += 1
         return f"{self._ended}{self._of}"

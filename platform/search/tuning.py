@@ -139,3 +139,6 @@ class _EndTrials(Callback):
             run = self._folders.at(trial.config)
             if read_request(run) is None:
                 request_end(run, request)
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()  # Tune pickles it into the search's folder, where a password that it reaches must not be
