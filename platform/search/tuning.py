@@ -66,7 +66,7 @@ def run_trials(
     try:
         with _without_tunes_signal_handler(), _without_tunes_tracebacks(), end_on_signal(folder, grace_seconds):
             tuner.fit()
-    except (TuneError, RunPreemptedError, KeyboardInterrupt) as error:
+    except (TuneError, RunPreemptedError, KeyboardInterrupt, SystemError) as error:  # the last: one inside a call of Ray
         if read_request(folder) is None:
             if isinstance(error, TuneError):
                 last_line = str(error).strip().splitlines()[-1]
