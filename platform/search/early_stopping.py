@@ -146,3 +146,6 @@ class AskToEnd(FIFOScheduler):
                     trial.config, f"{self._objective.name} {value:.4f} after epoch {epoch} is behind that of other trials"
                 )
         return str(TrialScheduler.CONTINUE)
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()  # Tune pickles it into the search's folder, where a password that it reaches must not be

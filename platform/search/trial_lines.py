@@ -64,6 +64,9 @@ class TrialLines(Callback):
             f"{self._folders.at(trial.config).path} ({self._count()})"
         )
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()  # Tune pickles it into the search's folder, where a password that it reaches must not be
+
     def _count(self) -> str:
         self._ended += 1
         return f"{self._ended}{self._of}"

@@ -68,7 +68,8 @@ def run_trials(
     try:
         with _without_tunes_signal_handler(), _without_tunes_tracebacks(), end_on_signal(folder, grace_seconds):
             tuner.fit()
-    except (TuneError, RayError, RunPreemptedError, KeyboardInterrupt) as error:
+    # SystemError: a signal inside a call of Ray.
+    except (TuneError, RayError, RunPreemptedError, KeyboardInterrupt, SystemError) as error:
         if read_request(folder) is None:
             if isinstance(error, TuneError | RayError):
                 cause = explain_process(error)
@@ -141,3 +142,6 @@ class _EndTrials(Callback):
             run = self._folders.at(trial.config)
             if read_request(run) is None:
                 request_end(run, request)
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()  # Tune pickles it into the search's folder, where a password that it reaches must not be

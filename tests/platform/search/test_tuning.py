@@ -85,6 +85,26 @@ def test_tune_writes_no_password_into_the_searchs_folder(tmp_path: Path, monkeyp
         assert PASSWORD.encode().hex().encode() not in data, path
 
 
+def test_what_tune_pickles_does_not_reach_the_password_of_the_storage(tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    from starlab.platform.search.early_stopping import AskToEnd
+    from starlab.platform.search.trial_lines import TrialLines
+
+    def ask(values: dict[str, Any], reason: str, secret: str = PASSWORD) -> None:
+        """Reaches the ledger, as in `run_trials`, and with it the database's address."""
+
+    def say(line: str, secret: str = PASSWORD) -> None:
+        """Prints."""
+
+    tried = Tried(tmp_path, spec_of())
+    [objective] = tried.study.objectives
+    scheduler = AskToEnd(None, objective, tried.folders.place, ask)
+    lines = TrialLines(None, objective, say, tried.folders)
+    assert PASSWORD.encode() in cloudpickle.dumps(say)
+    assert PASSWORD.encode() not in cloudpickle.dumps((scheduler, lines))
+
+
 def test_what_tune_writes_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "run_trial", by_value(plain_trial))
     tried = Tried(tmp_path, spec_of())
