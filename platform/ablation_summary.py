@@ -10,6 +10,10 @@ from pathlib import Path
 from starlab.experiments.ablation import AblationSpec, select_rows
 from starlab.pipelines.sources import generated_folder, is_generated
 from starlab.platform.dry_run import amount, forecast
+from starlab.platform.errors import UserError
+from starlab.platform.reports.compare import compare
+from starlab.platform.reports.report import FILE
+from starlab.platform.reports.results import read_results
 from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.runs.search_records import AblationRecord
 from starlab.platform.search.ablate import AblationResult, check_ablation, open_all_data, plan_cells
@@ -31,13 +35,23 @@ def ablation_lines(result: AblationResult) -> list[str]:
     return [
         result.record.claim,
         *table_lines(result.record, result.runs),
+        *(f"  {line}" for line in verdict_lines(result.folder)),
         *(f"  failed   {run_id}: {reason}" for run_id, reason in sorted(result.failed.items())),
         *(["the same command tries the failed ones again"] if result.failed else []),
         "",
         f"ablation   {result.folder} ({result.trained} cells run in {result.seconds:.0f} s{looks})",
         f"compare    starlab compare {name}",
+        *([f"report     {report}"] if (report := result.folder / "artifacts" / FILE).is_file() else []),
         *tracking_lines(name, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
     ]
+
+
+def verdict_lines(folder: Path) -> list[str]:
+    """What can be said of each row against the reference, in a sentence each (docs/comparing.md)."""
+    try:
+        return list(compare(read_results([RunFolder(folder)], costs=False)).sentences)
+    except UserError as error:  # no cell has finished
+        return [str(error)]
 
 
 def table_lines(record: AblationRecord, runs: Path) -> list[str]:

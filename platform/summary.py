@@ -76,6 +76,7 @@ def search_lines(result: SearchResult) -> list[str]:
         f"best       {best.run_id}: test top-1 {best.metrics[TEST_TOP1]:.3f}{look}",
         f"search     {result.folder}",
         f"compare    starlab compare {result.folder.name}",
+        *([f"report     {report}"] if (report := result.folder / "artifacts" / "report.html").is_file() else []),
         f"proposals  {result.dashboard}",
         *tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]

@@ -58,6 +58,14 @@ def report(folder: RunFolder, complain: Callable[[str], None] = lambda _: None) 
     return draft.replace(folder.artifacts / FILE)
 
 
+def report_at_end(folder: RunFolder, complain: Callable[[str], None]) -> None:
+    """Write the report of a search or an ablation that ends. A report that cannot be written is a line and not a failure."""
+    try:
+        report(folder, complain)
+    except (UserError, OSError) as error:
+        complain(f"report   not written: {error}")
+
+
 def _run(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary, list[Section]]:
     run = read_run(folder, folder.path.name, None, complain)
     if run is None:

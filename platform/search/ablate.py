@@ -27,6 +27,7 @@ from starlab.platform.package import code_hash, package_root
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.preflight import check_spec, open_data
 from starlab.platform.recipe.metrics import METRICS
+from starlab.platform.reports.report import report_at_end
 from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
@@ -126,6 +127,7 @@ def ablate(
                 if lease.holds():
                     _close_unfinished(folder, error)
                 raise
+            report_at_end(folder, say)
             close_run(folder, "FAILED" if ended.failed else "FINISHED")
     problem = sender.problem or _send_cells(plan)
     tracked = folder.read(MlflowState)

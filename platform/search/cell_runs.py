@@ -167,7 +167,8 @@ def _settle(
         result, done = cell.folder.require(Result), len(ended.trained) + len(ended.waited_for) + len(ended.failed)
         top1 = (result.test or {}).get("top1", float("nan"))
         seconds = "by another process" if one.by_others else f"{time.monotonic() - one.began:.0f} s"
-        say(f"cell     {name} ends: test top-1 {top1:.3f}, validation {result.val['top1']:.3f} ({seconds}; {done}/{total})")
+        validation = f", validation {result.val['top1']:.3f}" if "top1" in result.val else ""
+        say(f"cell     {name} ends: test top-1 {top1:.3f}{validation} ({seconds}; {done}/{total})")
         return None
     if is_ending:
         return None

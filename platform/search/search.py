@@ -30,6 +30,7 @@ from starlab.platform.package import code_hash, package_root
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.preflight import check_spec, join_cluster, open_data, split_parts
 from starlab.platform.reports.figures import write_search_artifacts
+from starlab.platform.reports.report import report_at_end
 from starlab.platform.runs.folder import SPEC, RunFolder, runs_folder
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
@@ -143,6 +144,7 @@ def search(
             write_search_artifacts(folder, trials, spec.space)
             for run in folder.trials():
                 keep_best_checkpoint(run)
+            report_at_end(folder, say)
             close_run(folder, "FINISHED", {"starlab.test_looks": str(looks)} if looks > 1 else {})
     problem = sender.problem or _send_trials(folder)
     failed = ledger.failed()
