@@ -117,7 +117,7 @@ def part_digest(info: RunInfo, data: Mapping[str, Any], part: str) -> str:
 def _cell(parent: RunFolder, run_id: str) -> str | None:
     ablation = parent.read(AblationRecord)
     cells = ablation.cells if ablation else ()
-    return next((f"{cell.row} seed {cell.seed}" for cell in cells if cell.run == run_id), None)
+    return next((f"{cell.row}, seed {cell.seed}" for cell in cells if cell.run == run_id), None)
 
 
 def _changes(spec: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -113,7 +113,6 @@ def test_mlflow_holds_the_run_once_with_params_tags_every_point_and_the_artifact
         "result.json",
         "confusion.png",
         "curves.png",
-        "model",
         "predictions.parquet",
     }
 

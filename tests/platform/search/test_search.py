@@ -58,7 +58,11 @@ def test_every_trial_is_a_child_run_with_its_point_of_the_space(searched: tuple[
     assert parents[0].data.metrics["best/val_top1"] == max(trial.val_top1 for trial in result.trials)
     assert parents[0].data.metrics["test/top1"] == result.best.metrics["test/top1"]
     assert parents[0].data.tags["starlab.best_trial"].startswith(f"{result.best.run_id}: ")
-    assert {file.path for file in client.list_artifacts(parents[0].info.run_id)} == {"trials.csv", "trials.png"}
+    assert {file.path for file in client.list_artifacts(parents[0].info.run_id)} == {
+        "report.html",
+        "trials.csv",
+        "trials.png",
+    }
 
 
 def test_only_the_best_whole_trial_has_looked_at_the_test_part(searched: tuple[SearchResult, list[str]]) -> None:

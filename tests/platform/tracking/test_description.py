@@ -130,7 +130,7 @@ def test_a_trial_is_named_by_its_point_and_a_cell_of_an_ablation_by_its_row_and_
             cells=(Cell(row="FF, no bodies", seed=7, run="c-1", folder="attention-1/trials/c-1"),),
         )
     )
-    assert run_name(make_run(tmp_path, "c-1", load_spec("demo").to_dict(), parent=ablation.path)) == "FF, no bodies seed 7"
+    assert run_name(make_run(tmp_path, "c-1", load_spec("demo").to_dict(), parent=ablation.path)) == "FF, no bodies, seed 7"
 
 
 @pytest.mark.parametrize(
