@@ -99,5 +99,5 @@ def test_the_demo_in_small_ends_by_naming_the_accuracy_the_mlflow_run_and_how_to
 
     table = starlab("compare", "demo", runs=tmp_path)
     assert table.returncode == 0
-    assert "FINISHED" in table.stdout
-    assert f"{100 * float(accuracy.split()[2].rstrip(',')):.1f} %" in table.stdout
+    assert Path(run.split()[1]).name in table.stdout
+    assert f"{100 * float(accuracy.split()[2].rstrip(',')):.1f}" in table.stdout

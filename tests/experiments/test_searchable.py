@@ -89,7 +89,7 @@ def test_a_search_that_would_select_by_the_test_part_is_refused() -> None:
 
 
 def test_a_search_without_a_validation_part_is_refused() -> None:
-    with pytest.raises(SpecError, match="there are no clips to compare trials on"):
+    with pytest.raises(SpecError, match="there is no validation part to compare the trials on"):
         load_search("demo_search", ["data.select=last", "data.validation_fraction=0"])
 
 

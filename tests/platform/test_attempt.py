@@ -66,10 +66,10 @@ class Story:
         options["say"]("waiting for a machine")
         options["say"]("waiting for a machine")
 
-    def train(self, *groups: tuple[int, Exception | str], overrides: tuple[str, ...] = (), is_trial: bool = False) -> None:
+    def train(self, *groups: tuple[int, Exception | str], overrides: tuple[str, ...] = (), queues: bool = False) -> None:
         self.groups = list(groups)
         spec, nothing = load_spec("demo", list(overrides)), cast("Any", None)
-        task = TrainTask(spec, nothing, nothing, self.folder, PLACEMENT.limits, is_trial=is_trial, fence=1)
+        task = TrainTask(spec, nothing, nothing, self.folder, PLACEMENT.limits, queues=queues, fence=1)
         attempt.train_to_end(task, PLACEMENT, ())
         assert self.groups == []
 
@@ -112,8 +112,8 @@ def test_workers_that_find_no_room_wait_for_it_and_no_failure_is_counted(story: 
     assert story.said("restarted") == []
 
 
-def test_a_trial_waits_in_a_queue_for_the_room_of_others_and_a_run_of_its_own_does_not(story: Story) -> None:
-    story.train((-1, NO_ROOM), (5, "finished"), is_trial=True)
+def test_a_trial_or_cell_waits_in_a_queue_for_the_room_of_others_and_a_run_of_its_own_does_not(story: Story) -> None:
+    story.train((-1, NO_ROOM), (5, "finished"), queues=True)
     story.train((-1, NO_ROOM), (5, "finished"))
     assert story.queued == [True, False]
 
