@@ -58,6 +58,7 @@ def test_with_everything_trained_on_the_last_weights_are_tested_and_nothing_is_s
     assert train(spec, runs=tmp_path).was_complete
 
 
+@pytest.mark.longer
 def test_with_a_validation_part_the_last_weights_count_also_where_others_were_better(
     local_ray: Cluster, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_refit_trains_on_everything_for_the_epochs_that_were_best_and_tests_on
     assert refit(spec, runs=tmp_path).was_complete
 
 
+@pytest.mark.longer
 def test_the_refit_of_a_run_that_was_tested_is_called_another_look(local_ray: Cluster, tmp_path: Path) -> None:
     spec, lines = tiny("train.epochs=1"), list[str]()
     train(spec, runs=tmp_path)

@@ -16,14 +16,16 @@ from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.records import RunInfo
 from starlab.platform.runs.search_records import Trial
 from starlab.platform.search.best_so_far import BestSoFar, record_winner
+from starlab.platform.search.objectives import Objective, objectives_of
 from starlab.platform.search.search import SearchResult
 from starlab.platform.search.trial_folders import TrialFolders
-from starlab.platform.search.tuning import _Reporter
+from starlab.platform.search.trial_lines import TrialLines
 from starlab.platform.summary import search_lines
 from starlab.platform.tracking.sender import sync
 from starlab.platform.trainer import RunResult
 
 SPEC = load_search("demo_search")
+[OBJECTIVE] = objectives_of(SPEC)
 
 
 def make_search(runs: Path) -> RunFolder:
@@ -50,7 +52,7 @@ def points(search: RunFolder) -> list[tuple[str, int, float]]:
 
 def test_mlflow_has_the_best_value_and_trial_of_a_search_that_still_runs(tmp_path: Path) -> None:
     search = make_search(tmp_path)
-    best = BestSoFar(search)
+    best = BestSoFar(search, OBJECTIVE)
     best.update("t-1", {"train.lr": 0.001}, 0.4)
     best.update("t-2", {"train.lr": 0.002}, 0.3)
     best.update("t-2", {"train.lr": 0.002}, math.nan)
@@ -64,11 +66,19 @@ def test_mlflow_has_the_best_value_and_trial_of_a_search_that_still_runs(tmp_pat
 
 def test_a_search_that_goes_on_continues_its_curve_and_repeats_nothing(tmp_path: Path) -> None:
     search = make_search(tmp_path)
-    BestSoFar(search).update("t-1", {}, 0.4)
-    again = BestSoFar(search)
+    BestSoFar(search, OBJECTIVE).update("t-1", {}, 0.4)
+    again = BestSoFar(search, OBJECTIVE)
     again.update("t-1", {}, 0.4)
     again.update("t-3", {}, 0.5)
     assert points(search) == [("best/val_top1", 1, 0.4), ("best/val_top1", 2, 0.5)]
+
+
+def test_the_best_value_of_an_objective_that_is_to_be_small_is_the_smallest_under_its_own_name(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    best = BestSoFar(search, Objective("val/loss", higher_is_better=False, metric="loss"))
+    for value in (0.9, math.nan, 1.2, 0.7):
+        best.update("t-1", {}, value)
+    assert points(search) == [("best/val_loss", 1, 0.9), ("best/val_loss", 2, 0.7)]
 
 
 def test_the_winner_and_its_look_at_test_are_recorded_once_and_another_winner_is_a_second_point(tmp_path: Path) -> None:
@@ -90,9 +100,9 @@ def test_a_trial_whose_process_was_killed_for_good_is_one_line_that_names_its_fo
 
     said: list[str] = []
     folders = TrialFolders(make_search(tmp_path), SPEC, "f")
-    _Reporter(4, said.append, folders).on_trial_error(1, [], cast(TuneTrial, Killed()))
+    TrialLines(4, OBJECTIVE, said.append, folders).on_trial_error(1, [], cast(TuneTrial, Killed()))
     [line] = said
-    assert "1a2b failed: its process was killed or crashed 3 times" in line
+    assert "1a2b failed: its process was killed or crashed again and again" in line
     assert str(folders.at(Killed.config).path) in line
     assert line.endswith("(1/4)")
 
@@ -114,7 +124,9 @@ def test_the_end_line_counts_the_failed_trials(tmp_path: Path) -> None:
     trials = [Trial(run=f"t-{n}", values={}, val_top1=0.5, epochs=4, whole=True) for n in range(3)]
 
     def first(failed: dict[str, str]) -> str:
-        return search_lines(SearchResult(tmp_path, trials, failed, best, 1, 9.0, None, None))[0]
+        return search_lines(
+            SearchResult(tmp_path, trials, (OBJECTIVE,), [], failed, best, 1, "optuna-dashboard …", 9.0, None, None)
+        )[0]
 
     assert first({"t-9": "killed"}) == "validation top-1 of 3 of 4 trials, 1 failed (9 s):"
     assert first({}) == "validation top-1 of 3 trials (9 s):"

@@ -19,7 +19,7 @@ from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import read_points
 from starlab.platform.search.search import search
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(900)]
 SMALL = [
     "data.synthetic.train_clips_per_class=16",
     "data.synthetic.test_clips_per_class=2",

@@ -280,11 +280,23 @@ def spaces(draw: st.DrawFn) -> dict[str, Distribution]:
     return {key: space[key] for key in in_order(space)}
 
 
-@pytest.mark.slow
+@pytest.mark.longer
 @pytest.mark.timeout(1200)
 @given(space=spaces(), seed=st.integers(0, 9), sampler=st.sampled_from(["tpe", "random", "grid"]))
 @settings(max_examples=1000)
+def test_a_discrete_space_is_used_up_without_a_repeat_in_1000_searches(
+    space: dict[str, Distribution], seed: int, sampler: str
+) -> None:
+    use_up(space, seed, sampler)
+
+
+@given(space=spaces(), seed=st.integers(0, 9), sampler=st.sampled_from(["tpe", "random", "grid"]))
+@settings(max_examples=30)
 def test_a_discrete_space_is_used_up_without_a_repeat(space: dict[str, Distribution], seed: int, sampler: str) -> None:
+    use_up(space, seed, sampler)
+
+
+def use_up(space: dict[str, Distribution], seed: int, sampler: str) -> None:
     expected = {point_text(values) for values in Space(space).points()}
     assert len(expected) == Space(space).size
     with pytest.MonkeyPatch.context() as patch:

@@ -196,7 +196,7 @@ def test_every_part_of_the_data_is_an_input_with_its_own_digest_that_follows_the
 
 
 def test_a_finished_run_has_one_logged_model_with_its_metrics_and_a_version_whatever_is_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     folder = make_run(tmp_path, "demo-1", load_spec("demo").to_dict())
     finish(folder)
@@ -216,9 +216,14 @@ def test_a_finished_run_has_one_logged_model_with_its_metrics_and_a_version_what
     [version] = client(folder).search_model_versions("name = 'demo'")
     assert version.tags["starlab.test_top1"] == "0.25"
     assert len(client(folder).get_metric_history(run.info.run_id, "val/top1")) == 2  # the model's metric is no third point
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", folder.info.tracking_uri)
-    for uri in (f"runs:/{run.info.run_id}/{MODEL}", f"models:/{model.model_id}", "models:/demo/1"):
-        assert (Path(mlflow.artifacts.download_artifacts(uri)) / "MLmodel").read_text() == "flavors: {}\n"
+    mlflow.set_tracking_uri(folder.info.tracking_uri)
+    mlflow.set_registry_uri(folder.info.tracking_uri)
+    try:
+        for uri in (f"runs:/{run.info.run_id}/{MODEL}", f"models:/{model.model_id}", "models:/demo/1"):
+            assert (Path(mlflow.artifacts.download_artifacts(uri)) / "MLmodel").read_text() == "flavors: {}\n"
+    finally:  # other tests of this process have their own server
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
 
 
 def test_accuracy_is_the_first_metric_and_the_machines_metrics_wait_for_it(tmp_path: Path) -> None:

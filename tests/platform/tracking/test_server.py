@@ -66,7 +66,14 @@ def ui(runs: Path) -> Iterator[Ui]:
         ui.process.wait()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 0),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.longer),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.longer),
+    ],
+)
 def test_the_address_is_said_when_the_server_answers_and_no_process_is_left(
     ui: Ui, runs: Path, number: signal.Signals, code: int
 ) -> None:
