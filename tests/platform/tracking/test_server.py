@@ -31,6 +31,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Ui:
     """`starlab ui` in a process of its own, under another process if `parent`."""
 
@@ -39,7 +43,13 @@ class Ui:
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "starlab.platform.cli", "ui", "--runs", str(runs), "--port", str(self.port)]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            # A shell that starts the tests in the background makes them, and so this process, ignore Ctrl-C.
+            preexec_fn=_hear_ctrl_c,
         )
         assert self.process.stdout is not None
         self.lines = [self.process.stdout.readline().strip()]
