@@ -49,7 +49,7 @@ class Ui:
             text=True,
             start_new_session=True,
             # A shell that starts the tests in the background makes them, and so this process, ignore Ctrl-C.
-            preexec_fn=_hear_ctrl_c,
+            preexec_fn=_hear_ctrl_c,  # noqa: PLW1509
         )
         assert self.process.stdout is not None
         self.lines = [self.process.stdout.readline().strip()]
