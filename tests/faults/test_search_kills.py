@@ -79,6 +79,7 @@ def test_a_search_of_twelve_points_killed_at_five_random_moments_tries_each_run_
     study = optuna.load_study(study_name=summary.study_name, storage=f"sqlite:///{path / 'optuna.db'}")
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     assert len({str(trial.params) for trial in complete}) == len(complete) == 12
-    runs = {run.name: sorted(file.name for file in run.iterdir()) for run in path.glob("trials/*")}
+    # ASHA's request that a trial end early may lie beside its epochs.
+    runs = {run.name: sorted(file.name for file in run.iterdir() if file.name.isdigit()) for run in path.glob("trials/*")}
     assert len(runs) == 24  # each point with both seeds, and no run beside them
     assert set(map(tuple, runs.values())) == {("1", "2", "3", "4")}
