@@ -21,7 +21,7 @@ from starlab.platform.cluster.placement import place
 from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.preflight import join_cluster, open_data
 from starlab.platform.runs.checkpoint import checkpoint_steps, find_checkpoint
-from starlab.platform.runs.folder import SPEC, RunFolder, find_runs, runs_folder
+from starlab.platform.runs.folder import SPEC, RunFolder, find_run, runs_folder
 from starlab.platform.runs.records import Choices, EvaluationRecord, RunInfo
 from starlab.platform.runs.search_records import SearchSummary
 from starlab.platform.tracking.sender import Sender
@@ -175,15 +175,12 @@ def one_run(root: Path, name: str, say: Callable[[str], None]) -> RunFolder:
     Raises:
         UserError: There is none, there are several, or it is a search.
     """
-    folders = find_runs(root, name, say)
-    if len(folders) > 1:
-        listed = ", ".join(folder.path.name for folder in folders[-8:])
-        raise UserError(f"'{name}' means {len(folders)} runs; name one of them: {listed}")
-    if trials := folders[0].trials():
-        summary = folders[0].read(SearchSummary)
+    folder = find_run(root, name, say)
+    if trials := folder.trials():
+        summary = folder.read(SearchSummary)
         best = summary.best if summary else trials[0].path.name
-        raise UserError(f"{folders[0].path.name} is a search of {len(trials)} trials; name one of them, e.g. {best}")
-    return folders[0]
+        raise UserError(f"{folder.path.name} is a search of {len(trials)} trials; name one of them, e.g. {best}")
+    return folder
 
 
 def _new_folder(folder: RunFolder, part: str, step: int) -> Path:

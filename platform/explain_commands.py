@@ -20,24 +20,20 @@ def report(
     runs: Runs = None,
 ) -> None:
     """Write one HTML file about a run, a search or an ablation: starlab report demo_table4-1a2b3c4d"""
-    from starlab.platform.errors import UserError
     from starlab.platform.reports.report import report as write_report
-    from starlab.platform.runs.folder import find_runs, runs_folder
+    from starlab.platform.runs.folder import find_run, runs_folder
 
-    folders = find_runs(runs_folder(runs), name, _complain)
-    if len(folders) > 1:
-        listed = ", ".join(folder.path.name for folder in folders[-8:])
-        raise UserError(f"'{name}' means {len(folders)} runs; name one of them: {listed}")
-    path = write_report(folders[0], _complain)
+    folder = find_run(runs_folder(runs), name, _complain)
+    path = write_report(folder, _complain)
     if pdf:
         from starlab.platform.reports.print_figures import write_print_figures
 
-        written, left_out = write_print_figures(folders[0], _complain)
+        written, left_out = write_print_figures(folder, _complain)
         for figure in written:
             print(f"figure   {figure}")
         for reason in left_out:
             print(f"left out {reason}")
-    _send(folders[0])
+    _send(folder)
     print(f"report   {path}: {path.stat().st_size / 1000:.0f} kB, nothing else is needed to read it", flush=True)
 
 

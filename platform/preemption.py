@@ -17,6 +17,7 @@ from typing import Any
 from starlab.platform.errors import StarlabError
 from starlab.platform.runs.end_request import clear_request, request_end
 from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.lifecycle import close_run
 from starlab.platform.runs.records import EndRequest
 
 
@@ -27,6 +28,14 @@ class RunPreemptedError(StarlabError):
         """Create the error; `by` is the signal that asked, SIGTERM for a node that goes away."""
         super().__init__(message)
         self.exit_code = 128 + by
+
+
+def close_unfinished(folder: RunFolder, error: BaseException) -> None:
+    """Record that a search or an ablation ended by this error: KILLED if it was asked to end, else FAILED."""
+    if isinstance(error, RunPreemptedError | KeyboardInterrupt):
+        close_run(folder, "KILLED", {"starlab.preempted": str(error) or "Ctrl-C"})
+    else:
+        close_run(folder, "FAILED")
 
 
 @contextmanager

@@ -204,6 +204,19 @@ def read_infos(folders: Iterable[RunFolder]) -> tuple[dict[RunFolder, RunInfo], 
     return infos, damaged
 
 
+def find_run(runs: Path, name: str, complain: Callable[[str], None]) -> RunFolder:
+    """Find the one run, search or ablation that `name` means.
+
+    Raises:
+        UserError, DamagedRecordError: As `find_runs`; also if there are several.
+    """
+    folders = find_runs(runs, name, complain)
+    if len(folders) > 1:
+        listed = ", ".join(folder.path.name for folder in folders[-8:])
+        raise UserError(f"'{name}' means {len(folders)} runs; name one of them: {listed}")
+    return folders[0]
+
+
 def find_runs(runs: Path, name: str, complain: Callable[[str], None]) -> list[RunFolder]:
     """Find the run or trial called `name`, or else all runs of the experiment `name`, oldest first.
 

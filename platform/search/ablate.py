@@ -24,7 +24,7 @@ from starlab.platform.cluster.placement import place
 from starlab.platform.cluster.room import wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.package import code_hash, package_root
-from starlab.platform.preemption import RunPreemptedError
+from starlab.platform.preemption import close_unfinished
 from starlab.platform.preflight import check_spec, open_data
 from starlab.platform.recipe.metrics import METRICS
 from starlab.platform.reports.report import report_at_end
@@ -37,7 +37,8 @@ from starlab.platform.runs.search_records import AblationRecord, AblationRow, Ce
 from starlab.platform.search.cell_runs import Ended, cells_at_once, demand_of, run_cells
 from starlab.platform.search.cells import FoundRuns, OpenData, PlannedCell, count_states, rows_and_seeds
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
-from starlab.platform.tracking.sender import Sender, is_sent
+from starlab.platform.tracking.sender import Sender
+from starlab.platform.tracking.unsent import send_rest_of_trials
 
 _PLACES_LOCK = ".cells.lock"
 """Lock in the folder of runs, held while an ablation chooses where its cells are."""
@@ -125,11 +126,11 @@ def ablate(
                 ended = _run(plan, wanted, root, say)
             except BaseException as error:
                 if lease.holds():
-                    _close_unfinished(folder, error)
+                    close_unfinished(folder, error)
                 raise
             report_at_end(folder, say)
             close_run(folder, "FAILED" if ended.failed else "FINISHED")
-    problem = sender.problem or _send_cells(plan)
+    problem = sender.problem or send_rest_of_trials(folder)
     tracked = folder.read(MlflowState)
     return AblationResult(
         folder=folder.path,
@@ -268,21 +269,3 @@ def _run(plan: AblationPlan, rows: set[str], root: Path, say: Callable[[str], No
         return Ended()
     say(f"ablation {len(left)} cells to run, {cells_at_once(plan.spec.base)} at once")
     return run_cells(left, plan.folder, root, plan.spec.base.resources.grace_seconds, say)
-
-
-def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
-    if isinstance(error, RunPreemptedError | KeyboardInterrupt):
-        close_run(folder, "KILLED", {"starlab.preempted": str(error) or "Ctrl-C"})
-    else:
-        close_run(folder, "FAILED")
-
-
-def _send_cells(plan: AblationPlan) -> str | None:
-    """Send what cells of this ablation could not send while the server was away. Returns why something is left, or None."""
-    for run in plan.folder.trials():
-        if not is_sent(run):
-            sender = Sender(run)
-            sender.send_now()
-            if sender.problem:
-                return sender.problem
-    return None

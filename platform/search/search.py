@@ -27,7 +27,7 @@ from starlab.experiments.spec import SearchSpec
 from starlab.pipelines.clip import DataError
 from starlab.platform.errors import RunFailedError
 from starlab.platform.package import code_hash, package_root
-from starlab.platform.preemption import RunPreemptedError
+from starlab.platform.preemption import close_unfinished
 from starlab.platform.preflight import check_spec, join_cluster, open_data, split_parts
 from starlab.platform.reports.figures import write_search_artifacts
 from starlab.platform.reports.report import report_at_end
@@ -52,7 +52,8 @@ from starlab.platform.search.trial import Study, keep_best_checkpoint
 from starlab.platform.search.trial_folders import TrialFolders
 from starlab.platform.search.tuning import run_trials
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
-from starlab.platform.tracking.sender import Sender, is_sent
+from starlab.platform.tracking.sender import Sender
+from starlab.platform.tracking.unsent import send_rest_of_trials
 from starlab.platform.trainer import RunResult, run_training
 
 
@@ -125,7 +126,7 @@ def search(
                 best = _test_best(study, trials, say)
             except BaseException as error:
                 if lease.holds():
-                    _close_unfinished(folder, error)
+                    close_unfinished(folder, error)
                 raise
             looks = sum(run.looks_at_test() for run in folder.trials())
             front = pareto_front(trials, objectives) if len(objectives) > 1 else []
@@ -146,7 +147,7 @@ def search(
                 keep_best_checkpoint(run)
             report_at_end(folder, say)
             close_run(folder, "FINISHED", {"starlab.test_looks": str(looks)} if looks > 1 else {})
-    problem = sender.problem or _send_trials(folder)
+    problem = sender.problem or send_rest_of_trials(folder)
     failed = ledger.failed()
     if not failed:  # the log of a failed trial stays
         shutil.rmtree(folder.path / "ray", ignore_errors=True)
@@ -216,21 +217,3 @@ def search_id(spec: SearchSpec, fingerprint: str) -> str:
     """Name + 8 hex digits over the base, the sampler and its seed; with another space or budget it is the same search."""
     text = json.dumps([spec.base.run_id(fingerprint), spec.search.sampler, spec.search.seed])
     return f"{spec.base.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _close_unfinished(folder: RunFolder, error: BaseException) -> None:
-    if isinstance(error, RunPreemptedError | KeyboardInterrupt):
-        close_run(folder, "KILLED", {"starlab.preempted": str(error) or "Ctrl-C"})
-    else:
-        close_run(folder, "FAILED")
-
-
-def _send_trials(search: RunFolder) -> str | None:
-    """Send what trials could not send while the server was away. Returns why something is left, or None."""
-    for trial in search.trials():
-        if not is_sent(trial):
-            sender = Sender(trial)
-            sender.send_now()
-            if sender.problem:
-                return sender.problem
-    return None
