@@ -16,6 +16,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from starlab.platform.cluster.connect import connect
+from starlab.platform.cluster.controllers import ReusingTrainer
 from starlab.platform.cluster.failures import explain, is_lack_of_room
 from starlab.platform.cluster.network import NodeAddressTorchConfig
 from starlab.platform.cluster.placement import Placement, worker_group
@@ -207,7 +208,7 @@ def _newest_step(folder: RunFolder) -> int:
     return max(checkpoint_steps(folder.stored_checkpoints), default=-1)
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(ReusingTrainer):
     """Leaves Ctrl-C to preemption.py, which asks for a checkpoint; Ray's own handler would abort the workers."""
 
     def _register_sigint_handler(self, controller: object) -> None:
