@@ -27,7 +27,10 @@ from ray.train.v2._internal.execution.preemption import PreemptionWatcher
 
 
 class ReusingTrainer(TorchTrainer):
-    """A `TorchTrainer` whose controller stays for the next one in this process. A controller whose training failed goes away."""
+    """A `TorchTrainer` whose controller stays for the next one in this process.
+
+    The controller of a training that failed goes away.
+    """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
@@ -105,7 +108,7 @@ class _WatchesInAThread(PreemptionCallback):
 
 
 @functools.cache
-def _idle_controllers(worker_id: str) -> deque[ActorHandle]:
+def _idle_controllers(_worker_id: str) -> deque[ActorHandle]:
     """Controllers of this process that wait for a training, by this process's id in the cluster that it is connected to."""
     return deque()
 
@@ -126,7 +129,6 @@ def _take(idle: deque[ActorHandle]) -> ActorHandle | None:
 def _start() -> ActorHandle:
     node = ray.get_runtime_context().get_node_id()
     settings = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-    controller: ActorHandle = (
-        ray.remote(num_cpus=0, label_selector={ray._raylet.RAY_NODE_ID_KEY: node}, runtime_env={"env_vars": settings})(Controller)
-    ).remote()
+    remote = ray.remote(num_cpus=0, label_selector={ray._raylet.RAY_NODE_ID_KEY: node}, runtime_env={"env_vars": settings})
+    controller: ActorHandle = remote(Controller).remote()
     return controller

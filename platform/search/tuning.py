@@ -55,7 +55,8 @@ def run_trials(
     left = None if config.trials is None else (config.trials - len(ledger.trials())) * len(study.spec.seeds)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, study=study), _beside_this_process()),
-        tune_config=tune.TuneConfig(search_alg=proposer, scheduler=scheduler, num_samples=-1),
+        # A trial's driver imports everything once: the next trial takes over its process.
+        tune_config=tune.TuneConfig(search_alg=proposer, scheduler=scheduler, num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder.path / "ray"),
