@@ -19,8 +19,8 @@ from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.controllers import ReusingTrainer
 from starlab.platform.cluster.failures import explain, is_lack_of_room
 from starlab.platform.cluster.network import NodeAddressTorchConfig
-from starlab.platform.cluster.placement import Placement, worker_group
-from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, wait_for_room
+from starlab.platform.cluster.placement import Placement, demand_of, worker_group
+from starlab.platform.cluster.room import NoRoomError, could_hold, wait_for_room
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs import events
@@ -70,7 +70,7 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
             break
         left = outcome
         request = read_request(folder)
-        if request or (connect().local and not could_hold(_demand(task, placement))):
+        if request or (connect().local and not could_hold(demand_of(task.spec, placement))):
             raise RunPreemptedError(
                 f"run {folder.path.name} ended at step {outcome.step} because {outcome.reason}; {outcome.kept} and the same "
                 "command goes on from there",
@@ -177,21 +177,11 @@ def _wait_for_room(
     queues = isinstance(task, TrainTask) and task.queues
     left = task.spec.resources.wait_for_room_seconds if queues else max(0.0, deadline - time.monotonic())
     wait_for_room(
-        _demand(task, placement),
+        demand_of(task.spec, placement),
         timeout_seconds=left,
         say=say,
         queue=queues,
         check=lambda: _end_if_asked(folder) if isinstance(task, TrainTask) else None,
-    )
-
-
-def _demand(task: TrainTask | EvaluationTask, placement: Placement) -> Demand:
-    resources = task.spec.resources
-    return Demand(
-        resources.workers,
-        cpus_per_worker=placement.cpus_per_worker,
-        gpus_per_worker=resources.gpus_per_worker,
-        accelerator=resources.accelerator if resources.gpus_per_worker else None,
     )
 
 

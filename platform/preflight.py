@@ -13,7 +13,8 @@ from starlab.pipelines.datasets import differs_from_official
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows, thin_train
 from starlab.platform.cluster.connect import Cluster, check_ray_can_start, connect
-from starlab.platform.cluster.room import Demand, wait_for_room
+from starlab.platform.cluster.placement import demand_of
+from starlab.platform.cluster.room import wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import METRICS
 
@@ -83,11 +84,5 @@ def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> C
     cluster = connect()
     if cluster.local:
         return cluster
-    wanted = spec.resources
-    demand = Demand(
-        wanted.workers * runs_at_once,
-        cpus_per_worker=wanted.cpus_per_worker or 1.0,
-        gpus_per_worker=wanted.gpus_per_worker,
-        accelerator=wanted.accelerator if wanted.gpus_per_worker else None,
-    )
-    return wait_for_room(demand, timeout_seconds=wanted.wait_for_room_seconds, say=say)
+    demand = demand_of(spec, groups=runs_at_once)
+    return wait_for_room(demand, timeout_seconds=spec.resources.wait_for_room_seconds, say=say)

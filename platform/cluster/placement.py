@@ -12,6 +12,7 @@ from starlab.experiments.spec import Spec
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.device import mismatch
+from starlab.platform.cluster.room import Demand
 from starlab.platform.errors import UserError
 
 
@@ -79,6 +80,24 @@ def divide(spec: Spec, cluster: Cluster, object_store_bytes: float, share: float
         threads=max(1, round(per_worker)),
     )
     return Placement(per_worker, limits)
+
+
+def demand_of(spec: Spec, placement: Placement | None = None, *, groups: int = 1) -> Demand:
+    """What the workers of a run need, or those of several equal runs.
+
+    Args:
+        placement: Share of the cluster that the run has. Without one, a worker that the spec gives no number of CPUs counts
+            as one CPU, and as none where it has a GPU: `divide` gives such workers what CPUs their machine has.
+        groups: Number of equal runs.
+    """
+    wanted = spec.resources
+    usual = 0.0 if wanted.gpus_per_worker else 1.0
+    return Demand(
+        wanted.workers * groups,
+        cpus_per_worker=placement.cpus_per_worker if placement else wanted.cpus_per_worker or usual,
+        gpus_per_worker=wanted.gpus_per_worker,
+        accelerator=wanted.accelerator if wanted.gpus_per_worker else None,
+    )
 
 
 def worker_group(spec: Spec, placement: Placement) -> ScalingConfig:

@@ -33,9 +33,8 @@ class Demand:
     @property
     def bundle(self) -> dict[str, float]:
         """What one worker needs, in Ray's terms."""
-        bundle = {"CPU": self.cpus_per_worker}
-        if self.gpus_per_worker:
-            bundle["GPU"] = self.gpus_per_worker
+        bundle = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
         if self.accelerator is not None:
             bundle[f"accelerator_type:{self.accelerator}"] = 0.001
         return bundle
