@@ -132,7 +132,7 @@ def mc3_18_trunk() -> nn.Module:
 
     trunk = cast(nn.Module, mc3_18(weights=None))
     stem = cast(nn.Sequential, trunk.get_submodule("stem"))
-    stem[0] = PixelConvolution.like(cast(nn.Conv3d, stem[0]))
+    stem[0] = PixelConvolution(cast(nn.Conv3d, stem[0]).weight)
     return trunk
 
 
@@ -143,14 +143,11 @@ class PixelConvolution(nn.Conv3d):
     without them (13.3 ms of a step of 16 clips of 16 × 224² on an H100 in bf16).
     """
 
-    @classmethod
-    def like(cls, other: nn.Conv3d) -> PixelConvolution:
-        """A convolution with the sizes and the weight of another one, which has no bias."""
-        sizes = (other.in_channels, other.out_channels, other.kernel_size, other.stride, other.padding)
+    def __init__(self, weight: Tensor) -> None:
+        """`weight`: the parameter (C, 3, 3, 7, 7) of torchvision's first convolution."""
         with torch.device("meta"):  # draws no random numbers
-            convolution = cls(*sizes, bias=False)
-        convolution.weight = other.weight
-        return convolution
+            super().__init__(weight.shape[1], weight.shape[0], (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False)
+        self.weight = cast(nn.Parameter, weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) → (B, C, T, H / 2, W / 2)."""
