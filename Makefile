@@ -66,6 +66,9 @@ bench-compare: setup ## Measure the statistics of `starlab compare` and its spee
 	$(BIN)/python tests/benchmarks/bench_statistics.py
 	$(BIN)/python tests/benchmarks/bench_compare.py
 
+bench-search: setup ## Does TPE + ASHA find the grid's best cell with a third of its steps? (an hour the first time)
+	$(BIN)/python tests/benchmarks/bench_search.py
+
 wheel: setup ## Build dist/starlab-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -77,4 +80,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all ray-token test-faults bench-compare bench-data bench-gpu bench-model bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-search bench-compare bench-data bench-gpu bench-model bench-train wheel lock format
