@@ -57,9 +57,9 @@ LOSSES = [replace(trial, objectives={"val/loss": loss, "flops": 3e9}) for trial,
 def test_trials_are_drawn_and_listed_by_the_searchs_own_objective(tmp_path: Path) -> None:
     judge = Judge("val/loss")
     charts = [parallel_chart(LOSSES, SPACE, judge), slice_chart(LOSSES, "train.lr", SPACE["train.lr"], judge)]
-    for chart in charts:
+    for chart, says in zip(charts, ("a: 0.2", "a: 0.001, 0.2"), strict=True):
         assert "validation loss" in chart.body
-        assert "a: 0.2" in chart.body
+        assert f"<title>{says}</title>" in chart.body
         assert "top-1" not in chart.body + chart.description
     table = trials_table(LOSSES, ["train.lr"], judge)
     assert table.heads == ("trial", "train.lr", "validation loss", "flops", "epochs", "reached")
