@@ -96,9 +96,10 @@ def train_curve(spec: Spec, source: ClipSource, parts: Parts) -> list[float]:
     predictor = Predictor.of(task, ranks, device, "fp32")
     evaluations, curve = task.steps.evaluations(), []
     batches = train_batches(source, spec.data, task.plan(0, 1, 0), task.steps.total_steps, LIMITS)
+    rows = iter(batches)
     try:
         while state.step < task.steps.total_steps:
-            step.gradients(batches.next())
+            step.gradients(next(rows))
             step.apply()
             if state.step in evaluations:
                 curve.append(predictor.predict(model, parts.validation).metrics()["top1"])
