@@ -78,7 +78,7 @@ class _WithoutDatasets(DatasetsCallback):
 class _KeptCleaner(PlacementGroupCleanerCallback):
     """One cleaner for all trainings of a controller. It ends by itself after its controller is gone."""
 
-    def after_controller_start(self, train_run_context: object) -> None:
+    def after_controller_start(self, train_run_context: Any) -> None:
         if self._cleaner is None:
             super().after_controller_start(train_run_context)
 
@@ -89,22 +89,26 @@ class _KeptCleaner(PlacementGroupCleanerCallback):
 class _WatchesInAThread(PreemptionCallback):
     """Watches in the controller's own process whether nodes are taken away."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread: PreemptionWatcher | None = None
+
     def after_worker_group_start(self, worker_group: Any) -> None:
         self._stop_watcher()
         workers = {worker.distributed_context.world_rank: worker for worker in worker_group.get_workers()}
         ranks: dict[str, list[int]] = {}
         for rank, worker in workers.items():
             ranks.setdefault(worker.metadata.node_id, []).append(rank)
-        self._watcher = PreemptionWatcher(
+        self._thread = PreemptionWatcher(
             node_to_ranks=ranks,
             poll_interval_s=self._poll_interval_s,
             worker_actors_by_rank={rank: worker.actor for rank, worker in workers.items()},
         )
 
     def _stop_watcher(self) -> None:
-        if self._watcher is not None:
-            self._watcher._stop_event.set()
-            self._watcher = None
+        if self._thread is not None:
+            self._thread._stop_event.set()
+            self._thread = None
 
 
 @functools.cache
