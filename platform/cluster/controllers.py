@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -24,6 +23,8 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.preemption import PreemptionWatcher
+from ray.train.v2.api.result import Result
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class ReusingTrainer(TorchTrainer):
@@ -131,8 +132,8 @@ def _take(idle: deque[ActorHandle]) -> ActorHandle | None:
 
 
 def _start() -> ActorHandle:
-    node = ray.get_runtime_context().get_node_id()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     settings = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-    remote = ray.remote(num_cpus=0, label_selector={ray._raylet.RAY_NODE_ID_KEY: node}, runtime_env={"env_vars": settings})
+    remote = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": settings})
     controller: ActorHandle = remote(Controller).remote()
     return controller

@@ -212,17 +212,13 @@ def pareto_front(points: Sequence[Costed]) -> list[Costed]:
 def trials_table(trials: Sequence[Trial], keys: Sequence[str], judge: Judge) -> Table:
     """Return a row per trial with its values and all its objectives, in the order of the trials."""
     others = sorted({name for trial in trials for name in trial.objectives} - {judge.objective})
-    rows = [
-        (
-            trial.run,
-            *(_cell(trial.values.get(key, "")) for key in keys),
-            judge.cell(trial),
-            *(_number(trial.value_of(name)) for name in others),
-            Number(str(trial.epochs), trial.epochs),
-            "to the end" if trial.whole else "ended early",
-        )
-        for trial in trials
-    ]
+    rows = []
+    for trial in trials:
+        row: list[Cell] = [trial.run]
+        row += [_cell(trial.values.get(key, "")) for key in keys]
+        row += [judge.cell(trial), *(_number(trial.value_of(name)) for name in others)]
+        row += [Number(str(trial.epochs), trial.epochs), "to the end" if trial.whole else "ended early"]
+        rows.append(tuple(row))
     return Table(("trial", *keys, judge.title, *others, "epochs", "reached"), tuple(rows))
 
 

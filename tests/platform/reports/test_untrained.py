@@ -3,7 +3,7 @@
 import numpy as np
 
 from starlab.platform.reports.attention import Estimate, focus
-from starlab.platform.reports.untrained import against_untrained, change, changes, range_of, untrained_of
+from starlab.platform.reports.untrained import Untrained, against_untrained, change, changes, range_of, untrained_of
 
 
 def clips(last: float, seed: int, count: int = 60) -> np.ndarray:
@@ -13,7 +13,7 @@ def clips(last: float, seed: int, count: int = 60) -> np.ndarray:
     return (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def untrained(*weights: float):
+def untrained(*weights: float) -> Untrained:
     return untrained_of([{"F": focus("F", clips(last, seed))} for seed, last in enumerate(weights)])
 
 
