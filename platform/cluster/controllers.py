@@ -52,6 +52,8 @@ class ReusingTrainer(TorchTrainer):
 class Controller(TrainController):
     """Ray Train's controller, in a process that serves one training after another."""
 
+    _worker_group_callbacks_to_propagate: list[Any]
+
     def __init__(self) -> None:
         """Start without a training."""
         self._kept_cleaner = _KeptCleaner()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,21 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.util.placement_group import placement_group_table
 
 from starlab.platform.cluster import controllers
+from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.controllers import ReusingTrainer
 from starlab.platform.cluster.network import NodeAddressTorchConfig
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(autouse=True)
+def no_idle_controller(local_ray: Cluster) -> None:
+    """Lets those go that the trainings of other tests have left."""
+    controllers._idle_controllers(ray.get_runtime_context().get_worker_id()).clear()
+    gc.collect()
+    deadline = time.monotonic() + 120
+    while (processes("Controller") | processes("PlacementGroupCleaner")) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def train(path: Path, name: str, *, fails: bool = False) -> dict[str, Any]:

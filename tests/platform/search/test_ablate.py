@@ -127,8 +127,8 @@ def test_the_record_names_every_cell_and_the_table_has_a_line_per_row(ablated: t
     assert [line[3] for line in values] == ["2", "2"]  # seeds, behind the key that the rows vary
     assert [line for line in lines if line.startswith("sincos")]  # its verdict in a sentence
     assert f"compare    starlab compare {result.folder.name}" in lines
-    values = [RunFolder(result.runs / cell.folder).require(Result).test for cell in result.record.cells if cell.row == "none"]
-    mean = 50 * sum(test["top1"] for test in values if test)
+    tests = [RunFolder(result.runs / cell.folder).require(Result).test for cell in result.record.cells if cell.row == "none"]
+    mean = 50 * sum(test["top1"] for test in tests if test)
     assert f"{mean:.2f}" in next(line for line in values if line[0] == "none")
     assert not [line for line in lines if "no result yet" in line]
 
