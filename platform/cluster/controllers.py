@@ -2,9 +2,8 @@
 
 Ray Train starts a controller, a cleaner of placement groups, a watcher of nodes, a manager of data sets and a synchroniser
 for each group of workers, each in a process of its own that imports Ray again. On two cores that took about nine seconds of
-processor time, and a search or an ablation pays them for every run. Here a controller and its cleaner stay for the next
-training of the same process, the watcher is a thread of the controller, and there is no manager, because no data set is
-passed through Ray Train.
+processor time, and a search or an ablation pays them for every run. Here a controller stays for the next training of the same
+process, the watcher is a thread of the controller, and there is no manager, because no data set is passed through Ray Train.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from ray.train.v2._internal.execution.preemption import PreemptionWatcher
 from ray.train.v2.api.result import Result
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from starlab.platform.cluster.connect import describe_cluster
+
 
 class ReusingTrainer(TorchTrainer):
     """A `TorchTrainer` whose controller stays for the next one in this process.
@@ -36,7 +37,10 @@ class ReusingTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
         without = _WithoutDatasets(train_run_context=self.train_run_context, datasets={})
-        return [without if isinstance(callback, DatasetsCallback) else callback for callback in callbacks]
+        callbacks = [without if isinstance(callback, DatasetsCallback) else callback for callback in callbacks]
+        if describe_cluster().local:  # the cleaner asks Ray's dashboard about the controller, and a local cluster has none
+            callbacks = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return callbacks
 
     def _initialize_and_run_controller(self, **training: Any) -> Result:
         idle = _idle_controllers(ray.get_runtime_context().get_worker_id())
@@ -56,15 +60,10 @@ class Controller(TrainController):
 
     def __init__(self) -> None:
         """Start without a training."""
-        self._kept_cleaner = _KeptCleaner()
 
     def begin(self, training: dict[str, Any]) -> None:
         """Become the controller of a training. Takes the arguments of `TrainController` by their names."""
-        callbacks = [
-            self._kept_cleaner if isinstance(callback, PlacementGroupCleanerCallback) else callback
-            for callback in training["callbacks"]
-        ]
-        super().__init__(**{**training, "callbacks": callbacks})
+        super().__init__(**training)
         self._worker_group_callbacks_to_propagate = [
             _WatchesInAThread() if isinstance(callback, PreemptionCallback) else callback
             for callback in self._worker_group_callbacks_to_propagate
@@ -76,17 +75,6 @@ class _WithoutDatasets(DatasetsCallback):
 
     def before_init_train_context(self, workers: object) -> dict[str, list[Any]]:
         return {}
-
-
-class _KeptCleaner(PlacementGroupCleanerCallback):
-    """One cleaner for all trainings of a controller. It ends by itself after its controller is gone."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        if self._cleaner is None:
-            super().after_controller_start(train_run_context)
-
-    def _stop_cleaner(self) -> None:
-        pass
 
 
 class _WatchesInAThread(PreemptionCallback):
