@@ -1,8 +1,8 @@
 """Any video that a person has, frame by frame, as a player shows it.
 
 `video.py` reads the files of NTU RGB+D. This module reads what cameras, phones, screens and editors write: more containers,
-turned and mirrored pictures, non-square pixels, more than 8 bits, HDR, interlacing, alpha, a cover picture beside the video, and
-clips that are cut by time out of files of any length. docs/data.md has the table.
+turned and mirrored pictures, non-square pixels, more than 8 bits, HDR, interlacing, alpha, a cover picture beside the video,
+and clips that are cut by time out of files of any length. docs/data.md has the table.
 
 Frames are counted in the order of the decoder's output, never by the header. Every frame counts once, however long it is shown.
 """
@@ -31,8 +31,8 @@ VIDEO_ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".gif"),
     *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob"),
 )
-"""The format itself is what the first bytes of a file show. The library does not guess it, because some formats that a text file
-can claim to have make it open other files."""
+"""The format itself is what the first bytes of a file show. The library does not guess it, because some formats that a text
+file can claim to have make it open other files."""
 HELD_BYTES = 128 * 2**20
 """A file up to this size is read at once; of a larger one, the parts that are needed."""
 SEEK_BACK_SECONDS = (0.5, 5.0, 60.0)

@@ -1,7 +1,7 @@
 """Joints as others write them, made into one Parquet file (`estimated_joints.py`): PYSKL's pickles and COCO's JSON.
 
-- A pickle of PYSKL or MMAction2 holds a list of annotations, alone or in a mapping under "annotations". Each has `frame_dir` (the
-  clip), `total_frames`, `keypoint` (people, frames, joints, 2) in pixels, `keypoint_score` (people, frames, joints) and
+- A pickle of PYSKL or MMAction2 holds a list of annotations, alone or in a mapping under "annotations". Each has `frame_dir`
+  (the clip), `total_frames`, `keypoint` (people, frames, joints, 2) in pixels, `keypoint_score` (people, frames, joints) and
   `img_shape` (height, width).
 - A folder of JSON files has one per video, `CLIP.json`: the COCO format with `images` (their id, width and height) and
   `annotations` (image_id, and keypoints as x, y, v for each joint). v is a score in [0, 1], or COCO's 0, 1, 2.
@@ -133,8 +133,8 @@ def _clips_of_json(folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
             raise DataError(f"{path} cannot be read: {error}") from None
         if not isinstance(given, Mapping) or not all(isinstance(given.get(key), list) for key in ("images", "annotations")):
             raise DataError(
-                f"{path}: not COCO's format: a mapping with the lists 'images' (id, width, height) and 'annotations' (image_id, "
-                "keypoints)"
+                f"{path}: not COCO's format: a mapping with the lists 'images' (id, width, height) and 'annotations' "
+                "(image_id, keypoints)"
             )
         try:
             yield path.stem, _coco(given["images"], given["annotations"], str(path))

@@ -1,4 +1,4 @@
-"""What a spec must know of a data set of one's own, from its folder or from a store, and whether the data still agree with it."""
+"""What a spec must know of a data set of one's own, from its folder or a store, and whether the data still agree with it."""
 
 from __future__ import annotations
 
