@@ -69,7 +69,8 @@ class Developer:
             # One field alone: the lines between were taken at another time. The scaler fills them in.
             whole = self._scaled(frame, frame.height, frame.width, "rgb24")
             interpolation = cv2.INTER_AREA if height < frame.height // 2 else cv2.INTER_LINEAR
-            picture = cv2.resize(whole[::2], (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
+            field = cv2.resize(whole[::2], (width, height), interpolation=interpolation)
+            picture = np.asarray(field, np.uint8)
         elif any(component.is_alpha for component in frame.format.components):
             layered = self._scaled(frame, height, width, "rgba").astype(np.uint16)
             picture = ((layered[..., :3] * layered[..., 3:] + 127) // 255).astype(np.uint8)

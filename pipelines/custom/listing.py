@@ -163,7 +163,7 @@ def _seconds(text: str, name: str, where: str) -> float | None:
         return None
     try:
         parts = [float(part) for part in text.split(":")]
-        seconds = sum(part * 60**place for place, part in enumerate(reversed(parts)))
+        seconds = sum(part * 60.0**place for place, part in enumerate(reversed(parts)))
         if len(parts) > 3 or not all(math.isfinite(part) and part >= 0 for part in parts):
             raise ValueError
     except ValueError:

@@ -228,8 +228,7 @@ def _split(
                 "well they are recognised, so it is optimistic about new people",
             )
         return rows, ()
-    parts = split_rows(rows, description.test_fraction, description.split_seed)
-    test = set(parts.validation)
+    test = _drawn(rows, description)
     rows = [replace(row, split="test" if place in test else "train") for place, row in enumerate(rows)]
     drawn = f"{len(rows) - len(test)} train and {len(test)} test clips were drawn with split_seed {description.split_seed}"
     if all(subject is not None for subject in subjects):
@@ -240,11 +239,23 @@ def _split(
     )
 
 
+def _drawn(rows: Sequence[ClipRow], description: Description) -> set[int]:
+    """The places of the test clips, drawn as a validation part is: by whole subjects, else clip by clip."""
+    try:
+        return set(split_rows(rows, description.test_fraction, description.split_seed).validation)
+    except DataError:
+        groups = len({row.subject or row.clip_id for row in rows})
+        raise DataError(
+            f"no test part can be drawn: {len(rows)} clips of {groups} subjects or videos are too few for test_fraction "
+            f"{description.test_fraction} with a training clip of every class; add clips, or give the split of each in clips.csv"
+        ) from None
+
+
 def _shrunk(frame: NDArray[np.uint8], short_side_px: int) -> NDArray[np.uint8]:
     height, width = shrunk_size(frame.shape[0], frame.shape[1], short_side_px)
     if (height, width) == frame.shape[:2]:
         return frame
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _jpeg(frame: NDArray[np.uint8]) -> bytes:
