@@ -247,7 +247,7 @@ def _drawn(rows: Sequence[ClipRow], description: Description) -> set[int]:
         groups = len({row.subject or row.clip_id for row in rows})
         raise DataError(
             f"no test part can be drawn: {len(rows)} clips of {groups} subjects or videos are too few for test_fraction "
-            f"{description.test_fraction} with a training clip of every class; add clips, or give the split of each in clips.csv"
+            f"{description.test_fraction} with a training clip of every class. Add clips, or give each one's split in clips.csv"
         ) from None
 
 

@@ -199,5 +199,5 @@ def test_a_file_of_joints_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "joints.parquet").write_bytes(b"mine")
     with pytest.raises(DataError, match="exists: name another file"):
         convert_joints(write(tmp_path / "a.pkl", [pyskl()]), tmp_path / "joints.parquet")
-    with pytest.raises(DataError, match="neither a pickle .* nor a folder of JSON files"):
+    with pytest.raises(DataError, match=r"neither a pickle .* nor a folder of JSON files"):
         convert_joints(tmp_path / "a.txt", tmp_path / "other.parquet")

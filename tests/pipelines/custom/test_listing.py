@@ -141,7 +141,7 @@ def test_folders_that_are_called_train_and_test_are_the_splits(
 
 def test_a_folder_without_any_video_says_what_to_do(tmp_path: Path) -> None:
     assert not is_custom(tmp_path)
-    with pytest.raises(DataError, match="no folder per class with videos .*starlab data init"):
+    with pytest.raises(DataError, match=r"no folder per class with videos .*starlab data init"):
         read_clips(tmp_path)
     with pytest.raises(DataError, match="no folder at"):
         read_clips(tmp_path / "nowhere")

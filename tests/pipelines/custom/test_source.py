@@ -59,13 +59,8 @@ def test_a_source_pickles_and_reads_the_same(folder: Path) -> None:
 
 def test_clips_are_cut_by_time_wherever_the_key_frames_are(folder: Path, write_video: Write) -> None:
     write_video(folder / "long.mp4", 120, rate=10, keys=25)
-    lines = [
-        "path,label,start,end",
-        "long.mp4,sit,0,1.2",
-        "long.mp4,stand,3.15,4.05",
-        "long.mp4,sit,11.5,",
-        "long.mp4,sit,2.5,2.6",
-    ]
+    parts = ["sit,0,1.2", "stand,3.15,4.05", "sit,11.5,", "sit,2.5,2.6"]
+    lines = ["path,split,label,start,end", *(f"long.mp4,train,{part}" for part in parts)]
     (folder / LIST).write_text("\n".join(lines))
     source = CustomSource(folder)
     assert numbers(source, "long_0-1.2") == list(range(12))
@@ -83,15 +78,15 @@ def test_a_part_that_is_not_in_the_video_is_left_out_with_the_reason(
     folder: Path, write_video: Write, cut: str, reason: str
 ) -> None:
     write_video(folder / "long.mp4", 40, rate=10)
-    others = ["long.mp4,sit,0,1", "long.mp4,stand,1,2"]
-    (folder / LIST).write_text("\n".join(["path,label,start,end", f"long.mp4,sit,{cut}", *others]))
+    others = ["long.mp4,sit,0,1,train", "long.mp4,stand,1,2,train"]
+    (folder / LIST).write_text("\n".join(["path,label,start,end,split", f"long.mp4,sit,{cut},train", *others]))
     source = CustomSource(folder)
     assert len(source.clips) == 2
     assert reason in source.skipped[0].reason
 
 
 def test_the_length_that_a_list_gives_is_believed_and_checked_when_the_clip_is_read(folder: Path) -> None:
-    (folder / LIST).write_text("path,label,frames\nsit/sit0.mp4,sit,6\nstand/stand0.mp4,stand,9\n")
+    (folder / LIST).write_text("path,label,frames,split\nsit/sit0.mp4,sit,6,train\nstand/stand0.mp4,stand,9,test\n")
     source = CustomSource(folder)
     assert numbers(source, "sit0") == list(range(6))
     with pytest.raises(UnreadableClipError, match="it has 6 frames, 9 expected"):
@@ -125,6 +120,12 @@ def test_a_damaged_video_is_left_out_and_the_others_are_used(folder: Path) -> No
     assert [clip.clip_id for clip in source.skipped] == ["sit0", "stand0"]
     assert "cut short" in source.skipped[0].reason
     assert "first bytes are of no video format" in source.skipped[1].reason
+
+
+def test_too_few_clips_for_a_test_part_is_an_error_that_says_so(folder: Path) -> None:
+    (folder / LIST).write_text("path,label\nsit/sit0.mp4,sit\nstand/stand0.mp4,stand\n")
+    with pytest.raises(DataError, match="no test part can be drawn: 2 clips of 2 subjects or videos"):
+        CustomSource(folder)
 
 
 def test_the_split_is_drawn_by_clip_and_says_the_leak(folder: Path) -> None:
