@@ -216,6 +216,8 @@ class _Video:
                 seconds = number / float(rate or 25)  # an AVI has no times of its own
             else:
                 seconds = float((frame.pts - (self._stream.start_time or 0)) * base)
+            if number == 0:
+                display_matrix(frame)  # one that cannot be followed is found before the frames are counted
             if seconds >= checked_from and frame.is_corrupt:
                 raise ValueError(f"the frame at {max(0.0, seconds):.2f} s is corrupt")
             if (frame.height, frame.width) != self.size:

@@ -188,7 +188,7 @@ def test_without_joints_only_a_model_of_pixels_is_accepted(folder: Path) -> None
         1,
         ("sit", "stand"),
     )
-    with pytest.raises(SpecError, match="model.modality is both, but .*mine has no joints: use model.modality=rgb"):
+    with pytest.raises(SpecError, match=r"model.modality is both, but .*mine has no joints: use model.modality=rgb"):
         load_spec("demo", ["data.dataset=custom", f"data.store={folder}"])
 
 
@@ -196,7 +196,7 @@ def test_flip_is_refused_where_the_folder_says_so(folder: Path) -> None:
     flip = [*RGB, f"data.store={folder}", "data.augment=standard", "data.flip=true"]
     load_spec("demo", flip)
     (folder / DESCRIPTION).write_text("flip: false\n")
-    with pytest.raises(SpecError, match="data.yaml says flip: false"):
+    with pytest.raises(SpecError, match=r"data.yaml says flip: false"):
         load_spec("demo", flip)
     (folder / DESCRIPTION).write_text("sided_classes: [sit]\n")
     with pytest.raises(SpecError, match=r"classes that name a side \(sit\)"):
@@ -208,7 +208,7 @@ def test_a_run_knows_its_data_without_the_folder_and_refuses_other_classes(folde
     kept = replace(config, store=str(tmp_path / "gone"))
     assert kept.facts().classes == ("sit", "stand")
     (folder / "stand").rename(folder / "lie")
-    with pytest.raises(DataError, match="has the classes lie, sit, but data.custom.classes are sit, stand"):
+    with pytest.raises(DataError, match=r"has the classes lie, sit, but data.custom.classes are sit, stand"):
         open_source(config, tmp_path)
 
 
