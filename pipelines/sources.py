@@ -149,9 +149,11 @@ class DataConfig:
                 f"data.test_views asks for {spatial} views of the picture, but with data.test_crop 1 all of them are the whole "
                 "frame; use e.g. data.test_crop=0.875"
             )
+        own = self.dataset == "custom"
         if self.store is None and facts.generator is None:
             raise ValueError(
-                f"data.store is missing: name the folder that holds {self.dataset}, e.g. data.store=data/{self.dataset}"
+                f"data.store is missing: name the folder that holds {'your videos' if own else self.dataset}, e.g. "
+                f"data.store=data/{'my_videos' if own else self.dataset}"
             )
 
     def facts(self) -> Dataset:

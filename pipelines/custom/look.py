@@ -63,13 +63,13 @@ def init_folder(root: Path, say: Callable[[str], None]) -> Path | None:
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the one that holds your videos")
     listed = read_clips(root) if (root / LIST).is_file() else None
-    paths = videos_below(root) if listed is None else sorted({clip.path for clip in listed})
-    if not paths:
+    paths = videos_below(root) if listed is None else sorted({clip.path for clip in listed if clip.cut.is_whole})
+    if not paths and listed is None:
         raise DataError(f"{root} has no video and no folder of pictures in it or below")
     found = _look_at_all(root, paths)
     for line in _lines(root, found):
         say(line)
-    if not found.readable and not found.pictures:
+    if paths and not found.readable and not found.pictures:
         raise DataError(f"none of the {len(paths)} videos of {root} can be read")
     if listed is None:
         clips = _labelled(root)

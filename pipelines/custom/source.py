@@ -35,7 +35,7 @@ from starlab.pipelines.custom.listing import IMAGE_ENDINGS, ListedClip
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.estimated_joints import EstimatedJoints, clip_lengths
 from starlab.pipelines.ntu_files import TAIL_BYTES, file_ends
-from starlab.pipelines.recording import count_frames, read_recording
+from starlab.pipelines.recording import check_length, count_frames, read_recording
 from starlab.pipelines.retry import MISSING, read_file, read_patiently
 from starlab.pipelines.splits import split_rows
 from starlab.pipelines.video import shrunk_size
@@ -155,6 +155,7 @@ class CustomSource:
                 if not size:
                     return None, f"{path}: the file is empty"
                 num_frames = length or clip.frames or count_frames(path, clip.cut)
+                check_length(num_frames)
                 digest = short_digest(size, head, tail, clip.cut.start_seconds, clip.cut.end_seconds)
         except (*MISSING, ValueError) as error:
             return None, f"{path}: {error}"

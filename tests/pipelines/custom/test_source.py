@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from starlab.experiments.spec import SpecError, load_spec
+from starlab.experiments.ablation import load_ablation
+from starlab.experiments.spec import SpecError, load_search, load_spec, spec_from_dict
+from starlab.pipelines import recording
 from starlab.pipelines.browse import open_place, open_to_prepare
 from starlab.pipelines.clip import DataError, UnreadableClipError
 from starlab.pipelines.custom.description import DESCRIPTION
@@ -190,6 +194,29 @@ def test_without_joints_only_a_model_of_pixels_is_accepted(folder: Path) -> None
     )
     with pytest.raises(SpecError, match=r"model.modality is both, but .*mine has no joints: use model.modality=rgb"):
         load_spec("demo", ["data.dataset=custom", f"data.store={folder}"])
+
+
+def test_the_stored_spec_of_a_run_searches_and_ablations_know_the_data(folder: Path, tmp_path: Path) -> None:
+    spec = load_spec("demo", [*RGB, f"data.store={folder}"])
+    stored = json.loads(json.dumps(spec.to_dict()))
+    data = {"dataset": "custom", "store": str(folder), "augment": "none"}
+    base = {"base": "demo", "data": data, "model": {"modality": "rgb"}}
+    (tmp_path / "s.yaml").write_text(json.dumps(base | {"space": {"model.layers": {"int": [1, 2]}}}))
+    rows = [{"name": "FF", "set": {"model.encoder": "FF"}}, {"name": "FZ", "set": {"model.encoder": "FZ"}}]
+    about = {"claim": "A claim.", "source": "", "cost": "little", "reference": "FF", "seeds": 2}
+    (tmp_path / "a.yaml").write_text(json.dumps(base | about | {"rows": rows}))
+    search, ablation = load_search(str(tmp_path / "s.yaml")), load_ablation(str(tmp_path / "a.yaml"))
+    shutil.rmtree(folder)
+    assert spec_from_dict(stored, "stored") == spec
+    assert search.spec_of({"model.layers": 2}).data.custom == spec.data.custom
+    assert [ablation.spec_of(row, 1).data.custom for row in ablation.rows] == [spec.data.custom] * 2
+
+
+def test_a_clip_may_not_be_longer_than_a_clip_can_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MAX_FRAMES", 8)
+    source = CustomSource(folder)
+    assert [clip.clip_id for clip in source.skipped] == ["sit3", "sit4", "stand3", "stand4"]
+    assert "more than 8 frames, the most of one clip: list its actions as clips" in source.skipped[0].reason
 
 
 def test_flip_is_refused_where_the_folder_says_so(folder: Path) -> None:
