@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import av
 import cv2
@@ -78,9 +79,9 @@ class Developer:
             picture = self._scaled(frame, height, width, "rgb24")
         return turned(picture, matrix)
 
-    def _scaled(self, frame: av.VideoFrame, height: int, width: int, pixel_format: str) -> NDArray[np.uint8]:
+    def _scaled(self, frame: av.VideoFrame, height: int, width: int, pixel_format: str) -> NDArray[Any]:
         small = self._scaler.reformat(frame, width=width, height=height, format=pixel_format, interpolation="AREA", threads=1)
-        pixels: NDArray[np.uint8] = small.to_ndarray()
+        pixels: NDArray[Any] = small.to_ndarray()
         return pixels
 
 

@@ -249,7 +249,7 @@ class _Video:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Video]:
     if path.suffix.lower() not in VIDEO_ENDINGS:
-        raise ValueError(f"not a video file that is read here: its name must end in {', '.join(VIDEO_ENDINGS)}")
+        raise ValueError(f"not a video file that is read here: its name must end in {', '.join(VIDEO_ENDINGS)}; convert it")
     file = PatientFile(path)
     try:
         found = format_of(file.head)

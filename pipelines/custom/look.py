@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from starlab.pipelines.recording import About, look_at
 from starlab.pipelines.retry import MISSING
 
 JOINTS = "joints.parquet"
+SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS = ("path", "label", "split", "subject", "clip_id", "frames")
 
 
@@ -66,7 +68,7 @@ def init_folder(root: Path, say: Callable[[str], None]) -> Path | None:
     paths = videos_below(root) if listed is None else sorted({clip.path for clip in listed if clip.cut.is_whole})
     if not paths and listed is None:
         raise DataError(f"{root} has no video and no folder of pictures in it or below")
-    found = _look_at_all(root, paths)
+    found = _look_at_all(root, paths, say)
     for line in _lines(root, found):
         say(line)
     if paths and not found.readable and not found.pictures:
@@ -88,7 +90,7 @@ def init_folder(root: Path, say: Callable[[str], None]) -> Path | None:
     return _write_experiment(root, say)
 
 
-def _look_at_all(root: Path, paths: list[str]) -> Found:
+def _look_at_all(root: Path, paths: list[str], say: Callable[[str], None]) -> Found:
     def look(path: str) -> About | str:
         try:
             return look_at(root / path)
@@ -97,8 +99,15 @@ def _look_at_all(root: Path, paths: list[str]) -> Found:
 
     videos = [path for path in paths if not (root / path).is_dir()]
     folders = [path for path in paths if (root / path).is_dir()]
+    looked: dict[str, About | str] = {}
+    began = said = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        looked = dict(zip(videos, pool.map(look, videos), strict=True))
+        for path, about in zip(videos, pool.map(look, videos), strict=True):
+            looked[path] = about
+            if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                left = (said - began) / len(looked) * (len(videos) - len(looked))
+                say(f"looking  {len(looked):,}/{len(videos):,} videos  {left / 60:.1f} minutes left")
     return Found(videos=looked, pictures={path: len(list((root / path).iterdir())) for path in folders})
 
 

@@ -45,9 +45,9 @@ def test_the_page_has_each_step_once() -> None:
     assert verbs == ["data init", "prepare", "verify", "data stats", "data show", "train", "train", "evaluate", "report"]
 
 
-@pytest.mark.slow
+@pytest.mark.longer
 def test_the_page_leads_from_a_folder_of_videos_to_a_recogniser(tmp_path: Path) -> None:
-    write_videos(tmp_path / "my_videos", clips_per_class=6)
+    write_videos(tmp_path / "my_videos", clips_per_class=5)
     environment = dict(os.environ) | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("STARLAB_RUNS", None)
     said = []
@@ -57,8 +57,8 @@ def test_the_page_leads_from_a_folder_of_videos_to_a_recogniser(tmp_path: Path) 
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         said.append(done.stdout)
-    assert "18 of 18 videos can be read" in said[0]
-    assert "18 clips, " in said[1]
+    assert "15 of 15 videos can be read" in said[0]
+    assert "15 clips, " in said[1]
     assert "Clips of one person or one place may be on both sides" in said[1]
     [run] = (tmp_path / "runs").glob("my_videos-*")
     result = json.loads((run / "result.json").read_text())

@@ -182,6 +182,26 @@ def test_a_store_has_the_fingerprint_the_splits_and_the_facts_of_its_folder(fold
     assert specs[0].run_id(raw.fingerprint) == specs[1].run_id(store.fingerprint)
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_a_store_takes_over_other_settings_and_other_clips_with_retry_only(
+    folder: Path, tmp_path: Path, write_video: Write
+) -> None:
+    def prepared(**options: bool) -> StoreSource:
+        return prepare(open_custom(folder), "custom", tmp_path / "store", StoreLayout(clips_per_shard=4), **options)
+
+    prepared()
+    (folder / DESCRIPTION).write_text("flip: false\n")
+    with pytest.raises(DataError, match=r"other settings than data.yaml and the list give now: take them over with --retry"):
+        prepared()
+    custom = prepared(retry=True).custom
+    assert custom is not None
+    assert not custom.may_flip
+    write_video(folder / "sit" / "sit9.mp4", 12)
+    with pytest.raises(DataError, match="other files, or files that have changed"):
+        prepared()
+    assert len(prepared(retry=True).clips) == 11
+
+
 RGB = ["data.dataset=custom", "model.modality=rgb", "data.augment=none"]
 
 
