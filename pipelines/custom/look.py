@@ -21,6 +21,7 @@ from starlab.pipelines.custom.annotations import PICKLE_ENDINGS, convert_joints
 from starlab.pipelines.custom.description import DESCRIPTION, SKELETONS, describe
 from starlab.pipelines.custom.experiment import experiment_name, experiment_text
 from starlab.pipelines.custom.listing import LIST, ListedClip, read_clips, videos_below
+from starlab.pipelines.custom.source import open_custom, split_lines
 from starlab.pipelines.recording import About, look_at
 from starlab.pipelines.retry import MISSING
 
@@ -214,6 +215,11 @@ def _write_experiment(root: Path, say: Callable[[str], None]) -> Path:
         _write(path, experiment_text(root, description), say)
     counts = Counter(clip.label for clip in description.clips)
     say(f"classes  {', '.join(f'{label} ({count})' for label, count in sorted(counts.items()))}")
+    source = open_custom(root)
+    for line in split_lines(source):
+        say(f"split    {line}")
+    for clip in source.skipped:
+        say(f"left out {clip.clip_id}: {clip.reason}")
     if description.joints is None:
         say("joints   none: the experiment reads pixels alone (model.modality: rgb)")
     return path

@@ -279,6 +279,12 @@ def _runs(name: str) -> Iterator[tuple[bool, str]]:
             start = place
 
 
+def split_lines(source: ClipSource) -> tuple[str, ...]:
+    """What a user should know of the splits of clips of one's own; nothing for other data sets."""
+    frames = source.frames_source if isinstance(source, EstimatedJoints) else source
+    return frames.about if isinstance(frames, CustomSource) else ()
+
+
 def facts_to_dict(source: ClipSource) -> dict[str, Any]:
     """What a store of these clips keeps of their folder, besides classes and clips, in plain JSON types."""
     frames = source.frames_source if isinstance(source, EstimatedJoints) else source
@@ -288,5 +294,5 @@ def facts_to_dict(source: ClipSource) -> dict[str, Any]:
         "skeleton": skeleton_to_dict(source.skeleton),
         "may_flip": frames.facts.may_flip,
         "sided_classes": list(frames.facts.sided_classes),
-        "about": list(frames.about),
+        "about": list(split_lines(source)),
     }

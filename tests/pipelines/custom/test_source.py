@@ -280,6 +280,12 @@ def test_joints_that_the_description_names_are_read_stored_and_part_of_the_finge
     assert np.array_equal(store.read(row, [2, 0], 48).joints, dict(given)[row.clip_id][[2, 0]])
     spec = load_spec("demo", ["data.dataset=custom", f"data.store={tmp_path / 'store'}"])
     assert spec.model.num_joints == 17
+    lines: list[str] = []
+    for place in (folder, tmp_path / "store"):
+        open_source(replace(spec.data, store=str(place)), tmp_path, lines.append)
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert "clip by clip" in lines[0]
     write_joints(folder / "joints.parquet", [(name, joints * np.float32(0.5)) for name, joints in given])
     assert open_custom(folder).fingerprint != raw.fingerprint
 
