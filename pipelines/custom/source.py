@@ -281,13 +281,13 @@ def _runs(name: str) -> Iterator[tuple[bool, str]]:
 
 def split_lines(source: ClipSource) -> tuple[str, ...]:
     """What a user should know of the splits of clips of one's own; nothing for other data sets."""
-    frames = source.frames_source if isinstance(source, EstimatedJoints) else source
+    frames = source.source if isinstance(source, EstimatedJoints) else source
     return frames.about if isinstance(frames, CustomSource) else ()
 
 
 def facts_to_dict(source: ClipSource) -> dict[str, Any]:
     """What a store of these clips keeps of their folder, besides classes and clips, in plain JSON types."""
-    frames = source.frames_source if isinstance(source, EstimatedJoints) else source
+    frames = source.source if isinstance(source, EstimatedJoints) else source
     if not isinstance(frames, CustomSource):
         raise ValueError("the source is not a data set of one's own")
     return {
