@@ -1,0 +1,96 @@
+"""The cluster commands: submit, jobs, logs, stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Command = Annotated[list[str], typer.Argument(help="Command to run there, after --: train demo train.epochs=1")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Dashboard of the cluster. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else local port 8265."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Accept a remote cluster that asks for no token.")]
+Job = Annotated[str, typer.Argument(help="Id of the job, or a beginning that only one job has.")]
+
+
+def submit(
+    command: Command,
+    address: Address = None,
+    runs: Annotated[str | None, typer.Option(help="Runs folder that every node of the cluster shares (absolute path).")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for the job; no secrets. Repeatable.")] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="NAME, or NAME=FILE: a password or key, which goes encrypted. Repeatable.")
+    ] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="Another file to copy into the job's folder. Repeatable.")] = None,
+    job: Annotated[str | None, typer.Option("--id", help="Name of the job. Default: made from the command.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", "--follow/--no-follow", help="Print the log until the job ends.")
+    ] = True,
+    insecure: Insecure = False,
+) -> None:
+    """Run a command as a job on a Ray cluster and follow its log: starlab submit -- train demo train.epochs=1"""
+    from starlab.platform.cluster.submit import JobRequest
+    from starlab.platform.cluster.submit import submit as send
+
+    request = JobRequest(
+        arguments=command,
+        runs=runs,
+        environment=env or [],
+        secrets=secret or [],
+        files=file or [],
+        submission_id=job,
+    )
+    raise typer.Exit(send(request, address=address, follow=wait, insecure=insecure))
+
+
+def jobs(
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    insecure: Insecure = False,
+) -> None:
+    """List the jobs that starlab submitted to a cluster."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from starlab.platform.cluster.jobs import job_rows, list_jobs
+
+    found = list_jobs(address=address, insecure=insecure)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(job) for job in found], default=str, indent=1))
+        return
+    if not found:
+        print("no jobs; submit one: starlab submit -- train demo")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "status", "started", "took"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("command", overflow="ellipsis", no_wrap=True)
+    for row in job_rows(found):
+        table.add_row(*row)
+    # A pipe gets whole lines, a terminal what fits.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table, markup=False, highlight=False)
+
+
+def logs(
+    job: Job,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option(help="Print the log until the job ends.")] = True,
+    insecure: Insecure = False,
+) -> None:
+    """Print the log of a job, and follow it until it ends."""
+    from starlab.platform.cluster.jobs import show_log
+
+    raise typer.Exit(show_log(job, address=address, follow=follow, insecure=insecure))
+
+
+def stop(job: Job, address: Address = None, insecure: Insecure = False) -> None:
+    """Stop a job after its checkpoint; the same command submitted again goes on from there."""
+    from starlab.platform.cluster.jobs import stop_job
+
+    raise typer.Exit(stop_job(job, address=address, insecure=insecure))
