@@ -199,6 +199,9 @@ app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.
 app.command()(cluster_commands.jobs)
 app.command()(cluster_commands.logs)
 app.command()(cluster_commands.stop)
+app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.slurm)
+app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.kuberay)
+app.command()(cluster_commands.on_premise)
 app.add_typer(data_commands.data)
 
 

@@ -1,4 +1,4 @@
-"""The cluster commands: submit, jobs, logs, stop."""
+"""The cluster commands: submit, jobs, logs, stop, slurm, kuberay, on-premise."""
 
 from __future__ import annotations
 
@@ -94,3 +94,53 @@ def stop(job: Job, address: Address = None, insecure: Insecure = False) -> None:
     from starlab.platform.cluster.jobs import stop_job
 
     raise typer.Exit(stop_job(job, address=address, insecure=insecure))
+
+
+def slurm(
+    command: Command,
+    runs: Annotated[
+        Path | None, typer.Option(help="Runs folder that all nodes share. Default: STARLAB_RUNS, else ./runs.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node.")] = 0,
+    time: Annotated[str | None, typer.Option(help="Time limit as sbatch takes it: 12:00:00. Default: the partition's.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Another option of sbatch: --option=--partition=gpu")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only write the script and print its name.")] = False,
+) -> None:
+    """Run a command as a Slurm job with a Ray cluster of its own: starlab slurm --nodes 2 -- train penn_action"""
+    from starlab.platform.cluster.slurm import BatchJob, send_script, write_script
+    from starlab.platform.runs.folder import runs_folder
+
+    job = BatchJob(
+        arguments=command,
+        runs=runs_folder(runs),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        time=time,
+        options=option or [],
+    )
+    script = write_script(job)
+    if dry_run:
+        print(script)
+        return
+    number = send_script(script)
+    print(f"Submitted job {number}; its log goes to {script.parent}/*-{number}.log")
+    print(f"  stop it after its checkpoint: scancel --batch --signal=TERM {number}")
+
+
+def kuberay(
+    command: Command,
+    image: Annotated[str, typer.Option(help="Container image with starlab and its packages.")],
+    claim: Annotated[str, typer.Option(help="PersistentVolumeClaim that becomes /mnt/starlab on every node.")],
+) -> None:
+    """Print a KubeRay manifest for a command: starlab kuberay --image … --claim … -- train penn_action | kubectl apply -f -"""
+    from starlab.platform.cluster.kuberay import manifest
+
+    print(manifest(command, image=image, claim=claim), end="")
+
+
+def on_premise() -> None:
+    """Print the script that starts Ray on a machine of your own: starlab on-premise > on_premise.sh"""
+    from importlib.resources import files
+
+    print((files("starlab.platform.cluster") / "on_premise.sh").read_text(), end="")

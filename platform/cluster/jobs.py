@@ -116,7 +116,7 @@ def _ours(client: JobSubmissionClient) -> list[JobDetails]:
 
 
 def _find(client: JobSubmissionClient, name: str, dashboard: Dashboard) -> str:
-    names = [job.submission_id for job in client.list_jobs() if job.submission_id]
+    names = [str(job.submission_id) for job in client.list_jobs() if job.submission_id]
     near = [one for one in names if one.startswith(name)]
     if name in names:
         return name

@@ -139,7 +139,7 @@ def _start_or_join(
     """
     metadata, attempt = submission["metadata"], 1
     while True:
-        jobs = {job.submission_id: job for job in client.list_jobs() if job.submission_id}
+        jobs = {str(job.submission_id): job for job in client.list_jobs() if job.submission_id}
         for job, info in jobs.items():
             theirs = info.metadata or {}
             if not info.status.is_terminal() and theirs.get("starlab.identity") == metadata["starlab.identity"]:
