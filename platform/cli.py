@@ -164,10 +164,16 @@ def ui(runs: Runs = None, port: Annotated[int, typer.Option(help="Port on this m
 @app.command()
 def doctor(
     runs: Runs = None,
-    cost: Annotated[str | None, typer.Option(help="Also count the parameters and FLOPs of an experiment.")] = None,
+    cost: Annotated[
+        str | None, typer.Option(help="An experiment: count its parameters and FLOPs or, with --cluster, its decode cores.")
+    ] = None,
     overrides: Overrides = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check every node of a cluster instead, as a job there.")] = False,
+    storage: Annotated[list[str] | None, typer.Option(help="Another MLflow server or database to reach. Repeatable.")] = None,
+    address: cluster_commands.Address = None,
+    insecure: cluster_commands.Insecure = False,
 ) -> None:
-    """Check whether this machine can train, and what an experiment costs: starlab doctor --cost penn_action"""
+    """Check whether this machine, or a cluster, can train, and what an experiment costs: starlab doctor --cost penn_action"""
     from rich.console import Console
     from rich.table import Table
 
@@ -176,6 +182,9 @@ def doctor(
     from starlab.platform.runs.folder import runs_folder
 
     spec = load_spec(cost, overrides or []) if cost else None
+    if cluster:
+        cluster_commands.examine(spec, storage or [], cost, overrides or [], address=address, insecure=insecure)
+        return
     findings = list(examine(runs_folder(runs)))
     for finding in findings:
         _say(f"{'ok     ' if finding.fine else 'PROBLEM'}  {finding.name}: {finding.says}")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from starlab.experiments.spec import Spec
 
 Command = Annotated[list[str], typer.Argument(help="Command to run there, after --: train demo train.epochs=1")]
 Address = Annotated[
@@ -144,3 +148,31 @@ def on_premise() -> None:
     from importlib.resources import files
 
     print((files("starlab.platform.cluster") / "on_premise.sh").read_text(), end="")
+
+
+def examine(
+    spec: Spec | None, storages: list[str], experiment: str | None, overrides: list[str], *, address: str | None, insecure: bool
+) -> None:
+    """Check every node of a cluster: of the one that a job runs on, else as a job of the cluster at `address`."""
+    from starlab.platform.runs.folder import runs_folder
+
+    if "://" in (joined := os.environ.get("RAY_ADDRESS", "")) or joined in ("", "local"):
+        from starlab.platform.cluster.submit import JobRequest
+        from starlab.platform.cluster.submit import submit as send
+
+        arguments = ["doctor", "--cluster", *(["--cost", experiment] if experiment else []), *overrides]
+        arguments += [f"--storage={storage}" for storage in storages]
+        raise typer.Exit(send(JobRequest(arguments=arguments), address=address, insecure=insecure))
+    from starlab.experiments.sections import TrackingConfig
+    from starlab.platform.cluster.connect import connect
+    from starlab.platform.cluster_doctor import examine_cluster
+
+    connect()
+    runs = runs_folder(None)
+    own = [(spec.tracking if spec else TrackingConfig()).address(runs)]
+    worst = "ok"
+    for check in examine_cluster(spec, runs, [*own, *storages]):
+        print(f"{check.level:<8} {check.name}: {check.says}{f' → {check.fix}' if check.fix else ''}", flush=True)
+        worst = check.level if check.level == "error" or worst == "ok" else worst
+    if worst == "error":
+        raise typer.Exit(1)
