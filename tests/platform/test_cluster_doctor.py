@@ -21,7 +21,7 @@ from starlab.platform.cluster_speed import Check
 if TYPE_CHECKING:
     from conftest import Head
 
-VERSIONS = {name: "1.0" for name in ("Python", *cluster_doctor.PACKAGES, "starlab's code")}
+VERSIONS = dict.fromkeys(("Python", *cluster_doctor.PACKAGES, "starlab's code"), "1.0")
 
 
 def report(**different: Any) -> NodeReport:
