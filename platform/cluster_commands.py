@@ -143,11 +143,16 @@ def kuberay(
     print(manifest(command, image=image, claim=claim), end="")
 
 
-def on_premise() -> None:
+def on_premise(
+    tracking: Annotated[
+        bool, typer.Option("--tracking", help="Print the compose file of a team's MLflow server instead.")
+    ] = False,
+) -> None:
     """Print the script that starts Ray on a machine of your own: starlab on-premise > on_premise.sh"""
     from importlib.resources import files
 
-    print((files("starlab.platform.cluster") / "on_premise.sh").read_text(), end="")
+    name = "tracking_compose.yaml" if tracking else "on_premise.sh"
+    print((files("starlab.platform.cluster") / name).read_text(), end="")
 
 
 def examine(
