@@ -137,7 +137,7 @@ def _start_or_join(
     The ids of one command are NAME, NAME-2, NAME-3, …, one after the other. Two submissions at the same moment want the same
     id, which the cluster gives to one of them; the other joins it.
     """
-    metadata, attempt = submission["metadata"], 1
+    metadata = submission["metadata"]
     while True:
         jobs = {str(job.submission_id): job for job in client.list_jobs() if job.submission_id}
         for job, info in jobs.items():
@@ -147,7 +147,7 @@ def _start_or_join(
                 if theirs.get("starlab.code") != metadata["starlab.code"]:
                     print(f"  It runs other code than yours. To run yours: starlab stop {job}, then submit again", flush=True)
                 return job
-        job = wanted
+        job, attempt = wanted, 1
         while job in jobs and not named:
             attempt += 1
             job = f"{wanted}-{attempt}"
