@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,11 +23,17 @@ import ray
 import torch
 import torch.distributed as dist
 
-from starlab.platform.cluster.device import mismatch
 from starlab.platform.cluster.network import use_interface_of_node
 from starlab.platform.package import code_hash, package_root
 
 _REACH_SECONDS = 10.0
+_GPU_SECONDS = 90.0
+_GPU_PROGRAM = """\
+import json, torch
+from starlab.platform.cluster.device import mismatch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+print(json.dumps([count, [problem for problem in map(mismatch, range(count)) if problem]]))
+"""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -56,20 +65,34 @@ def describe_node(packages: Sequence[str]) -> NodeReport:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "none"
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus, problems = _look_at_gpus()
     temporary = ray._private.worker._global_node.get_session_dir_path()
     named = [name for one in (*_PROXIES, "no_proxy") for name in (one, one.upper())]
     return NodeReport(
         host=socket.gethostname(),
         address=ray.util.get_node_ip_address(),
         versions=versions,
-        gpu_problems=[problem for problem in map(mismatch, range(count)) if problem],
-        gpus=count,
+        gpu_problems=problems,
+        gpus=gpus,
         cpus=len(os.sched_getaffinity(0)),
         disk_free_bytes=shutil.disk_usage(temporary).free,
         shared_memory_free_bytes=shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         proxies={name: os.environ[name] for name in named if os.environ.get(name)},
     )
+
+
+def _look_at_gpus() -> tuple[int, list[str]]:
+    """The number of this node's GPUs, and why PyTorch cannot compute on some."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return 0, []
+    # Ray hides the GPUs from a task that asks for none, so another process looks.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-c", _GPU_PROGRAM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_GPU_SECONDS, check=False)
+    if done.returncode != 0:
+        return 0, [f"PyTorch does not start: {done.stderr.strip().splitlines()[-1:]}"]
+    count, problems = json.loads(done.stdout)
+    return count, problems
 
 
 def tell_time() -> float:

@@ -41,7 +41,7 @@ trap ask_to_end TERM
 
 # `ray stop`, with which symmetric-run ends, stops every Ray of this user on a node: hence --exclusive above.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-  --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=1 \
+  --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=0 --wait=120 \
   bash -c 'temporary=$1; shift; "$@"; code=$?; rm -rf "$temporary"; exit $code' node "$temporary" \
   ray symmetric-run --address="$RAY_ADDRESS" --min-nodes="$SLURM_JOB_NUM_NODES" "${start_options[@]}" \
   -- bash -c 'echo $$ > "$1"; shift; exec "$@"' driver "$job_folder/driver.pid" "${COMMAND[@]}" &
