@@ -115,7 +115,7 @@ def _node(report: NodeReport, node: dict[str, Any]) -> Iterator[Check]:
 
 
 def _clocks(nodes: Sequence[dict[str, Any]]) -> Check:
-    offsets: dict[str, float] = {}
+    offsets: list[tuple[float, str]] = []
     for node in nodes:
         tries = []
         for _ in range(3):  # the quickest answer is the most exact
@@ -123,31 +123,31 @@ def _clocks(nodes: Sequence[dict[str, Any]]) -> Check:
             theirs = on(node, tell_time)
             after = time.time()
             tries.append((after - before, theirs - (before + after) / 2))
-        offsets[name_of(node)] = min(tries)[1]
-    spread = max(offsets.values()) - min(offsets.values())
+        offsets.append((min(tries)[1], name_of(node)))
+    spread = max(offsets)[0] - min(offsets)[0]
     if spread > 2:
-        worst = max(offsets, key=lambda name: abs(offsets[name]))
+        worst = max(offsets, key=lambda found: abs(found[0]))[1]
         return Check("warning", "clocks", f"they differ by {spread:.1f} s; {worst} most", "run chrony or ntpd on every node")
     return Check("ok", "clocks", f"within {max(spread, 0.1):.1f} s")
 
 
 def _shared_folder(nodes: Sequence[dict[str, Any]], runs: Path) -> Check:
-    folder = runs / f".doctor-{secrets.token_hex(4)}"
-    marks = {name_of(node): f"node-{index}" for index, node in enumerate(nodes)}
+    folder = str(runs / f".doctor-{secrets.token_hex(4)}")
+    marks = [f"node-{index}" for index in range(len(nodes))]
     fix = f"mount the same file system on every node as {runs}, writable by the user that runs Ray"
     try:
-        for node in nodes:
-            if problem := on(node, write_mark, str(folder), marks[name_of(node)]):
+        for node, mark in zip(nodes, marks, strict=True):
+            if problem := on(node, write_mark, folder, mark):
                 return Check("error", "runs folder", f"{name_of(node)} cannot write to {runs}: {problem}", fix)
         began = time.monotonic()
         for node in nodes:
-            seconds = _SHARED_SECONDS - (time.monotonic() - began)
-            if missing := on(node, missing_marks, str(folder), list(marks.values()), max(seconds, 1.0)):
-                writers = ", ".join(name for name, mark in marks.items() if mark in missing)
+            seconds = max(_SHARED_SECONDS - (time.monotonic() - began), 1.0)
+            if missing := on(node, missing_marks, folder, marks, seconds):
+                writers = ", ".join(name_of(nodes[marks.index(mark)]) for mark in missing)
                 return Check("error", "runs folder", f"{name_of(node)} does not see in {runs} what {writers} wrote", fix)
         waited = time.monotonic() - began
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        on_each(nodes, shutil.rmtree, folder, True)  # a folder that is not shared is on each of them
     free = shutil.disk_usage(runs).free / 1e9
     if free < 20:
         return Check(
@@ -168,9 +168,9 @@ def _storage(nodes: Sequence[dict[str, Any]], address: str) -> Check:
             f"{shown} is a file, and several nodes would write to it over the network",
             "let an MLflow server or PostgreSQL own the database (docs/cluster.md)",
         )
-    problems = {name: result for name, result in on_each(nodes, reach, address).items() if result is not None}
+    problems = [(name, result) for name, result in on_each(nodes, reach, address) if result is not None]
     if problems:
-        name, problem = next(iter(problems.items()))
+        name, problem = problems[0]
         more = f" and {len(problems) - 1} more nodes" if len(problems) > 1 else ""
         return Check(
             "error",

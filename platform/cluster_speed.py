@@ -50,14 +50,14 @@ def on(node: dict[str, Any], function: Any, *arguments: Any) -> Any:
     return ray.get(task.remote(*arguments), timeout=_SECONDS)
 
 
-def on_each(nodes: Sequence[dict[str, Any]], function: Any, *arguments: Any) -> dict[str, Any]:
-    """Run a function on each node. Returns the results by the nodes' names; an exception takes the place of a result."""
-    results: dict[str, Any] = {}
+def on_each(nodes: Sequence[dict[str, Any]], function: Any, *arguments: Any) -> list[tuple[str, Any]]:
+    """Run a function on each node. Returns each node's name with the result; an exception takes the place of a result."""
+    results: list[tuple[str, Any]] = []
     for node in nodes:
         try:
-            results[name_of(node)] = on(node, function, *arguments)
+            results.append((name_of(node), on(node, function, *arguments)))
         except Exception as error:
-            results[name_of(node)] = error
+            results.append((name_of(node), error))
     return results
 
 
@@ -108,6 +108,11 @@ def all_reduce(nodes: Sequence[dict[str, Any]], spec: Spec | None) -> Check:
             rank.measure.remote(index, len(ranks), meet, _BLOCK_MEGABYTES, _SECONDS / 2) for index, rank in enumerate(ranks)
         ]
         seconds = max(ray.get(calls, timeout=_SECONDS))
+    except ray.exceptions.GetTimeoutError:
+        says = f"{backend} between {len(members)} nodes gave no answer within {_SECONDS:g} s"
+        return Check(
+            "warning", "all-reduce", says, "try again while no job holds the GPUs, and open all ports between the nodes"
+        )
     except Exception as error:
         says = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return Check(
@@ -151,13 +156,13 @@ def decoding(nodes: Sequence[dict[str, Any]], spec: Spec, runs: Path) -> Check:
         )
     decoders = [node for node in nodes if node["Resources"].get("CPU", 0.0)] or list(nodes)
     results = on_each(decoders, seconds_per_clip, source, spec)
-    if failed := {name: result for name, result in results.items() if isinstance(result, Exception)}:
-        name, error = next(iter(failed.items()))
+    if failed := [(name, result) for name, result in results if isinstance(result, Exception)]:
+        name, error = failed[0]
         says = str(error).strip().splitlines()[-1]
         return Check(
             "error", "decoding", f"{name} cannot read {spec.data.store or 'the data'}: {says}", "mount the data there too"
         )
-    seconds = max(results.values())
+    seconds = max(result for _, result in results)
     cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes)
     gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
     measured = f"a clip of {spec.name} takes {seconds * 1000:.0f} ms of one core"
