@@ -22,6 +22,7 @@ import numpy as np
 import ray
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from starlab.platform.cluster.network import use_interface_of_node
 from starlab.platform.package import code_hash, package_root
@@ -148,7 +149,7 @@ def reach(address: str) -> str | None:
         return str(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
 
 
-def receive(block: np.ndarray) -> float:
+def receive(block: NDArray[np.uint8]) -> float:
     """Checksum of a block that came through the object store."""
     return float(block.sum(dtype=np.float64))
 
