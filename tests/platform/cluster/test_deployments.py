@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -57,9 +58,7 @@ def started_by_ray(demand: list[dict[str, float]], unavailable: tuple[str, ...] 
     }
     summary = NodeAvailabilitySummary(node_availabilities=records)
 
-    def scorer(node: Any, resources: Any, name: str, *, node_availability_summary: Any) -> Any:
-        return _default_utilization_scorer(node, resources, name, node_availability_summary=summary)
-
+    scorer = functools.partial(_default_utilization_scorer, node_availability_summary=summary)
     types = {name: kind for name, kind in config["available_node_types"].items() if name != "head"}
     nodes, rest = get_nodes_for(types, {}, "head", 12, demand, scorer)
     assert rest == []
