@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shlex
@@ -10,20 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 import yaml
-from ray.autoscaler._private.node_provider_availability_tracker import (
-    NodeAvailabilityRecord,
-    NodeAvailabilitySummary,
-    UnavailableNodeInformation,
-)
-from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
 
 from starlab.experiments.catalog import SpecError
 from starlab.platform.cluster.kuberay import manifest
@@ -43,40 +40,34 @@ SMALL = [
 ]
 
 
-def started_by_ray(demand: list[dict[str, float]], unavailable: tuple[str, ...] = ()) -> dict[str, int]:
-    """The machines of cluster.yaml that Ray's scheduler would start for a demand."""
-    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    reason = UnavailableNodeInformation(category="InsufficientInstanceCapacity", description="")
-    records = {
-        name: NodeAvailabilityRecord(
-            node_type=name,
-            is_available=False,
-            last_checked_timestamp=datetime.now().timestamp(),
-            unavailable_node_information=reason,
-        )
-        for name in unavailable
-    }
-    summary = NodeAvailabilitySummary(node_availabilities=records)
-
-    scorer = functools.partial(_default_utilization_scorer, node_availability_summary=summary)
-    types = {name: kind for name, kind in config["available_node_types"].items() if name != "head"}
-    nodes, rest = get_nodes_for(types, {}, "head", 12, demand, scorer)
-    assert rest == []
-    return dict(nodes)
+def started_by_ray(demand: dict[str, float], count: int, unavailable: tuple[str, ...] = ()) -> dict[str, int]:
+    """The machines of cluster.yaml that Ray's autoscaler v2 would start for so many times a demand."""
+    config = AutoscalingConfig(prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())), skip_content_hash=True)
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=[ResourceRequestByCount(request=ResourceRequestUtil.make(demand), count=count)],
+        cloud_resource_availabilities=dict.fromkeys(unavailable, 0.0),
+        recoverable_resource_availabilities=dict.fromkeys(unavailable, 0.0),  # just after AWS had none
+    )
+    reply = ResourceDemandScheduler(MagicMock()).schedule(request)
+    assert reply.infeasible_resource_requests == []
+    return {launch.instance_type: launch.count for launch in reply.to_launch}
 
 
 WORKER = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:V100": 0.001}
 
 
 def test_gpus_come_from_spot_machines_and_where_aws_has_none_from_ordinary_ones() -> None:
-    assert started_by_ray([WORKER] * 8) == {"v100_spot": 2}
-    assert started_by_ray([WORKER] * 8, unavailable=("v100_spot",)) == {"v100_on_demand": 2}
-    types = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
-    assert types["v100_spot"]["priority"] > types["v100_on_demand"]["priority"]  # what Ray's newer autoscaler goes by
+    assert started_by_ray(WORKER, 8) == {"v100_spot": 2}
+    assert started_by_ray(WORKER, 8, unavailable=("v100_spot",)) == {"v100_on_demand": 2}
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert "-e RAY_enable_autoscaler_v2=1" in config["docker"]["run_options"]
 
 
 def test_decoding_alone_starts_no_gpu() -> None:
-    assert started_by_ray([{"CPU": 1.0}] * 40) == {"decode": 2}
+    assert started_by_ray({"CPU": 1.0}, 40) == {"decode": 2}
 
 
 def test_the_batch_script_has_what_slurm_needs_to_start_stop_and_requeue_it(tmp_path: Path) -> None:
