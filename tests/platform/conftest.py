@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +38,12 @@ def ray_head() -> Iterator[Head]:
     """A head for the tests of `submit` and `connect`."""
     with run_head() as head:
         yield head
+
+
+@pytest.fixture
+def family_of() -> Callable[[Head], list[psutil.Process]]:
+    """The processes of a head, by the head."""
+    return lambda head: head_family(head.pid, head.folder)
 
 
 @pytest.fixture

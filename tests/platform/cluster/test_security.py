@@ -7,8 +7,8 @@ import http.client
 import ipaddress
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,13 +71,14 @@ def training(head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         stop_job("listens", address=head.dashboard)
 
 
-def listening(head: Head, head_family: object) -> dict[int, tuple[set[str], str]]:
+def listening(processes: list[psutil.Process]) -> dict[int, tuple[set[str], str]]:
     """Addresses and the process's name by port."""
     found: dict[int, tuple[set[str], str]] = {}
-    for process in head_family(head.pid, head.folder):  # type: ignore[operator]
-        for one in process.net_connections("inet"):
-            if one.status == psutil.CONN_LISTEN:
-                found.setdefault(one.laddr.port, (set(), process.name()))[0].add(one.laddr.ip.removeprefix("::ffff:"))
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            for one in process.net_connections("inet"):
+                if one.status == psutil.CONN_LISTEN:
+                    found.setdefault(one.laddr.port, (set(), process.name()))[0].add(one.laddr.ip.removeprefix("::ffff:"))
     return found
 
 
@@ -112,12 +113,11 @@ def grpc_answers(host: str, port: int) -> dict[str, grpc.StatusCode]:
 
 @pytest.mark.longer
 def test_while_a_training_runs_only_torchs_own_ports_answer_without_the_token(
-    ray_head: Head, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    ray_head: Head, monkeypatch: pytest.MonkeyPatch, family_of: Callable[[Head], list[psutil.Process]]
 ) -> None:
-    head_family = sys.modules["conftest"].head_family
     judged: dict[str, set[str]] = {}
     with training(ray_head, monkeypatch):
-        for port, (addresses, name) in sorted(listening(ray_head, head_family).items()):
+        for port, (addresses, name) in sorted(listening(family_of(ray_head)).items()):
             host = next((ip for ip in sorted(addresses) if not ipaddress.ip_address(ip).is_unspecified), "127.0.0.1")
             if (status := http_status(host, port)) is not None:
                 assert status == 401, f"{name} on port {port} answers HTTP {status} without a token"
