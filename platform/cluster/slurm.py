@@ -59,8 +59,8 @@ def write_script(job: BatchJob) -> Path:
     for option in job.options:
         if not re.fullmatch(r"--[a-z][^\n]*|-[A-Za-z][^\n]*", option):
             raise UserError(f"--option {option}: write an option of sbatch, such as --option=--partition=gpu")
-    if job.nodes < 1 or job.gpus_per_node < 0 or job.grace_seconds < 1:
-        raise UserError("--nodes and --grace-seconds must be 1 or more, --gpus-per-node 0 or more")
+    if job.nodes < 1 or job.gpus_per_node < 0:
+        raise UserError("--nodes must be 1 or more, --gpus-per-node 0 or more")
     arguments = [str(Path(one).absolute()) if _is_file_here(one) else one for one in job.arguments]
     arguments = with_absolute_paths(arguments, verb)
     folder = job.runs.absolute() / "slurm"
