@@ -157,8 +157,8 @@ def decoding(nodes: Sequence[dict[str, Any]], spec: Spec, runs: Path) -> Check:
     decoders = [node for node in nodes if node["Resources"].get("CPU", 0.0)] or list(nodes)
     results = on_each(decoders, seconds_per_clip, source, spec)
     if failed := [(name, result) for name, result in results if isinstance(result, Exception)]:
-        name, error = failed[0]
-        says = str(error).strip().splitlines()[-1]
+        name, failure = failed[0]
+        says = (str(failure).strip() or type(failure).__name__).splitlines()[-1]
         return Check(
             "error", "decoding", f"{name} cannot read {spec.data.store or 'the data'}: {says}", "mount the data there too"
         )

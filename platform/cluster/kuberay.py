@@ -51,10 +51,8 @@ def manifest(arguments: Sequence[str], *, image: str, claim: str) -> str:
         "CLAIM": claim,
         "RAY_VERSION": ray.__version__,
     }
-    text = (Path(__file__).parent / _TEMPLATE).read_text()
-    for key, value in values.items():
-        text = re.sub(rf"\b{key}\b(?=\s|}})", lambda _, value=value: _quoted(value), text)
-    return text
+    keys = re.compile(rf"\b({'|'.join(values)})\b(?=\s|}})")
+    return keys.sub(lambda found: _quoted(values[found[0]]), (Path(__file__).parent / _TEMPLATE).read_text())
 
 
 def _quoted(text: str) -> str:

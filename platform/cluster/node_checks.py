@@ -169,9 +169,10 @@ class Rank:
 
         use_interface_of_node()
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        store = dist.TCPStore(meet[0], meet[1], world, rank == 0, timeout=timedelta(seconds=seconds))
+        wait = timedelta(seconds=seconds)
+        store = dist.TCPStore(meet[0], meet[1], world, rank == 0, timeout=wait)  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
         try:
             values = torch.ones(megabytes * 250_000, device=device)
             best = float("inf")
