@@ -25,7 +25,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "platform" / "cluster" / "tracking_compose.yaml").read_text())
-SMALL = ["data.frames=4", "data.size=24", "model.dim=16", "model.heads=2", "train.epochs=1", "resources.cpus_per_worker=0.5"]
+SMALL = ["data.frames=4", "data.size=24", "model.dim=16", "model.heads=2", "train.epochs=1", "data.validation_fraction=0.34"]
 
 
 def server_script() -> str:
