@@ -8,7 +8,8 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from ray.train.torch import TorchTrainer
 from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.failures import explain, is_lack_of_room
 from starlab.platform.cluster.network import NodeAddressTorchConfig
-from starlab.platform.cluster.placement import Placement, worker_group
+from starlab.platform.cluster.placement import Placement, place, worker_group
 from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, wait_for_room
-from starlab.platform.errors import RunFailedError
+from starlab.platform.cluster.spare_room import count_room
+from starlab.platform.errors import RunFailedError, UserError
+from starlab.platform.group_watch import watch_nodes, watch_room
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs import events
 from starlab.platform.runs.checkpoint import checkpoint_steps
-from starlab.platform.runs.end_request import read_request
+from starlab.platform.runs.end_request import clear_request, read_request, request_end
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import check_fence
-from starlab.platform.runs.records import Outcome
+from starlab.platform.runs.records import EndRequest, Outcome
 from starlab.platform.worker.evaluate import evaluation_loop
 from starlab.platform.worker.tasks import EvaluationTask, TrainTask
 from starlab.platform.worker.train_loop import train_loop
@@ -43,11 +46,12 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
         LeaseLostError: another process has taken the run over.
     """
     folder, resources = task.folder, task.spec.resources
-    failures, reached, left = 0, _newest_step(folder), None
+    failures, reached, left, first = 0, _newest_step(folder), None, True
     while True:
         folder.remove(Outcome)
+        _forget_resize(folder)
         try:
-            _run_workers(train_loop, task, placement, callbacks)
+            _run_workers(train_loop, task, placement, callbacks, first=first)
         except _NoRoomForWorkersError as error:
             if left is None:
                 raise
@@ -56,7 +60,7 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
                 f"goes on from there. {error.cause}"
             ) from None
         except _WorkersFailedError as error:
-            newest = _newest_step(folder)
+            newest, first = _newest_step(folder), False
             failures, reached = (1, newest) if newest > reached else (failures + 1, reached)
             _end_if_asked(folder)
             if failures > resources.max_failures:
@@ -64,11 +68,13 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
             count = f"{failures} of {resources.max_failures} failures without a new checkpoint"
             events.record(folder.path, "restarted", f"{error.cause}; the workers start again ({count})")
             continue
-        outcome = folder.read(Outcome)
+        outcome, first = folder.read(Outcome), False
         if outcome is None or outcome.kind != "preempted":
             break
-        left = outcome
         request = read_request(folder)
+        if request and request.resize:
+            continue
+        left = outcome
         if request or (connect().local and not could_hold(_demand(task, placement))):
             raise RunPreemptedError(
                 f"run {folder.path.name} ended at step {outcome.step} because {outcome.reason}; {outcome.kept} and the same "
@@ -115,24 +121,79 @@ def _run_workers(
     placement: Placement,
     callbacks: tuple[UserCallback, ...] = (),
     say: Callable[[str], None] = lambda _: None,
+    *,
+    first: bool = True,
 ) -> None:
-    """Run `loop` once on a group of workers. Waits while the cluster has no room for them, and says so."""
+    """Run `loop` once on a group of workers. Waits while the cluster has no room for them, and says so.
+
+    Unless this is the `first` group of a run, a node may be gone: then it does not even try before there is room.
+    """
     what, again = f"run {task.folder.path.name} failed", "it goes on from its newest checkpoint when started again"
     if isinstance(task, EvaluationTask):
         what, again = f"the evaluation of {task.folder.path.name} failed", "the run itself is as it was"
     deadline = time.monotonic() + task.spec.resources.wait_for_room_seconds
+    has_room = first or could_hold(_demand(task, placement))
     while True:
         try:
-            _fit(loop, task, placement, callbacks)
+            if not has_room:
+                _wait_for_room(task, placement, deadline, say)
+            sized = _size(task, placement)
+            with _watched(task, sized):
+                _fit(loop, replace(task, limits=sized.limits), sized, callbacks)
+        except NoRoomError as error:
+            raise _NoRoomForWorkersError(f"{what}; {again}", str(error)) from None
         except TrainingFailedError as error:
             if not is_lack_of_room(error):
                 raise _WorkersFailedError(f"{what}; {again}", explain(error)) from error
+            has_room = False
         else:
             return
-        try:
-            _wait_for_room(task, placement, deadline, say)
-        except NoRoomError as error:
-            raise _NoRoomForWorkersError(f"{what}; {again}", str(error)) from None
+
+
+def _size(task: TrainTask | EvaluationTask, placement: Placement) -> Placement:
+    """The placement of the next group. An elastic run takes as many workers as there is room for."""
+    resources = task.spec.resources
+    if isinstance(resources.workers, int):
+        return placement
+    most = place(task.spec, connect(), placement.share)
+    there = count_room(_demand(task, most), most.workers or resources.max_workers)
+    workers = max(there, resources.min_workers)
+    if isinstance(task, TrainTask):
+        line = f"{workers} workers start (resources.workers is {resources.min_workers} to {resources.max_workers})"
+        events.record(task.folder.path, "workers", line)
+    # Of fewer workers each could have more CPUs, which need not be on one node.
+    return replace(place(task.spec, connect(), placement.share, workers), cpus_per_worker=most.cpus_per_worker)
+
+
+@contextmanager
+def _watched(task: TrainTask | EvaluationTask, placement: Placement) -> Iterator[None]:
+    """Watch the nodes of a training's workers and, if it is elastic, the room for more of them."""
+    resources = task.spec.resources
+    if not isinstance(task, TrainTask) or connect().local:
+        yield
+        return
+    elastic, workers = not isinstance(resources.workers, int), placement.workers or resources.max_workers
+    then = "the workers start again" + (
+        f" with as many as there is room for, {resources.min_workers} at least"
+        if elastic
+        else f" once there is room for {workers}, for which it waits {resources.wait_for_room_seconds:g} s at most"
+    )
+
+    def most() -> int:
+        with suppress(UserError):
+            return place(task.spec, connect(), placement.share).workers or workers
+        return workers
+
+    def grow(to: int) -> None:
+        if read_request(task.folder) is None:
+            line = f"there is room for {to} workers instead of {workers}; they go on from the next step"
+            events.record(task.folder.path, "workers", line)
+            request_end(task.folder, EndRequest(reason=line, signal=0, resize=True))
+
+    with watch_nodes(task.folder, then, resources.stuck_after_seconds), ExitStack() as stack:
+        if elastic and workers < resources.max_workers:
+            stack.enter_context(watch_room(_demand(task, placement), workers, most, grow))
+        yield
 
 
 def _fit(
@@ -187,7 +248,7 @@ def _wait_for_room(
 def _demand(task: TrainTask | EvaluationTask, placement: Placement) -> Demand:
     resources = task.spec.resources
     return Demand(
-        resources.workers,
+        resources.min_workers,
         cpus_per_worker=placement.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
         accelerator=resources.accelerator if resources.gpus_per_worker else None,
@@ -196,11 +257,17 @@ def _demand(task: TrainTask | EvaluationTask, placement: Placement) -> Demand:
 
 def _end_if_asked(folder: RunFolder) -> None:
     """Raise `RunPreemptedError` if the run was asked to end while no worker was there to see it."""
-    if request := read_request(folder):
+    if (request := read_request(folder)) and not request.resize:
         raise RunPreemptedError(
             f"run {folder.path.name} ended because {request.reason}; the same command goes on from its newest checkpoint",
             by=request.signal,
         )
+
+
+def _forget_resize(folder: RunFolder) -> None:
+    """Remove the driver's own request for a larger group, which the next group would follow at once."""
+    if (request := read_request(folder)) and request.resize:
+        clear_request(folder)
 
 
 def _newest_step(folder: RunFolder) -> int:

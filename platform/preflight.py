@@ -85,7 +85,7 @@ def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> C
         return cluster
     wanted = spec.resources
     demand = Demand(
-        wanted.workers * runs_at_once,
+        wanted.min_workers * runs_at_once,
         cpus_per_worker=wanted.cpus_per_worker or 1.0,
         gpus_per_worker=wanted.gpus_per_worker,
         accelerator=wanted.accelerator if wanted.gpus_per_worker else None,

@@ -190,7 +190,7 @@ def demand_of(spec: Spec) -> Demand:
     """What the workers of a cell need."""
     wanted = spec.resources
     return Demand(
-        wanted.workers,
+        wanted.min_workers,
         cpus_per_worker=wanted.cpus_per_worker or (0.0 if wanted.gpus_per_worker else 1.0),
         gpus_per_worker=wanted.gpus_per_worker,
         accelerator=wanted.accelerator if wanted.gpus_per_worker else None,
