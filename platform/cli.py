@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import data_commands, explain_commands, result_commands
+from starlab.platform import data_commands, explain_commands, plan_commands, result_commands
 
 app = typer.Typer(
     name="starlab",
@@ -213,6 +213,7 @@ def doctor(
 
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(plan_commands.plan)
 app.command()(result_commands.compare)
 app.command()(explain_commands.report)
 app.command()(explain_commands.explain)
