@@ -8,36 +8,49 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
 from starlab.platform.cluster.connect import connect
-from starlab.platform.cluster.failures import explain, is_lack_of_room
+from starlab.platform.cluster.failures import explain, explain_process, is_lack_of_room
 from starlab.platform.cluster.network import NodeAddressTorchConfig
-from starlab.platform.cluster.placement import Placement, place, worker_group
-from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, wait_for_room
+from starlab.platform.cluster.placement import Placement, demand, place, worker_group
+from starlab.platform.cluster.room import NoRoomError, could_hold, wait_for_room
 from starlab.platform.cluster.spare_room import count_room
-from starlab.platform.errors import RunFailedError, UserError
-from starlab.platform.group_watch import watch_nodes, watch_room
+from starlab.platform.errors import RunFailedError
+from starlab.platform.group_watch import watched
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs import events
 from starlab.platform.runs.checkpoint import checkpoint_steps
-from starlab.platform.runs.end_request import clear_request, read_request, request_end
+from starlab.platform.runs.end_request import clear_request, read_request
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import check_fence
-from starlab.platform.runs.records import EndRequest, Outcome
+from starlab.platform.runs.records import Outcome
 from starlab.platform.worker.evaluate import evaluation_loop
 from starlab.platform.worker.tasks import EvaluationTask, TrainTask
 from starlab.platform.worker.train_loop import train_loop
 
 
-def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCallback, ...]) -> None:
+def train_to_end(
+    task: TrainTask,
+    placement: Placement,
+    callbacks: tuple[UserCallback, ...],
+    next_fence: Callable[[], int] | None = None,
+) -> None:
     """Train to the end, on other nodes if some go away. Workers that fail start again from the newest checkpoint.
+
+    Args:
+        task: The training.
+        placement: Its share of the cluster.
+        callbacks: Callbacks for Ray Train.
+        next_fence: Returns a new fencing number for the workers that follow on failed ones, which may still be alive on a node
+            that was cut off. None keeps the task's.
 
     Raises:
         RunFailedError: the workers failed more than `resources.max_failures` times without a new checkpoint, the cluster had
@@ -66,6 +79,7 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
             if failures > resources.max_failures:
                 raise
             count = f"{failures} of {resources.max_failures} failures without a new checkpoint"
+            task = replace(task, fence=next_fence()) if next_fence else task
             events.record(folder.path, "restarted", f"{error.cause}; the workers start again ({count})")
             continue
         outcome, first = folder.read(Outcome), False
@@ -75,7 +89,7 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
         if request and request.resize:
             continue
         left = outcome
-        if request or (connect().local and not could_hold(_demand(task, placement))):
+        if request or (connect().local and not could_hold(demand(task.spec, placement))):
             raise RunPreemptedError(
                 f"run {folder.path.name} ended at step {outcome.step} because {outcome.reason}; {outcome.kept} and the same "
                 "command goes on from there",
@@ -132,13 +146,13 @@ def _run_workers(
     if isinstance(task, EvaluationTask):
         what, again = f"the evaluation of {task.folder.path.name} failed", "the run itself is as it was"
     deadline = time.monotonic() + task.spec.resources.wait_for_room_seconds
-    has_room = first or could_hold(_demand(task, placement))
+    has_room = first or could_hold(demand(task.spec, placement))
     while True:
         try:
             if not has_room:
                 _wait_for_room(task, placement, deadline, say)
             sized = _size(task, placement)
-            with _watched(task, sized):
+            with watched(task, sized) if isinstance(task, TrainTask) else nullcontext():
                 _fit(loop, replace(task, limits=sized.limits), sized, callbacks)
         except NoRoomError as error:
             raise _NoRoomForWorkersError(f"{what}; {again}", str(error)) from None
@@ -146,6 +160,8 @@ def _run_workers(
             if not is_lack_of_room(error):
                 raise _WorkersFailedError(f"{what}; {again}", explain(error)) from error
             has_room = False
+        except RayActorError as error:
+            raise _WorkersFailedError(f"{what}; {again}", f"Ray Train's controller: {explain_process(error)}") from error
         else:
             return
 
@@ -156,44 +172,13 @@ def _size(task: TrainTask | EvaluationTask, placement: Placement) -> Placement:
     if isinstance(resources.workers, int):
         return placement
     most = place(task.spec, connect(), placement.share)
-    there = count_room(_demand(task, most), most.workers or resources.max_workers)
+    there = count_room(demand(task.spec, most), most.workers or resources.max_workers)
     workers = max(there, resources.min_workers)
     if isinstance(task, TrainTask):
         line = f"{workers} workers start (resources.workers is {resources.min_workers} to {resources.max_workers})"
         events.record(task.folder.path, "workers", line)
     # Of fewer workers each could have more CPUs, which need not be on one node.
     return replace(place(task.spec, connect(), placement.share, workers), cpus_per_worker=most.cpus_per_worker)
-
-
-@contextmanager
-def _watched(task: TrainTask | EvaluationTask, placement: Placement) -> Iterator[None]:
-    """Watch the nodes of a training's workers and, if it is elastic, the room for more of them."""
-    resources = task.spec.resources
-    if not isinstance(task, TrainTask) or connect().local:
-        yield
-        return
-    elastic, workers = not isinstance(resources.workers, int), placement.workers or resources.max_workers
-    then = "the workers start again" + (
-        f" with as many as there is room for, {resources.min_workers} at least"
-        if elastic
-        else f" once there is room for {workers}, for which it waits {resources.wait_for_room_seconds:g} s at most"
-    )
-
-    def most() -> int:
-        with suppress(UserError):
-            return place(task.spec, connect(), placement.share).workers or workers
-        return workers
-
-    def grow(to: int) -> None:
-        if read_request(task.folder) is None:
-            line = f"there is room for {to} workers instead of {workers}; they go on from the next step"
-            events.record(task.folder.path, "workers", line)
-            request_end(task.folder, EndRequest(reason=line, signal=0, resize=True))
-
-    with watch_nodes(task.folder, then, resources.stuck_after_seconds), ExitStack() as stack:
-        if elastic and workers < resources.max_workers:
-            stack.enter_context(watch_room(_demand(task, placement), workers, most, grow))
-        yield
 
 
 def _fit(
@@ -237,21 +222,11 @@ def _wait_for_room(
     queues = isinstance(task, TrainTask) and task.queues
     left = task.spec.resources.wait_for_room_seconds if queues else max(0.0, deadline - time.monotonic())
     wait_for_room(
-        _demand(task, placement),
+        demand(task.spec, placement),
         timeout_seconds=left,
         say=say,
         queue=queues,
         check=lambda: _end_if_asked(folder) if isinstance(task, TrainTask) else None,
-    )
-
-
-def _demand(task: TrainTask | EvaluationTask, placement: Placement) -> Demand:
-    resources = task.spec.resources
-    return Demand(
-        resources.min_workers,
-        cpus_per_worker=placement.cpus_per_worker,
-        gpus_per_worker=resources.gpus_per_worker,
-        accelerator=resources.accelerator if resources.gpus_per_worker else None,
     )
 
 

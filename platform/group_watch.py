@@ -8,18 +8,22 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import ray
 
-from starlab.platform.cluster.room import Demand
+from starlab.platform.cluster.connect import connect
+from starlab.platform.cluster.placement import Placement, demand, place
 from starlab.platform.cluster.spare_room import SpareRoom
+from starlab.platform.errors import UserError
 from starlab.platform.runs import events
 from starlab.platform.runs.background import Background
 from starlab.platform.runs.checkpoint import checkpoint_steps
+from starlab.platform.runs.end_request import read_request, request_end
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.records import WorkerNodes
+from starlab.platform.runs.records import EndRequest, WorkerNodes
+from starlab.platform.worker.tasks import TrainTask
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
@@ -124,20 +128,37 @@ class Growth:
 
 
 @contextmanager
-def watch_nodes(folder: RunFolder, then: str, stuck_after_seconds: float) -> Iterator[None]:
-    """Within this context, record events about the nodes of the run's workers. Works as `NodeWatch` does."""
-    folder.remove(WorkerNodes)
-    with Background("starlab-nodes", NodeWatch(folder, then, stuck_after_seconds).look, LOOK_SECONDS):
+def watched(task: TrainTask, placement: Placement) -> Iterator[None]:
+    """Within this context, watch the nodes of a training's workers and, if it is elastic, the room for more of them."""
+    resources, folder = task.spec.resources, task.folder
+    if connect().local:
         yield
+        return
+    workers, is_elastic = placement.workers or resources.max_workers, resources.min_workers < resources.max_workers
+    then = "the workers start again" + (
+        f" with as many as there is room for, {resources.min_workers} at least"
+        if is_elastic
+        else f" once there is room for {workers}, for which it waits {resources.wait_for_room_seconds:g} s at most"
+    )
 
+    def most() -> int:
+        with suppress(UserError):
+            return place(task.spec, connect(), placement.share).workers or workers
+        return workers
 
-@contextmanager
-def watch_room(worker: Demand, workers: int, most: Callable[[], int], grow: Callable[[int], None]) -> Iterator[None]:
-    """Within this context, call `grow` once when there is room for more workers. Works as `Growth` does."""
-    with (
-        SpareRoom(worker) as room,
-        Background("starlab-room", Growth(room, workers, most, grow).look, LOOK_SECONDS),
-    ):
+    def grow(to: int) -> None:
+        if read_request(folder) is None:
+            line = f"there is room for {to} workers instead of {workers}; they go on from the next step"
+            events.record(folder.path, "workers", line)
+            request_end(folder, EndRequest(reason=line, signal=0, resize=True))
+
+    folder.remove(WorkerNodes)  # of the group before
+    with ExitStack() as stack:
+        nodes = NodeWatch(folder, then, resources.stuck_after_seconds)
+        stack.enter_context(Background("starlab-nodes", nodes.look, LOOK_SECONDS))
+        if is_elastic and workers < resources.max_workers:
+            room = stack.enter_context(SpareRoom(demand(task.spec, placement)))
+            stack.enter_context(Background("starlab-room", Growth(room, workers, most, grow).look, LOOK_SECONDS))
         yield
 
 

@@ -13,6 +13,7 @@ from starlab.experiments.spec import Spec
 from starlab.pipelines.stream import StreamLimits
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.device import mismatch
+from starlab.platform.cluster.room import Demand
 from starlab.platform.errors import UserError
 
 
@@ -93,6 +94,17 @@ def divide(
         threads=max(1, round(per_worker)),
     )
     return Placement(per_worker, limits, workers, share)
+
+
+def demand(spec: Spec, placement: Placement) -> Demand:
+    """What the smallest group of workers with which the run trains needs."""
+    resources = spec.resources
+    return Demand(
+        resources.min_workers,
+        cpus_per_worker=placement.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+        accelerator=resources.accelerator if resources.gpus_per_worker else None,
+    )
 
 
 def worker_group(spec: Spec, placement: Placement) -> ScalingConfig:

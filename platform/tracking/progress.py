@@ -13,7 +13,7 @@ from starlab.platform.runs.background import Background
 from starlab.platform.runs.journal import FILE, Point, PointFollower
 
 _READ_SECONDS = 0.5
-_STILL_SECONDS = 30.0
+_STILL_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
 
@@ -44,6 +45,7 @@ class Story:
         self.queued: list[bool] = []
         self.sizes: list[int | None] = []
         self.rooms: list[int] = []
+        self.fences: list[int] = []
         self.local, self.holds = False, True
         clear_request(self.folder)
         monkeypatch.setattr(attempt, "_fit", self._fit)
@@ -57,11 +59,12 @@ class Story:
         monkeypatch.setattr(
             attempt, "place", lambda spec, _, share, workers=None: replace(PLACEMENT, workers=workers or 4, share=share)
         )
-        monkeypatch.setattr(attempt, "_watched", lambda *_: nullcontext())
+        monkeypatch.setattr(attempt, "watched", lambda *_: nullcontext())
 
     def _fit(self, _: Any, task: Any, placement: Placement, __: Any) -> None:
         step, end = self.groups.pop(0)
         self.sizes.append(placement.workers)
+        self.fences.append(task.fence)
         if end == "resize":
             request_end(self.folder, EndRequest(reason="there is room for more", signal=0, resize=True))
             end = "preempted"
@@ -83,7 +86,7 @@ class Story:
         self.groups = list(groups)
         spec, nothing = load_spec("demo", list(overrides)), cast("Any", None)
         task = TrainTask(spec, nothing, nothing, self.folder, PLACEMENT.limits, queues=queues, fence=1)
-        attempt.train_to_end(task, PLACEMENT, ())
+        attempt.train_to_end(task, PLACEMENT, (), lambda: self.fences[-1] + 1)
         assert self.groups == []
 
     def said(self, kind: str) -> list[str]:
@@ -230,3 +233,14 @@ def test_a_request_of_the_user_ends_an_elastic_run(story: Story) -> None:
     request_end(story.folder, EndRequest(reason="the driver got SIGTERM", signal=15))
     with pytest.raises(RunPreemptedError):
         story.train((4, "preempted"), overrides=ELASTIC)
+
+
+def test_a_killed_controller_of_ray_train_costs_a_restart(story: Story) -> None:
+    story.train((3, ActorDiedError()), (9, "finished"))
+    [line] = story.said("restarted")
+    assert line.startswith("Ray Train's controller: its process was killed or crashed")
+
+
+def test_workers_that_follow_on_failed_ones_have_a_fencing_number_of_their_own(story: Story) -> None:
+    story.train((3, crash()), (6, "preempted"), (9, "finished"))
+    assert story.fences == [1, 2, 2]  # a group that ended in order has nobody left who could write
