@@ -1,4 +1,4 @@
-"""The stream and a trivial model over one to four nodes of one machine. Decoding sleeps, so that the nodes do not share cores."""
+"""The stream and a trivial model over one to four nodes of one machine. Decoding sleeps: the nodes share no cores by it."""
 
 from __future__ import annotations
 
@@ -80,8 +80,10 @@ def _loop(placement: Placement, head: list[int], folder: Path):  # type: ignore[
 
             def __init__(self) -> None:
                 self.classes, self.skeleton, self.max_bodies, self.fingerprint = ("a", "b"), PENN_ACTION, 1, "sleeping"
-                rows = (dict(clip_id=f"{at:04d}", label=at % 2, split="train", subject=None, num_frames=9) for at in range(64))
-                self.clips, self.skipped = tuple(ClipRow(**row) for row in rows), ()
+                self.clips, self.skipped = tuple(map(self._row, range(64))), ()
+
+            def _row(self, at: int) -> ClipRow:
+                return ClipRow(clip_id=f"{at:04d}", label=at % 2, split="train", subject=None, num_frames=9)
 
             def read(self, row: ClipRow, frame_indices: list[int], min_side_px: int) -> DecodedClip:
                 time.sleep(decode_seconds)
