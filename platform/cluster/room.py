@@ -94,9 +94,9 @@ def wait_for_room(
                 began = now
             elif now >= began + timeout_seconds:
                 raise NoRoomError(
-                    f"no room for {demand} after {timeout_seconds:g} s (resources.wait_for_room_seconds); the cluster has "
-                    f"{_inventory()}, taken or not: use fewer resources.workers, wait for other jobs, or let the cluster grow "
-                    "(max_workers in cluster.yaml)"
+                    f"no room for {demand} after {timeout_seconds:.0f} s (resources.wait_for_room_seconds); the cluster has "
+                    f"{_inventory()}, taken or not: use fewer resources.workers, or a range of them such as "
+                    "{min: 1, max: 4}, wait for other jobs, or let the cluster grow (max_workers in cluster.yaml)"
                 )
             if now >= say_at:
                 say_at = now + _SAY_SECONDS

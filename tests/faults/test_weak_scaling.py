@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,14 +27,15 @@ CLIPS_PER_NODE, WARM_UP, STEPS, DECODE_SECONDS = 4, 10, 40, 0.25
 
 
 @contextmanager
-def cluster_of(nodes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def cluster_of(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A head without CPUs and these nodes."""
     ray.shutdown()
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
     try:
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=3, object_store_memory=100_000_000)
+        for node in nodes:
+            cluster.add_node(object_store_memory=100_000_000, **node)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": SETTINGS})
         yield cluster
@@ -48,7 +50,7 @@ def measure(nodes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     spec = load_spec(
         "demo", [f"resources.workers={nodes}", f"train.global_batch={CLIPS_PER_NODE * nodes}", "resources.cpus_per_worker=1"]
     )
-    with cluster_of(nodes, monkeypatch) as cluster:
+    with cluster_of([{"num_cpus": 3}] * nodes, monkeypatch) as cluster:
         placement = place(spec, describe_cluster())
         head = [one.process.pid for kind in cluster.head_node.all_processes.values() for one in kind]
         TorchTrainer(
@@ -86,6 +88,7 @@ def _loop(placement: Placement, head: list[int], folder: Path):  # type: ignore[
                 return ClipRow(clip_id=f"{at:04d}", label=at % 2, split="train", subject=None, num_frames=9)
 
             def read(self, row: ClipRow, frame_indices: list[int], min_side_px: int) -> DecodedClip:
+                (folder / f"decoded-{ray.get_runtime_context().get_node_id()}").touch()
                 time.sleep(decode_seconds)
                 frames = [np.zeros((20, 24, 3), np.uint8) for _ in frame_indices]
                 return DecodedClip(frames, np.full((len(frame_indices), 1, 13, 3), 0.5, np.float32))
@@ -95,6 +98,7 @@ def _loop(placement: Placement, head: list[int], folder: Path):  # type: ignore[
             return sum(sum(process.cpu_times()[:2]) for process in {p.pid: p for p in family}.values())
 
         rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+        (folder / f"rank-{rank}").write_text(ray.get_runtime_context().get_node_id())
         plan = TrainPlan(Schedule(0, 64), tuple(range(64)), per_node * world, rank, world, 0)
         config = DataConfig(dataset="synthetic_penn_action", frames=4, size=16)
         batches = train_batches(Sleeping(), config, plan, warm_up + steps + 20, placement.limits)
@@ -124,3 +128,31 @@ def test_four_nodes_do_nearly_four_times_the_work_of_one_and_the_head_no_more_pe
     assert per_node[2] >= 0.9 * per_node[1], measured
     assert per_node[4] >= 0.9 * per_node[1], measured
     assert measured[4]["head_seconds_per_clip"] <= 1.5 * measured[1]["head_seconds_per_clip"], measured
+
+
+def test_ranks_fill_the_v100s_that_were_asked_for_and_clips_are_decoded_on_the_cpu_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["resources.workers=4", "resources.gpus_per_worker=1", "resources.accelerator=V100", "resources.cpus_per_worker=1"]
+    v100s = {"num_cpus": 2, "num_gpus": 2, "resources": {"accelerator_type:V100": 1}}  # two ranks leave no CPU to decode with
+    others = {"num_cpus": 0, "num_gpus": 4, "resources": {"accelerator_type:T4": 1}}
+    spec = load_spec("demo", [*asked, "train.global_batch=16"])
+    with cluster_of([v100s, others, {"num_cpus": 4}, v100s], monkeypatch):
+        kinds = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+        placement = place(spec, describe_cluster())
+        TorchTrainer(
+            _loop(placement, [], tmp_path),
+            torch_config=NodeAddressTorchConfig(backend="gloo"),
+            scaling_config=worker_group(spec, placement),
+            run_config=RunConfig(name="placed", storage_path=str(tmp_path)),
+        ).fit()
+    ranks = [kinds[(tmp_path / f"rank-{rank}").read_text()] for rank in range(4)]
+    assert all("accelerator_type:V100" in resources for resources in ranks)
+    assert (tmp_path / "rank-0").read_text() == (tmp_path / "rank-1").read_text() != (tmp_path / "rank-2").read_text()
+    decoders = {path.name.removeprefix("decoded-") for path in tmp_path.glob("decoded-*")}
+    assert [kinds[node].get("GPU") for node in decoders] == [None]
+
+
+def test_ranks_on_cpus_go_to_different_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(2, tmp_path / "two", monkeypatch)
+    assert (tmp_path / "two" / "rank-0").read_text() != (tmp_path / "two" / "rank-1").read_text()

@@ -64,7 +64,7 @@ class Story:
     def _fit(self, _: Any, task: Any, placement: Placement, __: Any) -> None:
         step, end = self.groups.pop(0)
         self.sizes.append(placement.workers)
-        self.fences.append(task.fence)
+        self.fences.append(getattr(task, "fence", 0))
         if end == "resize":
             request_end(self.folder, EndRequest(reason="there is room for more", signal=0, resize=True))
             end = "preempted"

@@ -30,7 +30,7 @@ WORK = Work(
     checkpoints=0,
 )
 DEVICE = Device(name="card", flops_per_second=1e14, efficiency=0.5, step_seconds=0.0)  # 20 ms a clip
-FREE = Nodes(network_bytes_per_second=1e15, link_bytes_per_second=1e15, latency_seconds=0.0, storage_bytes_per_second=1e15)
+FREE = Nodes(network_bytes_per_second=1e18, link_bytes_per_second=1e18, latency_seconds=0.0, storage_bytes_per_second=1e18)
 
 
 def test_without_any_other_cost_the_clips_per_second_are_those_of_the_arithmetic() -> None:
