@@ -15,7 +15,7 @@ import pytest
 from starlab.platform.runs.events import read_events
 from starlab.platform.runs.journal import read_points
 
-LONG = ["train.epochs=80", "train.evaluate_every_epochs=80", "train.checkpoint_every_steps=10", "model.batch_norm=frozen"]
+LONG = ["train.epochs=50", "train.evaluate_every_epochs=50", "train.checkpoint_every_steps=10", "model.batch_norm=frozen"]
 EACH_ONE_CPU = ["data.decode=worker", "resources.cpus_per_worker=0.9"]
 
 DRIVER = """

@@ -76,10 +76,12 @@ def same_training(elastic: Driven, fixed: Driven) -> None:
 def test_an_elastic_run_loses_a_node_takes_it_up_again_and_trains_on_the_same_clips(
     training, nodes: Nodes, drive: Callable[..., Driven]
 ) -> None:
-    fixed = drive("fixed", *EACH_ONE_CPU, "resources.workers=2")
+    # With a large learning rate two curves part after some hundred steps, whatever the rounding that began it.
+    gentle = [*EACH_ONE_CPU, "train.optimizer=sgd", "train.lr=1.0e-3"]
+    fixed = drive("fixed", *gentle, "resources.workers=2")
     assert fixed.end() == 0, fixed.output()
 
-    run = drive("elastic", *EACH_ONE_CPU, "resources.workers={min: 1, max: 3}", pause=0.2)
+    run = drive("elastic", *gentle, "resources.workers={min: 1, max: 3}", pause=0.2)
     run.until(lambda: run.steps() > 25)
     assert run.said("workers") == ["3 workers start (resources.workers is 1 to 3)"]
     lost_at, steps = time.time(), run.steps()
