@@ -150,12 +150,13 @@ def watched(task: TrainTask, placement: Placement) -> Iterator[None]:
         if read_request(folder) is None:
             line = f"there is room for {to} workers instead of {workers}; they go on from the next step"
             events.record(folder.path, "workers", line)
-            request_end(folder, EndRequest(reason=line, signal=0, resize=True))
+            request_end(folder, EndRequest(reason=f"{to} workers take over", signal=0, resize=True))
 
     folder.remove(WorkerNodes)  # of the group before
     with ExitStack() as stack:
         nodes = NodeWatch(folder, then, resources.stuck_after_seconds)
-        stack.enter_context(Background("starlab-nodes", nodes.look, LOOK_SECONDS))
+        # The last look is for a node whose loss has ended the group before the next one.
+        stack.enter_context(Background("starlab-nodes", nodes.look, LOOK_SECONDS, last_call=True))
         if is_elastic and workers < resources.max_workers:
             room = stack.enter_context(SpareRoom(demand(task.spec, placement)))
             stack.enter_context(Background("starlab-room", Growth(room, workers, most, grow).look, LOOK_SECONDS))
