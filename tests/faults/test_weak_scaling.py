@@ -23,7 +23,7 @@ from starlab.platform.cluster.network import NodeAddressTorchConfig
 from starlab.platform.cluster.placement import Placement, place, worker_group
 
 pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(900)]
-CLIPS_PER_NODE, WARM_UP, STEPS, DECODE_SECONDS = 4, 10, 40, 0.25
+CLIPS_PER_NODE, WARM_UP, STEPS, DECODE_SECONDS = 4, 20, 25, 0.5
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def measure(nodes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     spec = load_spec(
         "demo", [f"resources.workers={nodes}", f"train.global_batch={CLIPS_PER_NODE * nodes}", "resources.cpus_per_worker=1"]
     )
-    with cluster_of([{"num_cpus": 3}] * nodes, monkeypatch) as cluster:
+    with cluster_of([{"num_cpus": 2}] * nodes, monkeypatch) as cluster:
         placement = place(spec, describe_cluster())
         head = [one.process.pid for kind in cluster.head_node.all_processes.values() for one in kind]
         TorchTrainer(
