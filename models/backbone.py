@@ -130,37 +130,7 @@ def mc3_18_trunk() -> nn.Module:
     # Imported here because torchvision takes longer to import than torch, and mc3_tiny does not need it.
     from torchvision.models.video import mc3_18
 
-    trunk = cast(nn.Module, mc3_18(weights=None))
-    stem = cast(nn.Sequential, trunk.get_submodule("stem"))
-    stem[0] = PixelConvolution.like(cast(nn.Conv3d, stem[0]))
-    return trunk
-
-
-class PixelConvolution(nn.Conv3d):
-    """The first convolution, which reads pixels.
-
-    On a GPU its 3 channels are padded with zeros to 8: tensor cores take multiples of 8, and cuDNN takes ten times as long
-    without them (13.3 ms of a step of 16 clips of 16 × 224² on an H100 in bf16).
-    """
-
-    @classmethod
-    def like(cls, other: nn.Conv3d) -> PixelConvolution:
-        """A convolution with the sizes and the weight of another one, which has no bias."""
-        sizes = (other.in_channels, other.out_channels, other.kernel_size, other.stride, other.padding)
-        with torch.device("meta"):  # draws no random numbers
-            convolution = cls(*sizes, bias=False)
-        convolution.weight = other.weight
-        return convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, T, H, W) → (B, C, T, H / 2, W / 2)."""
-        return self.padded(x) if x.is_cuda else super().forward(x)
-
-    def padded(self, x: Tensor) -> Tensor:
-        """The same result with 8 channels."""
-        missing = (0, 0, 0, 0, 0, 0, 0, -x.shape[1] % 8)
-        x, weight = nn.functional.pad(x, missing), nn.functional.pad(self.weight, missing)
-        return nn.functional.conv3d(x, weight, None, self.stride, self.padding)
+    return cast(nn.Module, mc3_18(weights=None))
 
 
 class TinyTrunk(nn.Module):
