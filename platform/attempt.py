@@ -175,7 +175,7 @@ def _size(task: TrainTask | EvaluationTask, placement: Placement) -> Placement:
     there = count_room(demand(task.spec, most), most.workers or resources.max_workers)
     workers = max(there, resources.min_workers)
     if isinstance(task, TrainTask):
-        line = f"{workers} workers start (resources.workers is {resources.min_workers} to {resources.max_workers})"
+        line = f"{workers} of {resources.max_workers} start (resources.workers.max; {resources.min_workers} at least)"
         events.record(task.folder.path, "workers", line)
     # Of fewer workers each could have more CPUs, which need not be on one node.
     return replace(place(task.spec, connect(), placement.share, workers), cpus_per_worker=most.cpus_per_worker)

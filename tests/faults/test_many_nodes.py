@@ -83,11 +83,11 @@ def test_an_elastic_run_loses_a_node_takes_it_up_again_and_trains_on_the_same_cl
 
     run = drive("elastic", *gentle, "resources.workers={min: 1, max: 3}", pause=0.2)
     run.until(lambda: run.steps() > 25)
-    assert run.said("workers") == ["3 workers start (resources.workers is 1 to 3)"]
+    assert run.said("workers") == ["3 of 3 start (resources.workers.max; 1 at least)"]
     lost_at, steps = time.time(), run.steps()
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
     run.until(lambda: len(run.said("workers")) > 1 and run.steps() > steps + 20)
-    assert run.said("workers")[1] == "2 workers start (resources.workers is 1 to 3)"
+    assert run.said("workers")[1] == "2 of 3 start (resources.workers.max; 1 at least)"
     assert len(run.said("restarted")) == 1
     training.measure("23", "SIGKILL of a node's Ray; an elastic run goes on with two workers of three", run.folder, lost_at)
 
@@ -95,7 +95,7 @@ def test_an_elastic_run_loses_a_node_takes_it_up_again_and_trains_on_the_same_cl
     run.until(lambda: len(run.said("workers")) > 3)
     assert run.said("workers")[2:] == [
         "there is room for 3 workers instead of 2; they go on from the next step",
-        "3 workers start (resources.workers is 1 to 3)",
+        "3 of 3 start (resources.workers.max; 1 at least)",
     ]
     grown = [event for event in read_events(run.folder) if event.kind == "preempted"]
     assert len(grown) == 1
@@ -115,7 +115,7 @@ def test_an_elastic_run_leaves_a_node_that_is_taken_away_and_loses_no_step(nodes
     client = ray._private.worker.global_worker.gcs_client
     client.drain_node(node.node_id, reason, "a test", int(1000 * (time.time() + 60)))
     run.until(lambda: len(run.said("workers")) > 1)
-    assert run.said("workers")[1] == "2 workers start (resources.workers is 1 to 3)"
+    assert run.said("workers")[1] == "2 of 3 start (resources.workers.max; 1 at least)"
     nodes.remove_node(node, allow_graceful=False)
     assert run.end() == 0, run.output()
     [preempted] = [event for event in read_events(run.folder) if event.kind == "preempted"]

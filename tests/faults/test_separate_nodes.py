@@ -66,7 +66,7 @@ def test_a_node_without_power_is_named_within_twenty_seconds_and_the_run_goes_on
     assert first(run, "node_silent").time - lost_at < 20
     assert "node two" in run.said("node_silent")[0]
     run.until(lambda: len(run.said("workers")) > 1)
-    assert run.said("workers")[1] == "1 workers start (resources.workers is 1 to 2)"
+    assert run.said("workers")[1] == "1 of 2 start (resources.workers.max; 1 at least)"
     run.until(lambda: run.steps() > steps + 5)
     training.measure("24", "power failure of a node; an elastic run goes on with one worker of two", run.folder, lost_at)
     nodes.add("two", 3)

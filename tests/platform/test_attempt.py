@@ -210,7 +210,7 @@ def test_an_elastic_run_goes_on_with_as_many_workers_as_there_is_room_for(story:
     story.train((3, crash()), (6, "resize"), (9, "finished"), overrides=ELASTIC)
     assert story.sizes == [4, 3, 4]
     assert story.waits == []
-    assert story.said("workers") == [f"{workers} workers start (resources.workers is 2 to 4)" for workers in (4, 3, 4)]
+    assert story.said("workers") == [f"{workers} of 4 start (resources.workers.max; 2 at least)" for workers in (4, 3, 4)]
     assert len(story.said("restarted")) == 1  # a resize is no failure
 
 
