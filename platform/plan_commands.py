@@ -203,7 +203,8 @@ def _lines(spec: Spec, device: Device, rows: list[Prediction]) -> list[str]:
     if bent is None:
         return [*said, f"bend     none: each GPU does at least {BEND:.0%} of what one of {rows[0].gpus} does"]
     parts = ", ".join(f"{name} {1000 * seconds:,.0f}" for name, seconds in bent.parts.items() if seconds)
-    return [*said, f"bend     at {bent.gpus} GPUs, by the {bent.limit}: ms of a step side by side: {parts}"]
+    cause = "fixed cost of a step" if bent.limit == device.name else bent.limit
+    return [*said, f"bend     at {bent.gpus} GPUs, by the {cause}: ms of a step side by side: {parts}"]
 
 
 def _row(row: Prediction) -> dict[str, object]:

@@ -31,18 +31,18 @@ class Device:
     """Share of that rate which a training step reaches."""
     efficiency_range: tuple[float, float] | None = None
     """Bounds of a prediction; None if the efficiency was measured."""
-    step_seconds: float = 0.015
+    step_seconds: float = 0.01
     """Fixed cost of a step: launches, synchronisation, the agreement to go on."""
     shares_cores: bool = False
     """Whether training and decoding compute on the same cores."""
 
 
 DEVICES = {
-    # docs/scale.md: one H100, batch 16, Penn Action 16 × 224², bf16: 226 ms a step, 0.194 of a measured 797 TFLOP/s. That is
-    # 0.208 without the fixed cost of a step.
-    "H100": Device(name="H100", flops_per_second=797e12, efficiency=0.208),
-    # Never measured. Bounds: the H100's share of the peak, and the H100's step by memory bandwidth (900 and 3,350 GB/s).
-    "V100": Device(name="V100", flops_per_second=125e12, efficiency=0.25, efficiency_range=(0.208, 0.33)),
+    # docs/performance.md: one H100, Penn Action 16 × 224², batch 16, bf16, compiled: 115 ms a step, the device idle for 4 of them.
+    "H100": Device(name="H100", flops_per_second=797e12, efficiency=0.382, step_seconds=0.004),
+    # Never measured, and not compiled. Bounds: the H100's share of its rate, not compiled and with the slower attention that a
+    # V100 has; the H100's step that is not compiled, by memory bandwidth (900 instead of 3,350 GB/s).
+    "V100": Device(name="V100", flops_per_second=125e12, efficiency=0.30, efficiency_range=(0.20, 0.46)),
 }
 
 
