@@ -38,7 +38,7 @@ class Device:
 
 
 DEVICES = {
-    # docs/performance.md: one H100, Penn Action 16 × 224², batch 16, bf16, compiled: 115 ms a step, the device idle for 4 of them.
+    # docs/performance.md: one H100, Penn Action 16 × 224², batch 16, bf16, compiled: 115 ms a step, idle for 4 of them.
     "H100": Device(name="H100", flops_per_second=797e12, efficiency=0.382, step_seconds=0.004),
     # Never measured, and not compiled. Bounds: the H100's share of its rate, not compiled and with the slower attention that a
     # V100 has; the H100's step that is not compiled, by memory bandwidth (900 instead of 3,350 GB/s).
