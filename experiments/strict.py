@@ -66,5 +66,6 @@ def refuse_unknown_keys(kind: type, raw: object, path: str, where: str) -> None:
         if is_dataclass(hints[key]) and isinstance(hints[key], type):
             refuse_unknown_keys(hints[key], value, dotted, where)
         elif isinstance(value, Mapping):  # of a key that takes a number or a mapping, such as resources.workers
-            for part in filter(is_dataclass, get_args(hints[key])):
-                read_section(part, value, dotted, where)
+            for part in get_args(hints[key]):
+                if isinstance(part, type) and is_dataclass(part):
+                    read_section(part, value, dotted, where)
