@@ -23,7 +23,7 @@ from starlab.platform.cluster.network import NodeAddressTorchConfig
 from starlab.platform.cluster.placement import Placement, place, worker_group
 
 pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(900)]
-CLIPS_PER_NODE, WARM_UP, STEPS, DECODE_SECONDS = 4, 20, 25, 0.5
+CLIPS_PER_NODE, WARM_UP, STEPS, DECODE_SECONDS = 4, 15, 25, 0.25
 
 
 @contextmanager
