@@ -72,6 +72,11 @@ def plan(
     )
     works = {count: _work(_with_batch(spec, clips_per_gpu, count), source, clips) for count in counts}
     possible = [count for count in counts if count <= works[count].global_batch]
+    if not possible:
+        raise UserError(
+            f"--gpus {gpus}: a step has {works[counts[0]].global_batch} clips (train.global_batch), and each GPU needs one; plan "
+            "fewer GPUs, or a larger batch with --clips-per-gpu 4"
+        )
     rows = [predict(works[count], device, nodes, count) for count in possible]
     if as_json:
         print(json.dumps({"gpu": asdict(device), "nodes": asdict(nodes), "rows": [_row(row) for row in rows]}, indent=1))
@@ -90,7 +95,7 @@ def plan(
         )
         print(
             f"note     no {device.name} was measured: a step is assumed to reach {device.efficiency:.0%} of its "
-            f"{device.flops_per_second / 1e12:,.0f} TFLOP/s. {rows[0].gpus} could also do {low:.1f} to {high:.1f} clips/s; "
+            f"{device.flops_per_second / 1e12:,.0f} TFLOP/s. {rows[0].gpus} of them could also do {low:.1f} to {high:.1f} clips/s; "
             "--efficiency takes what you measure (docs/scale.md)"
         )
 
@@ -175,7 +180,9 @@ def _clip_counts(spec: Spec, clips: str | None) -> tuple[int, int, int]:
         try:
             train, test = map(int, clips.split(","))
         except ValueError:
-            raise UserError(f"--clips is {clips!r}; give training and test clips: 1258,1068") from None
+            train = test = 0
+        if train < 1 or test < 1:
+            raise UserError(f"--clips is {clips!r}; give the numbers of training and test clips: 1258,1068")
     elif is_generated(data):
         train, test = (count * len(data.facts().classes) for count in generated_clips_per_class(data))
     elif official := find_dataset(data.dataset).official_counts.get(data.protocol):

@@ -146,6 +146,8 @@ def test_the_plan_says_what_it_is_and_where_it_bends() -> None:
         (["--network-gbps", "0"], "--network-gbps is 0"),
         (["--clips", "many"], "--clips is 'many'"),
         (["--gpus", "x"], "--gpus is 'x'"),
+        (["--gpus", "20"], "--gpus 20: a step has 16 clips"),
+        (["--clips", "0,5"], "--clips is '0,5'"),
     ],
 )
 def test_bad_options_are_named(words: list[str], wrong: str) -> None:
