@@ -74,8 +74,8 @@ def plan(
     possible = [count for count in counts if count <= works[count].global_batch]
     if not possible:
         raise UserError(
-            f"--gpus {gpus}: a step has {works[counts[0]].global_batch} clips (train.global_batch), and each GPU needs one; plan "
-            "fewer GPUs, or a larger batch with --clips-per-gpu 4"
+            f"--gpus {gpus}: a step has {works[counts[0]].global_batch} clips (train.global_batch), and each GPU needs one; "
+            "plan fewer GPUs, or a larger batch with --clips-per-gpu 4"
         )
     rows = [predict(works[count], device, nodes, count) for count in possible]
     if as_json:
@@ -95,8 +95,8 @@ def plan(
         )
         print(
             f"note     no {device.name} was measured: a step is assumed to reach {device.efficiency:.0%} of its "
-            f"{device.flops_per_second / 1e12:,.0f} TFLOP/s. {rows[0].gpus} of them could also do {low:.1f} to {high:.1f} clips/s; "
-            "--efficiency takes what you measure (docs/scale.md)"
+            f"{device.flops_per_second / 1e12:,.0f} TFLOP/s. {rows[0].gpus} of them could also do {low:.1f} to {high:.1f} clips/s"
+            "; --efficiency takes what you measure (docs/scale.md)"
         )
 
 
