@@ -95,8 +95,8 @@ def plan(
         )
         print(
             f"note     no {device.name} was measured: a step is assumed to reach {device.efficiency:.0%} of its "
-            f"{device.flops_per_second / 1e12:,.0f} TFLOP/s. {rows[0].gpus} of them could also do {low:.1f} to {high:.1f} clips/s"
-            "; --efficiency takes what you measure (docs/scale.md)"
+            f"{device.flops_per_second / 1e12:,.0f} TFLOP/s. {rows[0].gpus} of them could also do {low:.1f} to {high:.1f} "
+            "clips/s; --efficiency takes what you measure (docs/scale.md)"
         )
 
 
