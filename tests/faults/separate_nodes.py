@@ -1,7 +1,6 @@
 """Ray nodes that are as separate as machines: own network, processes, mounts and host name each, over one shared file system.
 
-A node's cable can be pulled and plugged in again, and its power cut: its processes die without a last packet, so that, as after
-a power failure, no other node is told. Needs root.
+A node's power can be cut: its processes die without a last packet, so that no other node learns of it. Needs root.
 """
 
 from __future__ import annotations
@@ -99,17 +98,9 @@ class SeparateNodes:
             time.sleep(0.1)
         raise TimeoutError(f"node {name} did not start; see {self._folder / f'{name}.log'}")
 
-    def pull_cable(self, name: str) -> None:
-        """Cut a node off. Its processes go on."""
-        _ip("link", "set", f"sl{self._tag}{name[:5]}", "down")
-
-    def plug_in(self, name: str) -> None:
-        """Connect a node again."""
-        _ip("link", "set", f"sl{self._tag}{name[:5]}", "up")
-
     def cut_power(self, name: str) -> None:
         """End a node without a last packet, and remove it."""
-        self.pull_cable(name)
+        _ip("link", "set", f"sl{self._tag}{name[:5]}", "down")
         shell = self._shells.pop(name)
         family = [*psutil.Process(shell.pid).children(recursive=True), psutil.Process(shell.pid)]
         for process in family:
