@@ -45,7 +45,7 @@ test-all: setup ray-token ## All tests but those of many minutes: also faults an
 ray-token: setup # Where Ray has no token for local clusters yet, two processes that start at once would make two
 	@$(BIN)/ray get-auth-token --generate > /dev/null
 
-test-faults: setup ## Every fault of docs/reliability.md (half an hour; measures go to runs/faults.json)
+test-faults: setup ## Every fault of docs/reliability.md (an hour; measures go to runs/faults.json)
 	$(BIN)/python -m pytest tests/faults tests/platform/runs/test_checkpoint.py tests/platform/runs/test_checkpoint_writer.py \
 	  tests/platform/runs/test_lease.py tests/platform/worker/test_watchdog.py tests/platform/recipe/test_loss_guard.py tests/platform/test_trainer.py \
 	  tests/pipelines/test_fault_table.py tests/platform/search/test_lost_node.py -m "slow_fault or not slow_fault"

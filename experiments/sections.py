@@ -105,11 +105,25 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerRange:
+    """A number of workers that may change while the run trains: `{min: 2, max: 8}`."""
+
+    min: int
+    """The run starts, and goes on after a lost node, as soon as there is room for so many."""
+    max: int
+    """The run takes up room for more workers until it has so many."""
+
+    def __post_init__(self) -> None:
+        _require(self.min >= 1, "resources.workers.min", self.min, "be 1 or more")
+        _require(self.max >= self.min, "resources.workers.max", self.max, f"be at least resources.workers.min, {self.min}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesConfig:
     """The `resources` section: where a run computes. Not part of the run's identity."""
 
-    workers: int = 1
-    """Ray Train workers, one model replica each."""
+    workers: int | WorkerRange = 1
+    """Ray Train workers, one model replica each. With `{min: 2, max: 8}` their number follows the room in the cluster."""
     gpus_per_worker: int = 0
     cpus_per_worker: float | None = None
     """CPUs reserved by each worker; null leaves half of the cluster's CPUs to decoding, 1 at most per worker."""
@@ -136,7 +150,7 @@ class ResourcesConfig:
         return math.ceil(self.stuck_after_seconds) + 120
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 1, "resources.workers", self.workers, "be 1 or more")
+        _require(self.min_workers >= 1, "resources.workers", self.workers, "be 1 or more")
         _require(
             self.gpus_per_worker in (0, 1),
             "resources.gpus_per_worker",
@@ -159,6 +173,16 @@ class ResourcesConfig:
         )
         for name in ("wait_for_room_seconds", "stuck_after_seconds", "grace_seconds"):
             _require(getattr(self, name) > 0, f"resources.{name}", getattr(self, name), "be above 0")
+
+    @property
+    def min_workers(self) -> int:
+        """The smallest number of workers with which the run trains."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def max_workers(self) -> int:
+        """The largest number of workers with which the run trains."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,16 +53,16 @@ class Spec:
         fine = all(c.isascii() and (c.isalnum() or c in "_.-") for c in self.name) and self.name[:1].isalnum()
         if not fine:
             raise ValueError(f"name is {self.name!r}; it names folders, so use letters, digits, '_', '.' and '-'")
-        if self.resources.workers > self.train.global_batch:
+        if self.resources.max_workers > self.train.global_batch:
             raise ValueError(
-                f"resources.workers is {self.resources.workers}, above train.global_batch, {self.train.global_batch}: "
+                f"resources.workers is {self.resources.max_workers}, above train.global_batch, {self.train.global_batch}: "
                 "each worker needs a clip per step; use fewer workers or a larger batch"
             )
-        if self.train.accumulate > self.train.global_batch // self.resources.workers:
+        if self.train.accumulate > self.train.global_batch // self.resources.max_workers:
             raise ValueError(
                 f"train.accumulate is {self.train.accumulate}, but a worker has only "
-                f"{self.train.global_batch // self.resources.workers} clips per step (train.global_batch "
-                f"{self.train.global_batch} over {self.resources.workers} resources.workers); use a smaller one"
+                f"{self.train.global_batch // self.resources.max_workers} clips per step (train.global_batch "
+                f"{self.train.global_batch} over {self.resources.max_workers} resources.workers); use a smaller one"
             )
         if self.model.modality != "rgb" and not self.data.has_joints():
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import cluster_commands, data_commands, explain_commands, result_commands
+from starlab.platform import cluster_commands, data_commands, explain_commands, plan_commands, result_commands
 
 app = typer.Typer(
     name="starlab",
@@ -201,6 +201,7 @@ def doctor(
 
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(plan_commands.plan)
 app.command()(result_commands.compare)
 app.command()(explain_commands.report)
 app.command()(explain_commands.explain)

@@ -186,7 +186,7 @@ def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callabl
         EventPrinter(folder.path, say),
         end_on_signal(folder, spec.resources.grace_seconds),
     ):
-        train_to_end(task, placement, request.callbacks)
+        train_to_end(task, placement, request.callbacks, lease.advance)
 
 
 def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str | None) -> RunResult:

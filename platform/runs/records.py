@@ -124,12 +124,23 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerNodes:
+    """Where the workers of a training run, written by rank 0 when all have started."""
+
+    FILE: ClassVar[str] = "workers.json"
+    nodes: tuple[str, ...]
+    """Ray's id of the node of each rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EndRequest:
     """Request that a training write a checkpoint and end."""
 
     FILE: ClassVar[str] = "preempt.json"
     reason: str
     signal: int
+    resize: bool = False
+    """Whether the driver itself asks, to go on from that checkpoint with another number of workers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,7 +32,7 @@ from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.runs.end_request import read_early_end
 from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.provenance import note_device
-from starlab.platform.runs.records import BadSteps, Result
+from starlab.platform.runs.records import BadSteps, Result, WorkerNodes
 from starlab.platform.runs.system_metrics import worker_metrics
 from starlab.platform.worker.end_requests import why_to_end
 from starlab.platform.worker.evaluate import Evaluator
@@ -55,7 +55,9 @@ def train_loop(config: dict[str, TrainTask]) -> None:
     check_device(device)
     ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device, task.spec.resources.collective_seconds)
     check_fence(task.folder.path, task.fence)  # another process may own the run when Ray restarts a group
+    nodes = ranks.gather(ray.get_runtime_context().get_node_id())
     if ranks.rank == 0:
+        task.folder.write(WorkerNodes(nodes=tuple(nodes)))
         note_device(task.folder, ranks.world, device)
     watchdog = Watchdog(task.folder.path, ranks.rank, task.spec.resources.stuck_after_seconds)
     worker = _Worker(task, ranks, device, watchdog)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +90,13 @@ def test_the_wait_says_what_it_waits_for_and_ends_with_the_room(
     log, said = waiting(100), list[str]()
     assert wait_for_room(Demand(2), timeout_seconds=3600, say=said.append) == CLUSTER
     assert log == ["reserved 2", "removed"]
-    assert said == ["waiting for 2 × {CPU: 1}; the cluster has 2 nodes with 4 CPUs and 0 GPUs: that is too few"] * 3
+    assert len(said) == 4  # after 5 s, then every 30 s
+    [line] = set(said)
+    assert re.fullmatch(
+        r"waiting for 2 × \{CPU: 1\}; the cluster has 2 nodes with 4 CPUs and 0 GPUs: that is too few; "
+        r"at \d\d:\d\d:\d\d it gives up \(resources.wait_for_room_seconds\)",
+        line,
+    )
 
 
 def test_the_wait_is_bounded_and_names_the_setting(waiting: Callable[..., Any], nodes: Callable[..., None]) -> None:
