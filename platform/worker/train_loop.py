@@ -55,9 +55,9 @@ def train_loop(config: dict[str, TrainTask]) -> None:
     check_device(device)
     ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device, task.spec.resources.collective_seconds)
     check_fence(task.folder.path, task.fence)  # another process may own the run when Ray restarts a group
-    nodes = ranks.gather(ray.get_runtime_context().get_node_id())
+    nodes = WorkerNodes(nodes=tuple(ranks.gather(ray.get_runtime_context().get_node_id())))
     if ranks.rank == 0:
-        task.folder.write(WorkerNodes(nodes=tuple(nodes)))
+        task.folder.write(nodes)
         note_device(task.folder, ranks.world, device)
     watchdog = Watchdog(task.folder.path, ranks.rank, task.spec.resources.stuck_after_seconds)
     worker = _Worker(task, ranks, device, watchdog)
@@ -85,8 +85,7 @@ class _Worker:
         self.clips_per_step = len(range(*rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)))
         self.evaluate_at, self.checkpoint_at = self.steps.evaluations(), self.steps.checkpoints_between()
         self.last_evaluation: dict[str, float] = {}  # step and the selection's metrics
-        self.ending: str | None = None
-        """Why this rank wants the run to end. All ranks agree on it before the next step."""
+        self.ending: str | None = None  # why this rank wants the run to end; all ranks agree on it before the next step
         checkpoint = self._agree_on_checkpoint()
         # Started before the model is built, so that the first batch is ready when the model is.
         self.batches = self._stream(checkpoint.step if checkpoint else 0)
@@ -244,8 +243,7 @@ class _Worker:
             if state.best:  # otherwise no checkpoint was kept, so the last weights are used
                 tensors = find_checkpoint(self.folder.stored_checkpoints, step).tensors
                 self.core.load_state_dict(weights_to_evaluate(tensors))
-            views = self.spec.data.test_views
-            test = self.evaluator.evaluate(self.task.parts.test, "test", *views, averaged=bool(state.best))
+            test = self.evaluator.evaluate(self.task.parts.test, "test", *self.spec.data.test_views, averaged=bool(state.best))
             self.writer.points(state.step, {f"{names.TEST}{name}": value for name, value in test.metrics().items()})
             if self.ranks.rank == 0:
                 write_predictions(self.folder.artifacts / "predictions.parquet", test, self.task.source)
