@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import data_commands, explain_commands, result_commands
+from starlab.platform import data_commands, explain_commands, result_commands, serving_commands
 
 app = typer.Typer(
     name="starlab",
@@ -216,6 +216,7 @@ app.command()(data_commands.verify)
 app.command()(result_commands.compare)
 app.command()(explain_commands.report)
 app.command()(explain_commands.explain)
+app.command()(serving_commands.predict)
 app.add_typer(data_commands.data)
 
 

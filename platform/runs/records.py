@@ -78,6 +78,21 @@ class RunInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Temperature of a model's logits, fitted on the validation part, and the calibration errors (ECE) without and with it."""
+
+    temperature: float
+    """Number by which the logits are divided before the softmax."""
+    clips: int
+    """Number of validation clips that it was fitted on."""
+    val_ece_before: float
+    val_ece_after: float
+    test_ece_before: float | None = None
+    """On the test part, which the fit did not see; None if the run did not evaluate it."""
+    test_ece_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """Result of a run that reached its end: the metrics of its best checkpoint."""
 
@@ -103,6 +118,10 @@ class Result:
     """Why a clip could not be read, by clip id."""
     not_official: str | None = _absent()
     """How the number of clips differs from the official one; None if it does not, or if nobody published any."""
+    clip_frames: int | None = _absent()
+    """Median number of frames of a training clip, which is how much of a video one prediction should cover."""
+    calibration: Calibration | None = _absent()
+    """None if no validation part was held out."""
 
     @property
     def ended_early(self) -> bool:

@@ -34,6 +34,7 @@ from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.provenance import note_device
 from starlab.platform.runs.records import BadSteps, Result
 from starlab.platform.runs.system_metrics import worker_metrics
+from starlab.platform.worker.calibration import calibrate, keep_validation, median_clip_frames
 from starlab.platform.worker.end_requests import why_to_end
 from starlab.platform.worker.evaluate import Evaluator
 from starlab.platform.worker.precision import agree_on_precision
@@ -217,6 +218,8 @@ class _Worker:
             state.best = self.last_evaluation if is_kept else {}
         elif is_kept and is_better(selected, state.best, self.spec.train.select_by):  # never one that is not on the disk
             state.best = self.last_evaluation
+        if self.ranks.rank == 0 and state.best is self.last_evaluation:
+            keep_validation(self.task, self.evaluator.selection)
         state.epoch.clear()
         points = {names.UNREADABLE_CLIPS: float(len(state.unreadable)), names.EPOCH: float(epoch)}
         if totals.clips:  # none where every step was left out
@@ -258,6 +261,8 @@ class _Worker:
                 test_clips=len(test.clips) if test else None,
                 confusion=test.confusion().tolist() if test else None,
                 unreadable=state.unreadable,
+                clip_frames=median_clip_frames(self.task),
+                calibration=calibrate(self.task, best, test) if self.ranks.rank == 0 else None,
                 not_official=not_official(self.spec.data.dataset, self.spec.data.protocol, self.task.source.clips),
             )
         )
