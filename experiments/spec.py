@@ -29,6 +29,10 @@ _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
     ("train", "backbone_lr_scale", 1.0),
     ("train", "stop_after_epochs", None),
+    ("train", "init_from", None),
+    ("train", "init_digest", None),
+    ("train", "init_lr_scale", 1.0),
+    ("train", "extends", None),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
 )
@@ -88,6 +92,8 @@ class Spec:
         for place in ("store", "source", "decode", "estimated_joints"):
             del resolved["data"][place]
         del resolved["train"]["profile"]
+        if self.train.init_digest is not None:  # the weights count, wherever they are
+            resolved["train"]["init_from"] = None
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
         for section, key, default in _ADDED_LATER:

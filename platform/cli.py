@@ -43,11 +43,16 @@ def train(
     refit: Annotated[
         bool, typer.Option("--refit", help="Choose the epoch on the validation part, then train on all of train and test that.")
     ] = False,
+    extend: Annotated[
+        str | None, typer.Option(help="Train this finished run on, to train.epochs counted from its beginning.")
+    ] = None,
 ) -> None:
     """Train an experiment, or continue its run: starlab train demo train.epochs=2"""
     from starlab.experiments.spec import load_spec
 
     spec = load_spec(experiment, overrides or [])
+    if extend is not None and (refit or dry_run):
+        raise typer.BadParameter("goes with neither --refit nor --dry-run", param_hint="--extend")
     if dry_run:
         from starlab.platform.dry_run import forecast
         from starlab.platform.errors import UserError
@@ -66,8 +71,11 @@ def train(
     from starlab.platform.summary import result_lines
     from starlab.platform.trainer import train as train_run
 
-    start = refit_run if refit else train_run
-    _print(result_lines(start(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
+    live = sys.stdout.isatty()
+    if refit:
+        _print(result_lines(refit_run(spec, runs=runs, fresh=fresh, say=_say, live=live)))
+    else:
+        _print(result_lines(train_run(spec, runs=runs, fresh=fresh, say=_say, live=live, extend=extend)))
 
 
 @app.command()
@@ -217,6 +225,8 @@ app.command()(result_commands.compare)
 app.command()(explain_commands.report)
 app.command()(explain_commands.explain)
 app.command()(serving_commands.predict)
+app.command()(serving_commands.export)
+app.command()(serving_commands.promote)
 app.add_typer(data_commands.data)
 
 

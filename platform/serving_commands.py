@@ -77,6 +77,44 @@ def predict(
         raise typer.Exit(1)
 
 
+def export(
+    run: Model,
+    kind: Annotated[Literal["pt2", "onnx", "safetensors"], typer.Option("--format", help="Format of the file.")] = "pt2",
+    out: Annotated[Path | None, typer.Option(help="File to write. Default: RUN.FORMAT here.")] = None,
+    runs: Runs = None,
+) -> None:
+    """Write a run's best weights for use elsewhere, and check the logits: starlab export demo-1a2b3c4d --format onnx"""
+    from starlab.platform.runs.folder import runs_folder
+    from starlab.platform.serving.export import BATCHES
+    from starlab.platform.serving.export import export as write
+    from starlab.platform.serving.recogniser import locate
+
+    place = locate(run, runs_folder(runs), _complain)
+    path = out or Path(f"{Path(place.name).name.replace(':', '-').replace('@', '-')}.{kind}")
+    found = write(place.load(), path, kind)
+    batches = ", ".join(map(str, BATCHES))
+    print(f"checked  batches of {batches} clips: logits differ by {found.difference:.1e}, the largest is {found.largest:.2f}")
+    print(f"export   {path}: {found.num_bytes / 1e6:.1f} MB")
+    if kind == "onnx":
+        print("note     ONNX is for other runtimes; on a CPU, ONNX Runtime takes about twice the time of PyTorch")
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="A run, or an experiment, whose best run on validation is then taken.")],
+    alias: Annotated[str, typer.Option(help="Alias of the registered model's version.")] = "best",
+    runs: Runs = None,
+) -> None:
+    """Give a run's registered model an alias, so that models:/NAME@best is it: starlab promote demo-1a2b3c4d"""
+    from starlab.platform.runs.folder import runs_folder
+    from starlab.platform.serving.promotion import promote as set_alias
+
+    done = set_alias(name, alias, runs_folder(runs), _complain)
+    before = "" if done.before is None else ", as before" if done.before == done.version else f"; it was version {done.before}"
+    top1 = f", validation top-1 {done.val['top1']:.3f}" if "top1" in done.val else ""
+    print(f"promoted models:/{done.model}@{done.alias} is version {done.version}, run {done.run_id}{top1}{before}")
+    print(f"use it   MLFLOW_TRACKING_URI={done.uri} starlab predict models:/{done.model}@{done.alias} VIDEO")
+
+
 def _predict_one(request: PredictRequest, source: str, video: Path | None, *, quiet: bool) -> VideoPrediction:
     from starlab.platform.serving.predict import predict_video
     from starlab.platform.serving.video_input import VideoInput

@@ -91,6 +91,14 @@ class Calibration:
     """On the test part, which the fit did not see; None if the run did not evaluate it."""
     test_ece_after: float | None = None
 
+    def line(self) -> str:
+        """Say the temperature and what it changes."""
+        errors = [("validation", self.val_ece_before, self.val_ece_after)]
+        if self.test_ece_before is not None and self.test_ece_after is not None:
+            errors.append(("test", self.test_ece_before, self.test_ece_after))
+        changes = ", ".join(f"on {part} {before:.4f} → {after:.4f}" for part, before, after in errors)
+        return f"calibrated temperature {self.temperature:.2f}; calibration error {changes}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
@@ -189,6 +197,22 @@ class Choices:
 
     FILE: ClassVar[str] = "choices.json"
     precision: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitialWeights:
+    """The weights of another model that a run started from. They are kept in the run's folder, as `initial.safetensors`."""
+
+    FILE: ClassVar[str] = "initial.json"
+    origin: str
+    """Name of the model, as `train.init_from` gave it."""
+    digest: str
+    taken: tuple[str, ...]
+    """Names of the weights that the run started from."""
+    new: dict[str, str]
+    """Why a weight of the run's model started new, by name."""
+    unused: tuple[str, ...]
+    """Names of the other model's weights that this model does not have."""
 
 
 @dataclass(kw_only=True, slots=True)

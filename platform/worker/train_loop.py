@@ -37,6 +37,7 @@ from starlab.platform.runs.system_metrics import worker_metrics
 from starlab.platform.worker.calibration import calibrate, keep_validation, median_clip_frames
 from starlab.platform.worker.end_requests import why_to_end
 from starlab.platform.worker.evaluate import Evaluator
+from starlab.platform.worker.initial_weights import take_initial_weights
 from starlab.platform.worker.precision import agree_on_precision
 from starlab.platform.worker.predictions import write_predictions
 from starlab.platform.worker.run_writer import RunWriter
@@ -91,7 +92,7 @@ class _Worker:
         self.core = StarTransformer(self.spec.model).to(device)
         self.precision = agree_on_precision(task, ranks, self.core, self.clips_per_step, device)
         self.core.register_forward_pre_hook(lambda *_: watchdog.beat())
-        self.state = TrainingState(self.core, self.spec.train, device, self.precision)
+        self.state = TrainingState(self.core, self.spec.train, device, self.precision, take_initial_weights(task, self.core))
         bad_steps = ranks.first(self.folder.read(BadSteps)) or BadSteps()
         self.state.guard.left_out, self.state.guard.rollbacks = set(bad_steps.left_out), bad_steps.rollbacks
         self.local = Sums.zero(device)  # this rank's sums since they were last folded into `pending`
