@@ -227,6 +227,7 @@ app.command()(explain_commands.explain)
 app.command()(serving_commands.predict)
 app.command()(serving_commands.export)
 app.command()(serving_commands.promote)
+app.command()(serving_commands.serve)
 app.add_typer(data_commands.data)
 
 

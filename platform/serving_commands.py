@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -115,6 +116,37 @@ def promote(
     print(f"use it   MLFLOW_TRACKING_URI={done.uri} starlab predict models:/{done.model}@{done.alias} VIDEO")
 
 
+def serve(
+    run: Model,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; another than this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    max_megabytes: Annotated[float, typer.Option(help="Largest upload.")] = 100.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest video.")] = 120.0,
+    timeout_seconds: Annotated[float, typer.Option(help="Longest time for one request.")] = 120.0,
+    batch: Annotated[int, typer.Option(min=1, help="Clips that the model computes at once, at most.")] = 8,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold the model.")] = 1,
+    runs: Runs = None,
+) -> None:
+    """Serve a run's model until Ctrl-C, with a page to try it; STARLAB_SERVE_TOKEN sets a token: starlab serve demo-1a2b3c4d"""
+    from starlab.platform.runs.folder import runs_folder
+    from starlab.platform.serving.limits import TOKEN_VARIABLE, Limits
+    from starlab.platform.serving.recogniser import locate
+    from starlab.platform.serving.served import ServeOptions, serve_until_asked_to_end
+
+    limits = Limits(max_megabytes=max_megabytes, max_seconds=max_seconds, timeout_seconds=timeout_seconds)
+    options = ServeOptions(
+        host=host,
+        port=port,
+        token=os.environ.get(TOKEN_VARIABLE) or None,
+        limits=limits,
+        batch=batch,
+        replicas=replicas,
+    )
+    serve_until_asked_to_end(locate(run, runs_folder(runs), _complain), options, lambda line: print(line, flush=True))
+
+
 def _predict_one(request: PredictRequest, source: str, video: Path | None, *, quiet: bool) -> VideoPrediction:
     from starlab.platform.serving.predict import predict_video
     from starlab.platform.serving.video_input import VideoInput
@@ -151,7 +183,7 @@ def _predict_several(
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)
-    request.joints_of(request.place.load())  # a model or file that cannot be used is refused before Ray starts
+    request.joints_of(request.place.card())  # a model or file that cannot be used is refused before Ray starts
     targets = _targets(sources, folder)
     began, results = time.monotonic(), dict[str, "VideoPrediction | Failure"]()
     for result in predict_videos(request, sources, targets):

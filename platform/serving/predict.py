@@ -15,7 +15,7 @@ from starlab.platform.errors import UserError
 from starlab.platform.serving.annotate import write_annotated
 from starlab.platform.serving.joints_input import Joints, JointsOf, joints_from_file
 from starlab.platform.serving.recognise import Sampling, recognise
-from starlab.platform.serving.recogniser import Place, Recogniser
+from starlab.platform.serving.recogniser import ModelCard, Place, Recogniser
 from starlab.platform.serving.video_input import VideoInput
 from starlab.platform.serving.video_prediction import VideoPrediction, WindowPrediction, prediction_from_json
 
@@ -29,7 +29,7 @@ class PredictRequest:
     """Parquet file of the joints of all videos."""
     sampling: Sampling = Sampling()
 
-    def joints_of(self, recogniser: Recogniser) -> JointsOf | None:
+    def joints_of(self, card: ModelCard) -> JointsOf | None:
         """Return the function that gives the joints of a video; None if there is none.
 
         Raises:
@@ -37,9 +37,9 @@ class PredictRequest:
         """
         if self.joints is None:
             return None
-        if not recogniser.needs_joints:
-            raise UserError(f"{recogniser.name} reads no joints (model.modality is rgb): leave --joints out")
-        return joints_from_file(self.joints, recogniser.spec.data.facts().skeleton)
+        if not card.needs_joints:
+            raise UserError(f"{card.name} reads no joints (model.modality is rgb): leave --joints out")
+        return joints_from_file(self.joints, card.spec.data.facts().skeleton)
 
 
 @dataclass(frozen=True, slots=True)

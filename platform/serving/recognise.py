@@ -14,7 +14,7 @@ import numpy as np
 
 from starlab.platform.errors import UserError
 from starlab.platform.serving.joints_input import Joints, JointsOf
-from starlab.platform.serving.recogniser import Recogniser
+from starlab.platform.serving.recogniser import ModelCard, Recogniser
 from starlab.platform.serving.video_input import TimedFrame, VideoError, VideoInput
 from starlab.platform.serving.video_prediction import VideoPrediction, WindowPrediction
 from starlab.platform.serving.windows import Clip, People, Window, are_apart, clips_of, sliding_windows
@@ -75,9 +75,7 @@ def recognise(
     return whole_prediction(recogniser, video, totals, windows)
 
 
-def whole_prediction(
-    recogniser: Recogniser, video: VideoInput, totals: Totals, windows: list[WindowPrediction]
-) -> VideoPrediction:
+def whole_prediction(card: ModelCard, video: VideoInput, totals: Totals, windows: list[WindowPrediction]) -> VideoPrediction:
     """Combine the predictions of all windows of a video.
 
     Raises:
@@ -85,8 +83,8 @@ def whole_prediction(
     """
     if not windows:
         raise UserError(f"nobody is seen in {video.name} for long enough to be recognised: its joints have confidence 0")
-    calibrated = recogniser.temperature is not None
-    return VideoPrediction(video.name, totals.frames, totals.seconds, recogniser.classes, calibrated, tuple(windows))
+    calibrated = card.temperature is not None
+    return VideoPrediction(video.name, totals.frames, totals.seconds, card.classes, calibrated, tuple(windows))
 
 
 @dataclass(slots=True)
@@ -105,7 +103,7 @@ class Totals:
 
 
 def cut(
-    recogniser: Recogniser,
+    card: ModelCard,
     video: VideoInput,
     joints_of: JointsOf | None,
     sampling: Sampling,
@@ -116,45 +114,43 @@ def cut(
     Raises:
         UserError: As `recognise`.
     """
-    spec, totals = recogniser.spec, totals or Totals()
-    joints = _joints(recogniser, video, joints_of)
-    length, stride = _frames(recogniser, video, sampling)
+    spec, totals = card.spec, totals or Totals()
+    joints = _joints(card, video, joints_of)
+    length, stride = _frames(card, video, sampling)
     # People who are cut out of the frames need more pixels than those who fill them.
     short_side_px = spec.data.size * (2 if are_apart(joints, spec, sampling.people) else 1)
     for window in sliding_windows(totals.count(video.frames(short_side_px)), length, stride):
         yield window, clips_of(window, joints, spec, sampling.people)
 
 
-def _joints(recogniser: Recogniser, video: VideoInput, joints_of: JointsOf | None) -> Joints | None:
-    if not recogniser.needs_joints:
+def _joints(card: ModelCard, video: VideoInput, joints_of: JointsOf | None) -> Joints | None:
+    if not card.needs_joints:
         return None
-    model = recogniser.spec.model
+    model = card.spec.model
     if joints_of is None:
         raise UserError(
-            f"{recogniser.name} reads joints (model.modality is {model.modality}): name a file of them with --joints; "
+            f"{card.name} reads joints (model.modality is {model.modality}): name a file of them with --joints; "
             "docs/serving.md has its columns"
         )
     if video.is_live:
-        raise UserError(f"{recogniser.name} reads joints, and a pipe or camera has none; use a model with model.modality=rgb")
+        raise UserError(f"{card.name} reads joints, and a pipe or camera has none; use a model with model.modality=rgb")
     frames = sum(1 for _ in video.frames(16))  # the header's count is wrong in many intact files
     joints = joints_of(video.source, frames)
     if joints.shape[0] != frames or joints.shape[2] != model.num_joints:
         raise UserError(
             f"the joints of {video.name} have the shape {joints.shape}, but the video has {frames} frames and "
-            f"{recogniser.name} reads {model.num_joints} joints a body"
+            f"{card.name} reads {model.num_joints} joints a body"
         )
     return joints
 
 
-def _frames(recogniser: Recogniser, video: VideoInput, sampling: Sampling) -> tuple[int | None, int]:
+def _frames(card: ModelCard, video: VideoInput, sampling: Sampling) -> tuple[int | None, int]:
     """Return the length of a window and the stride, in frames."""
     rate = video.frame_rate() or _ASSUMED_RATE
     seconds, stride = sampling.window_seconds, sampling.stride_seconds
-    length = recogniser.clip_frames if seconds is None else max(1, round(seconds * rate))
+    length = card.clip_frames if seconds is None else max(1, round(seconds * rate))
     if length is None and video.is_live:
-        raise VideoError(
-            f"{recogniser.name} does not record how long its clips are, and {video.name} may never end: set --window"
-        )
+        raise VideoError(f"{card.name} does not record how long its clips are, and {video.name} may never end: set --window")
     if stride is not None:
         return length, max(1, round(stride * rate))
     return length, max(1, round(STRIDE_SHARE * (length or 1)))

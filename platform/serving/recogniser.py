@@ -8,8 +8,9 @@ Letters: B clips, T frames, H W pixels, M bodies, N joints, C classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,29 +41,49 @@ class Place:
     run: Path | None
     model: Path | None
 
+    def card(self) -> ModelCard:
+        """Read what is known of the model, without its weights.
+
+        Raises:
+            UserError: The run has not finished, or the model's files are damaged.
+        """
+        with self._readable():
+            return _card_of_run(RunFolder(self.run)) if self.run else _card_of_folder(self.name, self.model or Path())
+
     def load(self) -> Recogniser:
         """Load the model onto the GPU if there is one, else the CPU.
 
         Raises:
             UserError: The run has not finished, its weights are gone, or the model's files are damaged.
         """
+        card = self.card()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = card.spec.model
+        batch_norm = "frozen" if config.batch_norm == "sync" else config.batch_norm  # the same in evaluation mode
+        model = StarTransformer(replace(config, weights="none", batch_norm=batch_norm))  # the state has the weights
+        with self._readable():
+            load_state(model, _state_of_run(RunFolder(self.run)) if self.run else load_file((self.model or Path()) / WEIGHTS))
+        own = {field.name: getattr(card, field.name) for field in fields(card)}
+        return Recogniser(**own, model=model.eval().to(device), device=device)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            return _from_run(RunFolder(self.run)) if self.run else _from_folder(self.name, self.model or Path())
+            yield
+        except UserError:
+            raise
         except (ValueError, OSError, KeyError, SafetensorError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"the model of {self.name} cannot be loaded: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Recogniser:
-    """A model in evaluation mode, with what it needs to turn videos into actions."""
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is known of a trained model besides its weights."""
 
     name: str
     spec: Spec
     classes: tuple[str, ...]
-    model: StarTransformer
-    device: torch.device
+    """In the order of the logits."""
     temperature: float | None
     """Number by which logits are divided before the softmax; None if it was never fitted."""
     clip_frames: int | None
@@ -73,16 +94,24 @@ class Recogniser:
         """Whether the model reads joints."""
         return self.spec.model.modality != "rgb"
 
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Turn logits (B, C) into probabilities, calibrated if the temperature is known."""
+        found: NDArray[np.float64] = softmax(logits.astype(np.float64) / (self.temperature or 1.0))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recogniser(ModelCard):
+    """A model in evaluation mode."""
+
+    model: StarTransformer
+    device: torch.device
+
     def logits(self, frames: NDArray[np.uint8], joints: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute logits (B, C) from frames (B, T, H, W, 3) and joints (B, T, M, N, 3)."""
         with torch.inference_mode():
             scores = self.model(torch.from_numpy(frames).to(self.device), torch.from_numpy(joints).to(self.device))
         found: NDArray[np.float32] = scores.float().cpu().numpy()
-        return found
-
-    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Turn logits (B, C) into probabilities, calibrated if the temperature is known."""
-        found: NDArray[np.float64] = softmax(logits.astype(np.float64) / (self.temperature or 1.0))
         return found
 
 
@@ -117,37 +146,36 @@ def locate(name: str, runs: Path, say: Callable[[str], None] = lambda _: None) -
     return Place(folder.path.name, folder.path, None)
 
 
-def _from_run(folder: RunFolder) -> Recogniser:
+def _card_of_run(folder: RunFolder) -> ModelCard:
     spec, result = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC)), folder.require(Result)
+    return ModelCard(
+        name=folder.path.name,
+        spec=spec,
+        classes=result.classes,
+        temperature=result.calibration.temperature if result.calibration else _temperature_of_evaluations(folder, result),
+        clip_frames=result.clip_frames,
+    )
+
+
+def _card_of_folder(name: str, folder: Path) -> ModelCard:
+    about = json.loads((folder / ABOUT).read_text())
+    return ModelCard(
+        name=name,
+        spec=spec_from_dict(about["spec"], str(folder / ABOUT)),
+        classes=tuple(about["classes"]),
+        temperature=about.get("temperature"),
+        clip_frames=about.get("clip_frames"),
+    )
+
+
+def _state_of_run(folder: RunFolder) -> dict[str, torch.Tensor]:
     stored = folder.artifacts / MODEL / WEIGHTS
     if stored.is_file():
-        state = load_file(stored)
-    else:  # a trial of a search keeps its checkpoints only
-        state = weights_to_evaluate(find_checkpoint(folder.stored_checkpoints, result.best_step).tensors)
-    temperature = result.calibration.temperature if result.calibration else _temperature_of_evaluations(folder, result)
-    return _recogniser(folder.path.name, spec, result.classes, state, temperature, result.clip_frames)
-
-
-def _from_folder(name: str, folder: Path) -> Recogniser:
-    about = json.loads((folder / ABOUT).read_text())
-    spec = spec_from_dict(about["spec"], str(folder / ABOUT))
-    temperature, clip_frames = about.get("temperature"), about.get("clip_frames")
-    return _recogniser(name, spec, tuple(about["classes"]), load_file(folder / WEIGHTS), temperature, clip_frames)
-
-
-def _recogniser(
-    name: str,
-    spec: Spec,
-    classes: tuple[str, ...],
-    state: dict[str, torch.Tensor],
-    temperature: float | None,
-    clip_frames: int | None,
-) -> Recogniser:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch_norm = "frozen" if spec.model.batch_norm == "sync" else spec.model.batch_norm  # the same in evaluation mode
-    model = StarTransformer(replace(spec.model, weights="none", batch_norm=batch_norm))  # the state has the weights
-    load_state(model, state)
-    return Recogniser(name, spec, classes, model.eval().to(device), device, temperature, clip_frames)
+        state: dict[str, torch.Tensor] = load_file(stored)
+        return state
+    # A trial of a search keeps its checkpoints only.
+    best = find_checkpoint(folder.stored_checkpoints, folder.require(Result).best_step)
+    return weights_to_evaluate(best.tensors)
 
 
 def _temperature_of_evaluations(folder: RunFolder, result: Result) -> float | None:

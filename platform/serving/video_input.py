@@ -26,6 +26,8 @@ VIDEO_ENDINGS = (".3gp", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"
 """Names of the files of a folder that are taken as videos."""
 FORMATS = "mov,matroska,avi,mpegts,mpeg,gif,asf,h264,hevc"
 """Formats that are read. FFmpeg's others include lists that make it open further files and addresses."""
+MAX_PIXELS = 8192 * 4320
+"""Pixels of the largest frame that is decoded: a small file may ask for any amount of memory."""
 PIPE, CAMERA = "-", "/dev/video"
 
 
@@ -116,6 +118,10 @@ class VideoInput:
             yield from container.frames(short_side_px)
             return
         stream = _picture_stream(container, self.name)
+        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            raise VideoError(
+                f"{self.name} has frames of {stream.codec_context.width} × {stream.codec_context.height}, above 8K"
+            )
         stream.thread_type = "AUTO"
         rate, shrink, first, last, count = float(stream.average_rate or 25), VideoReformatter(), None, 0.0, 0
         for frame in container.decode(stream):

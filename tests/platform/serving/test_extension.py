@@ -65,7 +65,7 @@ def test_another_schedule_is_another_run(run: RunResult, runs: Path) -> None:
     assert one.run_id("x") != other.run_id("x")
     source = open_source(other.data, runs)
     lines = extension_lines(other, RunFolder(run.folder), source, len(split_parts(other, source).train))
-    assert lines[1].startswith("         schedule cosine, from 0.00025 to ")  # a quarter of the peak after two of three epochs
+    assert lines[1].startswith("         schedule cosine, from 0.00023 to ")  # a quarter of the peak after two of three epochs
 
 
 @pytest.mark.parametrize(
