@@ -33,6 +33,8 @@ _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "init_digest", None),
     ("train", "init_lr_scale", 1.0),
     ("train", "extends", None),
+    ("train", "tf32", False),
+    ("train", "deterministic", False),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
 )
