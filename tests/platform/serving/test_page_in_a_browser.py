@@ -8,14 +8,12 @@ import socket
 import subprocess
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("multipart", reason="needs the extra: pip install 'starlab[serve]'")
-uvicorn = pytest.importorskip("uvicorn")
-
 import numpy as np
+import pytest
+import uvicorn
 from fastapi.responses import FileResponse, HTMLResponse
 from numpy.typing import NDArray
 
@@ -27,6 +25,7 @@ from starlab.platform.serving.windows import Clip
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(find_spec("multipart") is None, reason="needs the extra: pip install 'starlab[serve]'"),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; Debian: apt-get install chromium"),
 ]
 PROBE = """<script>addEventListener("load", async () => {

@@ -9,16 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import uvicorn
 from numpy.typing import NDArray
-
-pytest.importorskip("multipart", reason="needs the extra: pip install 'starlab[serve]'")
-uvicorn = pytest.importorskip("uvicorn")
 
 from starlab.platform.errors import UserError
 from starlab.platform.serving.limits import Limits, check_binding
@@ -26,6 +25,7 @@ from starlab.platform.serving.recogniser import Recogniser
 from starlab.platform.serving.service import make_app
 from starlab.platform.serving.windows import Clip
 
+pytestmark = pytest.mark.skipif(find_spec("multipart") is None, reason="needs the extra: pip install 'starlab[serve]'")
 TOKEN = "a-token-of-enough-length"
 
 
