@@ -63,6 +63,8 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     spec = with_digest(spec, root)
     lines: list[str] = []
     source, parts = _data(spec, root, lines)
+    if spec.train.init_from is not None:
+        lines.append(f"init       {spec.train.init_from}: train.init_digest={spec.train.init_digest}")
     run_id = spec.run_id(source.fingerprint) if source else f"{spec.name}-…"
     folder = RunFolder(root / run_id)
     folder.place_checkpoints(spec.resources.checkpoints, "dry-run")  # a bad place is refused now rather than when it trains
