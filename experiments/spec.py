@@ -94,8 +94,7 @@ class Spec:
         for place in ("store", "source", "decode", "cache", "estimated_joints"):
             del resolved["data"][place]
         del resolved["train"]["profile"]
-        if self.train.init_digest is not None:  # the weights count, wherever they are
-            resolved["train"]["init_from"] = None
+        resolved["train"]["init_from"] = None if self.train.init_digest else self.train.init_from  # not the weights' name
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
         for section, key, default in _ADDED_LATER:
