@@ -19,6 +19,7 @@ from starlab.platform.runs.checkpoint import find_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.records import Result
+from starlab.platform.tracking.description import command
 from starlab.platform.trainer import RunResult, train
 
 
@@ -57,6 +58,11 @@ def test_with_a_constant_rate_the_longer_run_is_the_single_run_over_all_epochs_b
     assert any("another look at the test part" in line for line in said)
     assert json.loads((extended.folder / "run.json").read_text())["tags"]["starlab.extends"] == run.run_id
     assert train(longer(run), runs=runs, extend=run.run_id).was_complete
+    again = command(folders[0])
+    assert again.endswith(f" --extend {run.run_id}")
+    assert "train.extends" not in again
+    with pytest.raises(UserError, match=r"train.extends cannot be set by hand; name the finished run instead"):
+        train(longer(run, extends="0" * 64), runs=runs)
 
 
 def test_another_schedule_is_another_run(run: RunResult, runs: Path) -> None:
