@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +101,6 @@ class VideoInput:
         if self.source == PIPE:
             return av.open(_Pipe(), options=options)
         if self.source.startswith(CAMERA):
-            if "v4l2" not in av.formats_available and "video4linux2,v4l2" not in av.formats_available:
-                return closing(_Camera(self.source))
             return av.open(self.source, format="v4l2")
         path = Path(self.source)
         if not path.is_file():
@@ -114,9 +111,6 @@ class VideoInput:
         return av.open(f"file:{path.resolve()}", options=options)
 
     def _decode(self, container: Any, short_side_px: int | None) -> Iterator[TimedFrame]:
-        if isinstance(container, _Camera):
-            yield from container.frames(short_side_px)
-            return
         stream = _picture_stream(container, self.name)
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
             raise VideoError(
@@ -173,44 +167,6 @@ class _Pipe:
 
     def read(self, size: int) -> bytes:
         return os.read(sys.stdin.fileno(), size)  # returns what is there, so a live stream is read as it comes
-
-
-class _Camera:
-    """A camera through OpenCV, where FFmpeg was built without cameras (as in the wheels of PyAV)."""
-
-    def __init__(self, device: str) -> None:
-        import cv2
-
-        number = device.removeprefix(CAMERA)
-        if not number.isdecimal():
-            raise VideoError(f"{device} names no camera; cameras are {CAMERA}0, {CAMERA}1, …")
-        self._device, self._capture = device, cv2.VideoCapture(int(number))
-        if not self._capture.isOpened():
-            raise VideoError(f"the camera {device} cannot be opened: it is missing, in use, or not yours to read")
-
-    def frames(self, short_side_px: int | None) -> Iterator[TimedFrame]:
-        """Yield frames with the time at which each was taken, until the camera ends."""
-        import time
-
-        import cv2
-
-        began = None
-        while True:
-            taken, picture = self._capture.read()
-            if not taken:
-                if began is None:
-                    raise VideoError(f"the camera {self._device} gives no picture")
-                return
-            now = time.monotonic()
-            began = now if began is None else began
-            if short_side_px is not None:
-                height, width = shrunk_size(picture.shape[0], picture.shape[1], short_side_px)
-                picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-            yield TimedFrame(now - began, np.ascontiguousarray(picture[..., ::-1], np.uint8))
-
-    def close(self) -> None:
-        """Release the device."""
-        self._capture.release()
 
 
 def _picture_stream(container: Any, name: str) -> Any:

@@ -90,6 +90,6 @@ def test_more_people_than_the_model_takes_are_a_clip_each_cut_out_of_the_frames(
 
 def test_a_person_who_is_hardly_seen_is_no_clip(recogniser: Recogniser, make: Any) -> None:
     joints = make.joints(2)
-    joints[:25, 1, :, 2] = 0
+    joints[:30, 1, :, 2] = 0
     assert [clip.person for clip in clips_of(Window(0, timed(40)), joints, recogniser.spec, "each")] == [0]
     assert clips_of(Window(0, timed(40)), np.zeros_like(joints), recogniser.spec, "each") == []
