@@ -56,13 +56,15 @@ def promote(name: str, alias: str, runs: Path, say: Callable[[str], None] = lamb
     uri, model = stored_uri(folder), folder.info.experiment
     client = MlflowClient(uri, registry_uri=uri)
     try:
-        before = client.get_registered_model(model).aliases.get(alias)
+        before = client.get_registered_model(model).aliases.get(alias)  # an int or a str, by the kind of server
         client.set_registered_model_alias(model, alias, state.model_version)
     except MlflowException as error:
         raise UserError(f"MLflow did not set the alias {alias!r} of the model {model}: {error}") from None
     result = folder.result
     val = result.val if result is not None else {}
-    return Promotion(model, state.model_version, alias, folder.path.name, val, before, state.uri)
+    return Promotion(
+        model, state.model_version, alias, folder.path.name, val, None if before is None else str(before), state.uri
+    )
 
 
 def _best(name: str, folders: Sequence[RunFolder]) -> RunFolder:
