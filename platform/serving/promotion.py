@@ -56,7 +56,7 @@ def promote(name: str, alias: str, runs: Path, say: Callable[[str], None] = lamb
     uri, model = stored_uri(folder), folder.info.experiment
     client = MlflowClient(uri, registry_uri=uri)
     try:
-        before = client.get_registered_model(model).aliases.get(alias)  # an int or a str, by the kind of server
+        found = client.get_registered_model(model).aliases.get(alias)
         client.set_registered_model_alias(model, alias, state.model_version)
     except MlflowException as error:
         raise UserError(f"MLflow did not set the alias {alias!r} of the model {model}: {error}") from None
