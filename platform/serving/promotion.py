@@ -62,9 +62,8 @@ def promote(name: str, alias: str, runs: Path, say: Callable[[str], None] = lamb
         raise UserError(f"MLflow did not set the alias {alias!r} of the model {model}: {error}") from None
     result = folder.result
     val = result.val if result is not None else {}
-    return Promotion(
-        model, state.model_version, alias, folder.path.name, val, None if before is None else str(before), state.uri
-    )
+    before = None if found is None else str(found)  # MLflow's SQL store gives a number
+    return Promotion(model, state.model_version, alias, folder.path.name, val, before, state.uri)
 
 
 def _best(name: str, folders: Sequence[RunFolder]) -> RunFolder:
