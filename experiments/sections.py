@@ -50,7 +50,7 @@ class TrainConfig:
     """Bad steps in a row that are skipped before a roll-back."""
     max_rollbacks: int = 2
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "auto"
-    """"auto" takes bf16 or fp16 on a GPU; on a CPU with bf16 units it measures once and keeps the faster."""
+    """"auto" takes bf16 or fp16 on a GPU, and fp32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the training step. "auto" takes it on GPUs of compute capability 8.0 or more, so not on a V100."""
     tf32: bool = False
@@ -116,6 +116,8 @@ class TrainConfig:
         every = self.checkpoint_every_steps
         _require(every is None or every >= 1, "train.checkpoint_every_steps", every, "be 1 or more, or null")
         _require(self.seed >= 0, "train.seed", self.seed, "be 0 or more")
+        both = self.deterministic and self.compile == "on"
+        _require(not both, "train.compile", "on", 'be "auto" or "off" with train.deterministic: compiled kernels are timed')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +145,11 @@ class ResourcesConfig:
     checkpoints: str | None = None
     """Folder or URI (s3://bucket/path) that takes the checkpoints, in a folder of the run's own; null is the run's folder.
     Where a run keeps them is settled when it is new."""
+
+    @property
+    def collective_seconds(self) -> int:
+        """Time-out of a collective: ranks that wait for a stuck rank must not fail before the watchdog finds it."""
+        return math.ceil(self.stuck_after_seconds) + 120
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "resources.workers", self.workers, "be 1 or more")

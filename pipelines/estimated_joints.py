@@ -86,7 +86,7 @@ class EstimatedJoints:
                 clip, fits none of the clips, or has joints of another number, in pixels, or with a confidence outside
                 [0, 1]. A clip that it lacks, or has at another length, is listed in `skipped`.
         """
-        self._source, self._path, self._clamp = source, path, clamp
+        self.source, self._path, self._clamp = source, path, clamp
         self.classes, self.max_bodies, self.skeleton = source.classes, source.max_bodies, skeleton
         places: dict[str, tuple[int, int, int]] = {}
         for group, at, clip_id, num_frames, _ in _index(path):
@@ -122,7 +122,7 @@ class EstimatedJoints:
     @property
     def clips(self) -> Sequence[ClipRow]:
         """See `clip.ClipSource.clips`."""
-        return self._source.clips if len(self._kept) == len(self._source.clips) else Subset(self._source.clips, self._kept)
+        return self.source.clips if len(self._kept) == len(self.source.clips) else Subset(self.source.clips, self._kept)
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """The data set's frames with the estimator's joints. See `clip.ClipSource.read`.
@@ -132,13 +132,13 @@ class EstimatedJoints:
             StorageError: the storage failed; nothing is known about the clip.
         """
         joints = self._joints(row)
-        decoded = self._source.read(row, frame_indices, min_side_px)
+        decoded = self.source.read(row, frame_indices, min_side_px)
         return replace(decoded, joints=joints[np.asarray(frame_indices)])
 
     def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
         """The data set's frames with the estimator's joints, which have no depth. See `clip.ClipSource.encode`."""
         joints = self._joints(row)
-        return replace(self._source.encode(row, short_side_px), joints=joints, joints_3d=None)
+        return replace(self.source.encode(row, short_side_px), joints=joints, joints_3d=None)
 
     def _joints(self, row: ClipRow) -> NDArray[np.float32]:
         """(frames, `max_bodies`, joints, 3)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import signal
 import time
@@ -147,8 +146,7 @@ def _fit(
         trainer(
             loop,
             train_loop_config={"task": task},
-            # Longer than the watchdog waits: ranks that wait for a stuck rank must not fail before it is found.
-            torch_config=NodeAddressTorchConfig(timeout_s=math.ceil(task.spec.resources.stuck_after_seconds) + 120),
+            torch_config=NodeAddressTorchConfig(timeout_s=task.spec.resources.collective_seconds),
             scaling_config=worker_group(task.spec, placement),
             run_config=RunConfig(
                 name=ray_folder.name,

@@ -46,7 +46,8 @@ from starlab.platform.worker.step_timer import StepTimer
 from starlab.platform.worker.tasks import TrainTask
 from starlab.platform.worker.watchdog import Watchdog
 
-STEPS_AHEAD = {"cuda": 1}  # a GPU always has work if the host judges each step one step later
+STEPS_AHEAD = {"cuda": 1}
+"""Steps that the device may still be doing when the host judges, by device type, so that a GPU always has work. Else 0."""
 
 
 def train_loop(config: dict[str, TrainTask]) -> None:
@@ -54,7 +55,7 @@ def train_loop(config: dict[str, TrainTask]) -> None:
     context, task = ray.train.get_context(), config["task"]
     device = ray.train.torch.get_device()
     check_device(device)
-    ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device)
+    ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device, task.spec.resources.collective_seconds)
     check_fence(task.folder.path, task.fence)  # another process may own the run when Ray restarts a group
     if ranks.rank == 0:
         note_device(task.folder, ranks.world, device)
@@ -81,8 +82,7 @@ class _Worker:
         self.writer = RunWriter(task, ranks.rank)
         if device.type == "cpu":
             torch.set_num_threads(self.spec.resources.threads_per_worker)
-        low, high = rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)
-        self.clips_per_step = high - low
+        self.clips_per_step = len(range(*rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)))
         self.evaluate_at, self.checkpoint_at = self.steps.evaluations(), self.steps.checkpoints_between()
         self.last_evaluation: dict[str, float] = {}  # step and the selection's metrics
         self.ending: str | None = None
@@ -92,7 +92,7 @@ class _Worker:
         self.batches = self._stream(checkpoint.step if checkpoint else 0)
         torch.manual_seed(self.spec.train.seed)
         self.core = StarTransformer(self.spec.model).to(device)
-        self.precision = agree_on_precision(task, ranks, self.core, self.clips_per_step, device)
+        self.precision = agree_on_precision(task, ranks, device)
         self.core.register_forward_pre_hook(lambda *_: watchdog.beat())
         self.state = TrainingState(self.core, self.spec.train, device, self.precision, take_initial_weights(task, self.core))
         bad_steps = ranks.first(self.folder.read(BadSteps)) or BadSteps()
@@ -123,8 +123,8 @@ class _Worker:
             self.profile.step()
             if self._is_logged(self.state.step) or self.state.step in self.checkpoint_at:
                 self._judge()  # which may go back to an earlier step
-            step, logged = self.state.step, self._is_logged(self.state.step)
-            if logged:
+            step = self.state.step
+            if logged := self._is_logged(step):
                 self._log_curve(timer)
                 timer.restart(step)
             if step in self.evaluate_at:
@@ -152,11 +152,11 @@ class _Worker:
         bad = self.optimization.apply()
         self.local.add(sums, unless=bad)
         state.guard.note(step, bad)
-        self._judge(but=STEPS_AHEAD.get(self.device.type, 0))
+        self._judge(except_last=STEPS_AHEAD.get(self.device.type, 0))
 
-    def _judge(self, but: int = 0) -> None:
-        """Wait until the device has done all steps but the last few, and act on those that were bad."""
-        for step, verdict in self.state.guard.verdicts(but):
+    def _judge(self, except_last: int = 0) -> None:
+        """Wait until the device has done all steps except the last few, and act on those that were bad."""
+        for step, verdict in self.state.guard.verdicts(except_last):
             if verdict is not Verdict.GOOD:
                 self.writer.bad_step(self.state.guard, step, verdict.value)
             if verdict in (Verdict.ROLL_BACK, Verdict.STOP):
