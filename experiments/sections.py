@@ -67,6 +67,15 @@ class TrainConfig:
     """Besides the checkpoints at every epoch's end and at every evaluation; null writes none in between."""
     log_every_steps: int = 10
     """Steps between two points of the training curve."""
+    init_from: str | None = None
+    """Model whose weights the run starts from, where they fit: a run, a .safetensors file, a model's folder, or an MLflow
+    address such as models:/demo@best. The name is not part of the run's identity; `init_digest` is."""
+    init_digest: str | None = None
+    """SHA-256 of these weights; null fills it in when the run starts. Other weights under the same name are then refused."""
+    init_lr_scale: float = 1.0
+    """The learning rate of the weights that were taken from `init_from` over that of the rest; 0 freezes them."""
+    extends: str | None = None
+    """SHA-256 of the last checkpoint of the run that this one trains longer; `starlab train --extend RUN` sets it."""
     profile: bool = False
     """Trace a few steps of rank 0 into the run's artifacts. Not part of the run's identity."""
 
@@ -93,6 +102,13 @@ class TrainConfig:
         _require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "be above 0 or null")
         _require(self.mixup >= 0, "train.mixup", self.mixup, "be 0 or more")
         _require(self.ema is None or 0 < self.ema < 1, "train.ema", self.ema, "be above 0 and below 1, or null")
+        _require(self.init_lr_scale >= 0, "train.init_lr_scale", self.init_lr_scale, "be 0 or more; 0 freezes what was taken")
+        _require(
+            self.init_from is not None or (self.init_digest is None and self.init_lr_scale == 1),
+            "train.init_from",
+            self.init_from,
+            "name a model where train.init_digest or train.init_lr_scale is set",
+        )
         for name in ("max_bad_steps", "max_rollbacks"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "be 0 or more")
         for name in ("global_batch", "accumulate", "reference_batch", "evaluate_every_epochs", "log_every_steps"):

@@ -29,6 +29,10 @@ _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
     ("train", "backbone_lr_scale", 1.0),
     ("train", "stop_after_epochs", None),
+    ("train", "init_from", None),
+    ("train", "init_digest", None),
+    ("train", "init_lr_scale", 1.0),
+    ("train", "extends", None),
     ("train", "tf32", False),
     ("train", "deterministic", False),
     ("data", "clamp_confidence", False),
@@ -96,6 +100,7 @@ class Spec:
         for place in ("store", "source", "decode", "cache", "estimated_joints"):
             del resolved["data"][place]
         del resolved["train"]["profile"]
+        resolved["train"]["init_from"] = None if self.train.init_digest else self.train.init_from  # not the weights' name
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
         for section, key, default in _ADDED_LATER:

@@ -10,7 +10,14 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import cluster_commands, data_commands, explain_commands, plan_commands, result_commands
+from starlab.platform import (
+    cluster_commands,
+    data_commands,
+    explain_commands,
+    plan_commands,
+    result_commands,
+    serving_commands,
+)
 
 app = typer.Typer(
     name="starlab",
@@ -44,11 +51,16 @@ def train(
     refit: Annotated[
         bool, typer.Option("--refit", help="Choose the epoch on the validation part, then train on all of train and test that.")
     ] = False,
+    extend: Annotated[
+        str | None, typer.Option(help="Train this finished run on, to train.epochs counted from its beginning.")
+    ] = None,
 ) -> None:
     """Train an experiment, or continue its run: starlab train demo train.epochs=2"""
     from starlab.experiments.spec import load_spec
 
     spec = load_spec(experiment, overrides or [])
+    if extend is not None and (refit or dry_run):
+        raise typer.BadParameter("goes with neither --refit nor --dry-run", param_hint="--extend")
     if dry_run:
         from starlab.platform.dry_run import forecast
         from starlab.platform.errors import UserError
@@ -67,8 +79,11 @@ def train(
     from starlab.platform.summary import result_lines
     from starlab.platform.trainer import train as train_run
 
-    start = refit_run if refit else train_run
-    _print(result_lines(start(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
+    live = sys.stdout.isatty()
+    if refit:
+        _print(result_lines(refit_run(spec, runs=runs, fresh=fresh, say=_say, live=live)))
+    else:
+        _print(result_lines(train_run(spec, runs=runs, fresh=fresh, say=_say, live=live, extend=extend)))
 
 
 @app.command()
@@ -212,6 +227,10 @@ app.command()(cluster_commands.stop)
 app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.slurm)
 app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.kuberay)
 app.command()(cluster_commands.on_premise)
+app.command()(serving_commands.predict)
+app.command()(serving_commands.export)
+app.command()(serving_commands.promote)
+app.command()(serving_commands.serve)
 app.add_typer(data_commands.data)
 
 

@@ -24,6 +24,7 @@ from starlab.platform.preflight import check_spec, open_data
 from starlab.platform.recipe.step_plan import StepPlan
 from starlab.platform.runs.checkpoint import checkpoint_steps
 from starlab.platform.runs.folder import RunFolder, runs_folder
+from starlab.platform.serving.initial_weights import with_digest
 
 _OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
 """Number of values that an optimizer keeps per parameter: SGD's momentum, AdamW's two moments."""
@@ -59,8 +60,11 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     """
     root = runs_folder(runs)
     check_spec(spec)
+    spec = with_digest(spec, root)
     lines: list[str] = []
     source, parts = _data(spec, root, lines)
+    if spec.train.init_from is not None:
+        lines.append(f"init       {spec.train.init_from}: train.init_digest={spec.train.init_digest}")
     run_id = spec.run_id(source.fingerprint) if source else f"{spec.name}-…"
     folder = RunFolder(root / run_id)
     folder.place_checkpoints(spec.resources.checkpoints, "dry-run")  # a bad place is refused now rather than when it trains

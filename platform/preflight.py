@@ -24,9 +24,11 @@ def check_spec(spec: Spec) -> None:
 
     Raises:
         UserError: Ray could not write its files on this machine, the pre-trained weights are missing or damaged (the message
-            says what to download and where to put it), or the metric to select by does not exist.
+            says what to download and where to put it), the metric to select by does not exist, or `train.extends` is set.
     """
     check_ray_can_start()
+    if spec.train.extends is not None:
+        raise UserError("train.extends cannot be set by hand; name the finished run instead: starlab train … --extend RUN")
     if spec.train.select_by not in METRICS:
         near = difflib.get_close_matches(spec.train.select_by, METRICS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(METRICS)}"

@@ -101,13 +101,15 @@ class Evaluator:
     def __init__(self, task: TrainTask, ranks: Ranks, state: TrainingState, device: torch.device, writer: RunWriter) -> None:
         self._task, self._ranks, self._state, self._writer = task, ranks, state, writer
         self._predictor = Predictor.of(task, ranks, device, state.precision)
+        self.selection: Evaluation | None = None
+        """The newest evaluation of the selection part."""
 
     def evaluate_selection(self) -> tuple[dict[str, float], int]:
         """Evaluate the selection part. Returns its metrics and the number of its clips; ({}, 0) if nothing was held out."""
         if not self._task.selection:
             return {}, 0
         part = "test" if self._task.spec.data.select == "test" else "validation"
-        evaluation = self.evaluate(self._task.selection, part)
+        evaluation = self.selection = self.evaluate(self._task.selection, part)
         return evaluation.metrics(), len(evaluation.clips)
 
     def evaluate(

@@ -34,8 +34,10 @@ from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.provenance import note_device
 from starlab.platform.runs.records import BadSteps, Result, WorkerNodes
 from starlab.platform.runs.system_metrics import worker_metrics
+from starlab.platform.worker.calibration import calibrate, keep_validation, median_clip_frames
 from starlab.platform.worker.end_requests import why_to_end
 from starlab.platform.worker.evaluate import Evaluator
+from starlab.platform.worker.initial_weights import take_initial_weights
 from starlab.platform.worker.precision import agree_on_precision
 from starlab.platform.worker.predictions import write_predictions
 from starlab.platform.worker.run_writer import RunWriter
@@ -93,7 +95,7 @@ class _Worker:
         self.core = StarTransformer(self.spec.model).to(device)
         self.precision = agree_on_precision(task, ranks, device)
         self.core.register_forward_pre_hook(lambda *_: watchdog.beat())
-        self.state = TrainingState(self.core, self.spec.train, device, self.precision)
+        self.state = TrainingState(self.core, self.spec.train, device, self.precision, take_initial_weights(task, self.core))
         bad_steps = ranks.first(self.folder.read(BadSteps)) or BadSteps()
         self.state.guard.left_out, self.state.guard.rollbacks = set(bad_steps.left_out), bad_steps.rollbacks
         self.local = Sums.zero(device)  # this rank's sums since they were last folded into `pending`
@@ -222,6 +224,8 @@ class _Worker:
             state.best = self.last_evaluation if is_kept else {}
         elif is_kept and is_better(selected, state.best, self.spec.train.select_by):  # never one that is not on the disk
             state.best = self.last_evaluation
+        if self.ranks.rank == 0 and state.best is self.last_evaluation:
+            keep_validation(self.task, self.evaluator.selection)
         state.epoch.clear()
         points = {names.UNREADABLE_CLIPS: float(len(state.unreadable)), names.EPOCH: float(epoch)}
         if totals.clips:  # none where every step was left out
@@ -262,6 +266,8 @@ class _Worker:
                 test_clips=len(test.clips) if test else None,
                 confusion=test.confusion().tolist() if test else None,
                 unreadable=state.unreadable,
+                clip_frames=median_clip_frames(self.task),
+                calibration=calibrate(self.task, best, test) if self.ranks.rank == 0 else None,
                 not_official=not_official(self.spec.data.dataset, self.spec.data.protocol, self.task.source.clips),
             )
         )
