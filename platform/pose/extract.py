@@ -1,0 +1,309 @@
+"""`starlab data pose`: the joints of many videos, in parallel through Ray Data, resumable at any moment.
+
+One video is one task of one CPU. What a finished video has is kept in a folder beside the result until the result is complete.
+The result has the clips in the order of their names, so it is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from starlab.pipelines.clip import DataError, UnreadableClipError
+from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS
+from starlab.pipelines.prefetch import Prefetch
+from starlab.platform.errors import UserError
+from starlab.platform.pose.clips import Clips
+from starlab.platform.pose.estimate import Estimator, estimate_clip
+from starlab.platform.pose.joints_file import PoseSettings, clip_digests, row_bytes, settings_of, tables, write_joints_file
+from starlab.platform.pose.model_file import ModelFiles, load_model
+
+MOVENET = "movenet"
+PARTS = ".parts"
+"""What the name of the folder with finished videos ends in."""
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoseProgress:
+    """Progress of an extraction."""
+
+    videos_done: int
+    videos: int
+    frames_done: int
+    """In this call."""
+    frames_per_second: float
+    """0 before the first."""
+    videos_bad: int
+
+    def line(self) -> str:
+        """One line of text."""
+        parts = [f"{self.videos_done:>4,}/{self.videos:,} videos", f"{self.frames_done:,} frames"]
+        if self.frames_per_second > 0:
+            parts.append(f"{self.frames_per_second:.1f} frames/s")
+        if self.videos_bad:
+            parts.append(f"{self.videos_bad} bad")
+        return "  ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extraction:
+    """The outcome of an extraction."""
+
+    path: Path
+    videos: int
+    """Clips in the file."""
+    kept: int
+    """Those of them that an earlier call had estimated."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Videos that cannot be read, and why."""
+
+
+def pose_settings(estimator: str = MOVENET, skeleton: str = "coco", long_side_px: int = 384, every: int = 1) -> PoseSettings:
+    """Check settings, and whether the estimator can be used here.
+
+    Args:
+        estimator: "movenet", or `module:function` for another one (`estimate.Estimator`), importable from the current folder.
+        skeleton: The skeleton of its joints.
+        long_side_px: Long side of the frames that MoveNet sees.
+        every: 2 estimates every second frame and interpolates between them.
+
+    Raises:
+        UserError: a value is out of range, the model was not fetched, or the function cannot be imported.
+    """
+    if every < 1:
+        raise UserError(f"every {every} frames cannot be estimated; the least is 1, which estimates all")
+    if not 64 <= long_side_px <= 2048:
+        raise UserError(f"a long side of {long_side_px} px is not sensible; it must be from 64 to 2048")
+    if skeleton not in ESTIMATOR_SKELETONS:
+        raise UserError(f"unknown skeleton '{skeleton}'; there are: {', '.join(ESTIMATOR_SKELETONS)}")
+    if estimator == MOVENET:
+        if skeleton != "coco":
+            raise UserError(f"MoveNet finds the joints of the skeleton coco, not {skeleton}: remove --skeleton")
+        model = load_model().sha256[:12]
+        return PoseSettings(estimator=estimator, skeleton=skeleton, model=model, long_side_px=long_side_px, every=every)
+    _import_estimator(estimator)
+    return PoseSettings(estimator=estimator, skeleton=skeleton, model="", long_side_px=0, every=every)
+
+
+def make_estimator(settings: PoseSettings, files: ModelFiles | None = None) -> Estimator:
+    """The estimator that the settings name.
+
+    Args:
+        settings: From `pose_settings`.
+        files: MoveNet's files; None reads them from the cache folder.
+    """
+    if settings.estimator != MOVENET:
+        return _import_estimator(settings.estimator)
+    from starlab.platform.pose.movenet import MoveNet  # loads torch
+
+    return MoveNet(files or load_model(), settings.long_side_px)
+
+
+def extract(
+    clips: Clips,
+    path: Path,
+    settings: PoseSettings,
+    *,
+    workers: int | None = None,
+    fresh: bool = False,
+    on_progress: Callable[[PoseProgress], None] = lambda _: None,
+) -> Extraction:
+    """Estimate the joints of every video and write them to `path`, or go on where an earlier call stopped.
+
+    Ray must be running. Clips that are in the file already, with the same settings and of an unchanged video, are kept. Each
+    task uses one thread, so the joints are the same for any number of workers.
+
+    Args:
+        clips: The videos.
+        path: The Parquet file.
+        settings: From `pose_settings`.
+        workers: Largest number of videos at once; None takes one for each CPU.
+        fresh: Estimate every video, and replace the file.
+        on_progress: Called several times a second.
+
+    Raises:
+        DataError: the file has joints by other settings, or none of the videos can be read.
+        StorageError: the storage failed; the same call resumes.
+    """
+    parts = path.with_name(f"{path.name}{PARTS}")
+    if fresh:
+        shutil.rmtree(parts, ignore_errors=True)
+    earlier = _earlier(path, settings, fresh)
+    places = {clip_id: parts / f"{hashlib.sha256(clip_id.encode()).hexdigest()[:24]}.parquet" for clip_id in clips.clip_ids}
+    digests = [clips.digest(number) for number in range(len(clips.clip_ids))]
+    todo: list[int] = []
+    for number, clip_id in enumerate(clips.clip_ids):
+        if not _is_part(places[clip_id], clip_id, digests[number], settings):
+            places[clip_id].unlink(missing_ok=True)  # of other settings, or of a video that has changed
+            if earlier.get(clip_id) != digests[number]:
+                todo.append(number)
+    kept = len(clips.clip_ids) - len(todo)
+    bad = _run(clips, places, digests, todo, settings, workers, on_progress) if todo else {}
+    if len(bad) == len(clips.clip_ids):
+        first = next(iter(sorted(bad.items())))
+        raise DataError(f"none of the {len(bad)} videos can be read; the first, {first[0]}: {first[1]}")
+    if todo or set(earlier) != set(clips.clip_ids):
+        found = _gather(clips.clip_ids, places, path if earlier else None, bad)
+        write_joints_file(path, found, settings)
+    shutil.rmtree(parts, ignore_errors=True)
+    return Extraction(path=path, videos=len(clips.clip_ids) - len(bad), kept=kept, bad=dict(sorted(bad.items())))
+
+
+def _run(
+    clips: Clips,
+    places: dict[str, Path],
+    digests: list[str],
+    todo: list[int],
+    settings: PoseSettings,
+    workers: int | None,
+    on_progress: Callable[[PoseProgress], None],
+) -> dict[str, str]:
+    """Estimate some videos, and keep each in its place once it is finished. Returns those that cannot be read, and why."""
+    files = ray.put(load_model()) if settings.estimator == MOVENET else None
+    counter = ray.remote(num_cpus=0)(_Counter).remote()
+
+    def work(tasks: Columns) -> Columns:
+        [number] = tasks["number"].tolist()
+        clip_id, row, problem = clips.clip_ids[number], b"", ""
+        try:
+            found = estimate_clip(
+                clips.frames(number),
+                _estimator_of_task(settings, files),
+                ESTIMATOR_SKELETONS[settings.skeleton],
+                settings.every,
+                lambda frames: counter.set.remote(number, frames),
+            )
+            row = row_bytes(clip_id, digests[number], found, settings)
+        except UnreadableClipError as error:
+            problem = str(error)
+        return {"number": np.array([number]), "row": np.array([row], object), "problem": np.array([problem])}
+
+    order = sorted(todo, key=lambda number: (-clips.num_bytes(number), number))  # the longest first, so that none is left alone
+    tasks = ray.data.from_items([{"number": number} for number in order], override_num_blocks=len(order))
+    done = tasks.map_batches(work, batch_size=None, batch_format="numpy", num_cpus=1, concurrency=workers)
+    done.context.enable_progress_bars = False
+    rows = Prefetch((row for row in done.iter_rows()), 2)
+    rows.start()
+    bad: dict[str, str] = {}
+    began, finished = time.monotonic(), 0
+    kept = len(clips.clip_ids) - len(todo)
+    try:
+        for row in rows.poll():
+            if row is not None:
+                clip_id = clips.clip_ids[row["number"]]
+                finished += 1
+                if row["problem"]:
+                    bad[clip_id] = row["problem"]
+                else:
+                    _keep(places[clip_id], row["row"])
+            frames = ray.get(counter.total.remote())
+            on_progress(
+                PoseProgress(
+                    videos_done=kept + finished,
+                    videos=len(clips.clip_ids),
+                    frames_done=frames,
+                    frames_per_second=frames / (time.monotonic() - began),
+                    videos_bad=len(bad),
+                )
+            )
+    finally:
+        rows.close()
+        ray.kill(counter)
+    return bad
+
+
+def _estimator_of_task(settings: PoseSettings, files: ray.ObjectRef | None) -> Estimator:
+    """The estimator in a Ray task, on one thread: another number of threads may round in another way."""
+    import torch
+
+    torch.set_num_threads(1)
+    return make_estimator(settings, None if files is None else ray.get(files))
+
+
+class _Counter:
+    """Counts the frames of all videos under way; an actor."""
+
+    def __init__(self) -> None:
+        self._frames: dict[int, int] = {}
+
+    def set(self, number: int, frames: int) -> None:
+        """Note how many frames of a video were read."""
+        self._frames[number] = frames
+
+    def total(self) -> int:
+        """The frames of all videos."""
+        return sum(self._frames.values())
+
+
+def _earlier(path: Path, settings: PoseSettings, fresh: bool) -> dict[str, str]:
+    """The digest of the video of each clip that an earlier call wrote, if it may be kept."""
+    if fresh or not path.exists():
+        return {}
+    found = settings_of(path)
+    if found is None:
+        raise DataError(
+            f"{path} is there and was not made by `starlab data pose`: name another file, or replace it with --fresh"
+        )
+    if difference := found.differences(settings):
+        raise DataError(f"{path} has joints by other settings: {difference}. Name another file, or replace it with --fresh")
+    return clip_digests(path)
+
+
+def _is_part(path: Path, clip_id: str, digest: str, settings: PoseSettings) -> bool:
+    """Whether a finished video is kept there."""
+    return settings_of(path) == settings and clip_digests(path) == {clip_id: digest}
+
+
+def _keep(place: Path, row: bytes) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(row)
+    draft.replace(place)
+
+
+def _gather(clip_ids: Any, places: dict[str, Path], earlier: Path | None, bad: dict[str, str]) -> Iterator[pa.Table]:
+    """The rows of all clips in the order of their names: the new ones, else those of the earlier file."""
+    old = {} if earlier is None else {table["clip_id"][0].as_py(): table for table in tables(earlier)}
+    for clip_id in clip_ids:
+        if clip_id in bad:
+            continue
+        if places[clip_id].is_file():
+            yield from tables(places[clip_id])
+        else:
+            yield old[clip_id]
+
+
+def _import_estimator(name: str) -> Estimator:
+    """The function that `module:function` names.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    if not function:
+        raise UserError(f"unknown estimator '{name}': name movenet, or a function of yours as module:function")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the estimator {name} cannot be imported from {Path.cwd()}: {error}") from error
+    if not callable(found):
+        raise UserError(f"the estimator {name} is no function")
+    estimator: Estimator = found
+    return estimator
