@@ -31,6 +31,7 @@ _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "stop_after_epochs", None),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
+    ("data", "custom", None),
 )
 """Keys (section, key, default) that do not count for a run's identity at their default, so that earlier runs keep their ids."""
 
@@ -60,6 +61,11 @@ class Spec:
                 f"train.accumulate is {self.train.accumulate}, but a worker has only "
                 f"{self.train.global_batch // self.resources.workers} clips per step (train.global_batch "
                 f"{self.train.global_batch} over {self.resources.workers} resources.workers); use a smaller one"
+            )
+        if self.model.modality != "rgb" and not self.data.has_joints():
+            raise ValueError(
+                f"model.modality is {self.model.modality}, but {self.data.store} has no joints: use model.modality=rgb, which "
+                "needs none, or give joints (data.estimated_joints and data.estimated_skeleton, or joints in data.yaml)"
             )
         if self.model.batch_norm == "sync" and not self.resources.gpus_per_worker:
             raise ValueError(

@@ -27,7 +27,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from starlab.pipelines.body_tracks import follow_bodies
-from starlab.pipelines.clip import ClipRow, ClipSource, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.clip import (
+    ClipRow,
+    ClipSource,
+    DataError,
+    DecodedClip,
+    EncodedClip,
+    SkippedClip,
+    UnreadableClipError,
+    identity,
+    short_digest,
+)
 from starlab.pipelines.joint_checks import flat_numbers, joint_problems
 from starlab.pipelines.retry import MISSING, read_patiently
 from starlab.pipelines.rows import Subset
@@ -74,7 +84,9 @@ def clip_lengths(path: Path) -> dict[str, int]:
 class EstimatedJoints:
     """A data set's clips and frames with an estimator's joints (`clip.ClipSource`); picklable, holds no joints."""
 
-    def __init__(self, source: ClipSource, path: Path, skeleton: Skeleton, *, clamp: bool = False) -> None:
+    def __init__(
+        self, source: ClipSource, path: Path, skeleton: Skeleton, *, clamp: bool = False, in_digests: bool = False
+    ) -> None:
         """Read the whole file once: its hash, its columns, and the ranges of its joints.
 
         Args:
@@ -82,13 +94,15 @@ class EstimatedJoints:
             path: The Parquet file.
             skeleton: The skeleton of its joints.
             clamp: Clamp confidences to [0, 1] instead of refusing others.
+            in_digests: Put the file's digest into that of each clip, so that a store prepared from these clips has the
+                fingerprint of this source.
 
         Raises:
             DataError: the file is missing, has other columns, names a clip twice, has row groups too large to read one per
                 clip, fits none of the clips, or has joints of another number, in pixels, or with a confidence outside
                 [0, 1]. A clip that it lacks, or has at another length, is listed in `skipped`.
         """
-        self._source, self._path, self._clamp = source, path, clamp
+        self.frames_source, self._path, self._clamp = source, path, clamp
         self.classes, self.max_bodies, self.skeleton = source.classes, source.max_bodies, skeleton
         places: dict[str, tuple[int, int, int]] = {}
         for group, at, clip_id, num_frames, _ in _index(path):
@@ -120,12 +134,21 @@ class EstimatedJoints:
         stat = path.stat()
         self._stamp = stat.st_size, stat.st_mtime_ns
         clamped = " clamped" if clamp else ""
+        self._clips: Sequence[ClipRow] = (
+            source.clips if len(self._kept) == len(source.clips) else Subset(source.clips, self._kept)
+        )
+        if in_digests:
+            self._clips = tuple(
+                replace(row, digest=short_digest(row.digest, skeleton.name, digest, clamped)) for row in self._clips
+            )
+            self.fingerprint = identity(self.classes, self._clips)
+            return
         self.fingerprint = hashlib.sha256(f"{source.fingerprint} {skeleton.name} {digest}{clamped}".encode()).hexdigest()
 
     @property
     def clips(self) -> Sequence[ClipRow]:
         """See `clip.ClipSource.clips`."""
-        return self._source.clips if len(self._kept) == len(self._source.clips) else Subset(self._source.clips, self._kept)
+        return self._clips
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """The data set's frames with the estimator's joints. See `clip.ClipSource.read`.
@@ -135,13 +158,13 @@ class EstimatedJoints:
             StorageError: the storage failed; nothing is known about the clip.
         """
         joints = self._joints(row)
-        decoded = self._source.read(row, frame_indices, min_side_px)
+        decoded = self.frames_source.read(row, frame_indices, min_side_px)
         return replace(decoded, joints=joints[np.asarray(frame_indices)])
 
     def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
         """The data set's frames with the estimator's joints, which have no depth. See `clip.ClipSource.encode`."""
         joints = self._joints(row)
-        return replace(self._source.encode(row, short_side_px), joints=joints, joints_3d=None)
+        return replace(self.frames_source.encode(row, short_side_px), joints=joints, joints_3d=None)
 
     def _joints(self, row: ClipRow) -> NDArray[np.float32]:
         """(frames, `max_bodies`, joints, 3)."""

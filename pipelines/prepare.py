@@ -23,6 +23,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, UnreadableClipError, identity
+from starlab.pipelines.custom.source import facts_to_dict
 from starlab.pipelines.shards import INDEX, StoredClip, is_of, shard_name, whole_shard, write_index, write_shard
 from starlab.pipelines.storage import PART, Folder
 from starlab.pipelines.store import FORMAT, MANIFEST, PLAN, StoreSource
@@ -98,7 +99,7 @@ def prepare(
             with the reasons.
     """
     folder = Folder(uri)
-    plan = {
+    plan: dict[str, Any] = {
         "format": FORMAT,
         "dataset": dataset,
         "classes": list(source.classes),
@@ -109,6 +110,8 @@ def prepare(
         "short_side_px": layout.short_side_px,
         "clips_per_shard": layout.clips_per_shard,
     }
+    if dataset == "custom":
+        plan["custom"] = facts_to_dict(source)
     _claim(folder, plan, retry)
     if folder.read_json(MANIFEST) is not None:
         if not retry:

@@ -1,4 +1,4 @@
-"""The data commands: prepare, verify, data show, data stats."""
+"""The data commands: prepare, verify, data init, data joints, data show, data stats."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Store = Annotated[str, typer.Argument(help="A prepared store: a folder, or a URI
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="penn-action, ntu60, ntu120, … (a data set's name in a spec).")],
-    source: Annotated[Path, typer.Argument(help="The folder with the authors' files.")],
+    dataset: Annotated[str, typer.Argument(help="penn-action, ntu60, ntu120, …; custom for your own videos.")],
+    source: Annotated[Path, typer.Argument(help="The folder with the authors' files, or with your own.")],
     store: Annotated[str, typer.Argument(help="Where to: a new folder, or a URI such as s3://bucket/penn.")],
     short_side: Annotated[int, typer.Option(help="Pixels that a video's short side is scaled to.")] = 256,
     shard: Annotated[int, typer.Option(help="Clips per file.")] = 64,
@@ -29,14 +29,20 @@ def prepare(
     retry: Annotated[
         bool, typer.Option("--retry", help="Rewrite shards that are damaged, have bad clips, or whose files changed.")
     ] = False,
+    joints: Annotated[
+        Path | None, typer.Option(help="Store the joints of this Parquet file instead of the data set's own.")
+    ] = None,
+    skeleton: Annotated[str | None, typer.Option(help="Their skeleton: coco, penn_action or ntu.")] = None,
 ) -> None:
     """Check every clip and write a store that trains fast, or resume: starlab prepare penn-action Penn_Action data/penn"""
-    from starlab.pipelines.sources import open_authors_files
+    from starlab.pipelines.browse import open_to_prepare
 
     name = dataset.replace("-", "_")
-    opened = open_authors_files(name, source)
+    opened, about = open_to_prepare(name, source, joints, skeleton)
     left_out = f", {len(opened.skipped)} left out" if opened.skipped else ""
     print(f"source   {source}: {len(opened.clips):,} clips of {len(opened.classes)} classes{left_out}", flush=True)
+    for line in about:
+        print(f"split    {line}", flush=True)
     from starlab.pipelines import prepare as preparing
     from starlab.pipelines.statistics import note_lines
     from starlab.platform.cluster.connect import connect
@@ -63,7 +69,7 @@ def prepare(
         f"store    {result.folder.uri}: {len(result.clips):,} clips, {result.manifest['frames']:,} frames, "
         f"{megabytes:,.0f} MB, {len(result.skipped)} clips in quarantine; fingerprint {result.fingerprint[:12]}"
     )
-    print(f"train on it with data.store={store}")
+    print(f"train on it with data.store={shlex.quote(str(store))}")
 
 
 def verify(
@@ -89,6 +95,34 @@ def verify(
         raise typer.Exit(1)
     shards = len(source.manifest["shards"])
     print(f"ok       {source.folder.uri}: {len(source.clips):,} clips in {shards} shards are what was written")
+
+
+@data.command()
+def init(folder: Annotated[Path, typer.Argument(help="A folder of videos, best with one folder per class in it.")]) -> None:
+    """Look at a folder of videos; write its list, its settings and a first experiment: starlab data init my_videos"""
+    from starlab.pipelines.custom.look import init_folder
+
+    experiment = init_folder(folder, lambda line: print(line, flush=True))
+    if experiment is None:
+        return
+    prepared = shlex.quote(f"{str(folder).rstrip('/')}-prepared")
+    print(f"next     starlab prepare custom {shlex.quote(str(folder))} {prepared}")
+    print(f"         starlab train {shlex.quote(str(experiment))} data.store={prepared}")
+
+
+@data.command()
+def joints(
+    source: Annotated[
+        Path, typer.Argument(help="A pickle of PYSKL or MMAction2, or a folder of COCO JSON files, one a video.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+) -> None:
+    """Make one file of joints of others' annotations, without running code: starlab data joints hrnet.pkl joints.parquet"""
+    from starlab.pipelines.custom.annotations import convert_joints
+
+    made = convert_joints(source, out)
+    print(f"joints   {out}: {made.clips:,} clips, {made.num_joints} joints, up to {made.max_bodies} people a clip")
+    print(f"skeleton {made.skeleton or 'none that is known has so many joints: describe it in data.yaml'}")
 
 
 @data.command()
