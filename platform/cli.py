@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import data_commands, explain_commands, result_commands
+from starlab.platform import data_commands, explain_commands, pose_commands, result_commands
 
 app = typer.Typer(
     name="starlab",
@@ -216,6 +216,8 @@ app.command()(data_commands.verify)
 app.command()(result_commands.compare)
 app.command()(explain_commands.report)
 app.command()(explain_commands.explain)
+data_commands.data.command("pose")(pose_commands.pose)
+data_commands.data.command("pose-model")(pose_commands.pose_model)
 app.add_typer(data_commands.data)
 
 

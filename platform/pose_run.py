@@ -9,10 +9,11 @@ from pathlib import Path
 from starlab.pipelines.clip import DataError
 from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.quiet import quiet_ray_data
-from starlab.platform.pose.clips import Clips
-from starlab.platform.pose.extract import Extraction, PoseProgress, extract
+from starlab.platform.errors import UserError
+from starlab.platform.pose.clips import Clips, open_clips
+from starlab.platform.pose.extract import Extraction, PoseProgress, extract, pose_settings
 from starlab.platform.pose.health import joint_health
-from starlab.platform.pose.joints_file import PoseSettings, read_clips
+from starlab.platform.pose.joints_file import PoseSettings, read_clips, settings_of
 
 
 def run_extraction(
@@ -37,6 +38,47 @@ def run_extraction(
     kept = f", {result.kept:,} of them estimated earlier" if result.kept else ""
     print(f"file     {out}: {result.videos:,} videos{kept}, {len(result.bad)} bad")
     return result
+
+
+def joints_for_store(dataset: str, source: Path, store: str, given: object) -> Path:
+    """Estimate the joints of the videos of a data set of one's own, for `starlab prepare --pose`. Returns the file.
+
+    Args:
+        dataset: The data set's name.
+        source: Its folder.
+        store: Where the store will be; the file is beside it, or in the current folder if that is a URI.
+        given: What else was said about joints; must be None.
+
+    Raises:
+        UserError: the data set is another one, or joints were given as well.
+        DataError: see `run_extraction`.
+    """
+    if dataset != "custom":
+        raise UserError(
+            f"--pose is for data sets of your own (custom); for {dataset} use `starlab data pose {source} joints.parquet`, and "
+            "train with data.estimated_joints=joints.parquet data.estimated_skeleton=coco"
+        )
+    if given is not None:
+        raise UserError("give --pose, or --joints and --skeleton, not both")
+    clips, settings = open_clips(str(source), dataset), pose_settings()
+    name = f"{store.rstrip('/')}.joints.parquet"
+    out = Path(name.rpartition("/")[2] if "://" in store else name).expanduser()
+    print(f"pose     {source}: {len(clips.clip_ids):,} videos", flush=True)
+    run_extraction(clips, out, settings)
+    return out
+
+
+def file_health_lines(path: Path) -> list[str]:
+    """What a file of estimated joints is like, whoever wrote it.
+
+    Raises:
+        DataError: it is missing or has other columns.
+    """
+    settings = settings_of(path)
+    made = "by another program"
+    if settings is not None:
+        made = f"by {settings.estimator}, skeleton {settings.skeleton}, every {settings.every}, size {settings.long_side_px} px"
+    return [f"made       {made}", *joint_health(read_clips(path)).lines()]
 
 
 class _Line:

@@ -101,8 +101,8 @@ def _checked(joints: NDArray[np.float32], num_frames: int, skeleton: Skeleton) -
     num_joints = len(skeleton.joints)
     if joints.ndim != 4 or joints.shape[0] != num_frames or joints.shape[2:] != (num_joints, 3):
         raise UserError(
-            f"the estimator returned an array of shape {joints.shape} for {num_frames} frames; it must be ({num_frames}, people, "
-            f"{num_joints}, 3) for the skeleton {skeleton.name}"
+            f"the estimator returned an array of shape {joints.shape} for {num_frames} frames; it must be ({num_frames}, "
+            f"people, {num_joints}, 3) for the skeleton {skeleton.name}"
         )
     joints = np.where(np.isfinite(joints).all(axis=-1, keepdims=True) & (joints[..., 2:] != 0), joints, np.float32(0))
     confidence = joints[..., 2]

@@ -100,18 +100,13 @@ def pose_settings(estimator: str = MOVENET, skeleton: str = "coco", long_side_px
     return PoseSettings(estimator=estimator, skeleton=skeleton, model="", long_side_px=0, every=every)
 
 
-def make_estimator(settings: PoseSettings, files: ModelFiles | None = None) -> Estimator:
-    """The estimator that the settings name.
-
-    Args:
-        settings: From `pose_settings`.
-        files: MoveNet's files; None reads them from the cache folder.
-    """
+def make_estimator(settings: PoseSettings) -> Estimator:
+    """The estimator that the settings name, for use in this process; MoveNet is read from the cache folder."""
     if settings.estimator != MOVENET:
         return _import_estimator(settings.estimator)
     from starlab.platform.pose.movenet import MoveNet  # loads torch
 
-    return MoveNet(files or load_model(), settings.long_side_px)
+    return MoveNet(load_model(), settings.long_side_px)
 
 
 def extract(
@@ -119,6 +114,7 @@ def extract(
     path: Path,
     settings: PoseSettings,
     *,
+    estimator: Estimator | None = None,
     workers: int | None = None,
     fresh: bool = False,
     on_progress: Callable[[PoseProgress], None] = lambda _: None,
@@ -132,6 +128,7 @@ def extract(
         clips: The videos.
         path: The Parquet file.
         settings: From `pose_settings`.
+        estimator: A function to use instead of the one that the settings name; it is sent to every task.
         workers: Largest number of videos at once; None takes one for each CPU.
         fresh: Estimate every video, and replace the file.
         on_progress: Called several times a second.
@@ -153,7 +150,18 @@ def extract(
             if earlier.get(clip_id) != digests[number]:
                 todo.append(number)
     kept = len(clips.clip_ids) - len(todo)
-    bad = _run(clips, places, digests, todo, settings, workers, on_progress) if todo else {}
+    bad: dict[str, str] = {}
+    if todo:
+        files = None
+        if estimator is None and settings.estimator == MOVENET:
+            files = ray.put(load_model())
+        elif estimator is None:
+            estimator = _import_estimator(settings.estimator)
+        work = _EstimateVideo(clips, digests, settings, estimator, files, ray.remote(num_cpus=0)(_Counter).remote())
+        try:
+            bad = _run(work, todo, places, workers, on_progress)
+        finally:
+            ray.kill(work.counter)
     if len(bad) == len(clips.clip_ids):
         first = next(iter(sorted(bad.items())))
         raise DataError(f"none of the {len(bad)} videos can be read; the first, {first[0]}: {first[1]}")
@@ -164,58 +172,78 @@ def extract(
     return Extraction(path=path, videos=len(clips.clip_ids) - len(bad), kept=kept, bad=dict(sorted(bad.items())))
 
 
-def _run(
-    clips: Clips,
-    places: dict[str, Path],
-    digests: list[str],
-    todo: list[int],
-    settings: PoseSettings,
-    workers: int | None,
-    on_progress: Callable[[PoseProgress], None],
-) -> dict[str, str]:
-    """Estimate some videos, and keep each in its place once it is finished. Returns those that cannot be read, and why."""
-    files = ray.put(load_model()) if settings.estimator == MOVENET else None
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
+@dataclass(frozen=True, slots=True)
+class _EstimateVideo:
+    """The work of one task: estimates the joints of one video."""
 
-    def work(tasks: Columns) -> Columns:
+    clips: Clips
+    digests: list[str]
+    settings: PoseSettings
+    estimator: Estimator | None
+    """None takes MoveNet from `files`."""
+    files: ray.ObjectRef | None
+    counter: Any
+    """The actor that counts frames."""
+
+    def __call__(self, tasks: Columns) -> Columns:
+        """The columns number, row (a file with one clip) and problem (why the video cannot be read) of `tasks["number"]`."""
         [number] = tasks["number"].tolist()
-        clip_id, row, problem = clips.clip_ids[number], b"", ""
+        row, problem = b"", ""
         try:
             found = estimate_clip(
-                clips.frames(number),
-                _estimator_of_task(settings, files),
-                ESTIMATOR_SKELETONS[settings.skeleton],
-                settings.every,
-                lambda frames: counter.set.remote(number, frames),
+                self.clips.frames(number),
+                self._estimator(),
+                ESTIMATOR_SKELETONS[self.settings.skeleton],
+                self.settings.every,
+                lambda frames: self.counter.set.remote(number, frames),
             )
-            row = row_bytes(clip_id, digests[number], found, settings)
+            row = row_bytes(self.clips.clip_ids[number], self.digests[number], found, self.settings)
         except UnreadableClipError as error:
             problem = str(error)
         return {"number": np.array([number]), "row": np.array([row], object), "problem": np.array([problem])}
 
-    order = sorted(todo, key=lambda number: (-clips.num_bytes(number), number))  # the longest first, so that none is left alone
+    def _estimator(self) -> Estimator:
+        import torch
+
+        from starlab.platform.pose.movenet import MoveNet
+
+        torch.set_num_threads(1)  # another number of threads may round in another way
+        if self.estimator is not None:
+            return self.estimator
+        return MoveNet(ray.get(self.files), self.settings.long_side_px)
+
+
+def _run(
+    work: _EstimateVideo,
+    todo: list[int],
+    places: dict[str, Path],
+    workers: int | None,
+    on_progress: Callable[[PoseProgress], None],
+) -> dict[str, str]:
+    """Estimate some videos, and keep each in its place once it is finished. Returns those that cannot be read, and why."""
+    clip_ids = work.clips.clip_ids
+    order = sorted(todo, key=lambda number: (-work.clips.size(number), number))  # the longest first: none is left alone
     tasks = ray.data.from_items([{"number": number} for number in order], override_num_blocks=len(order))
-    done = tasks.map_batches(work, batch_size=None, batch_format="numpy", num_cpus=1, concurrency=workers)
+    done = tasks.map_batches(work.__call__, batch_size=None, batch_format="numpy", num_cpus=1, concurrency=workers)
     done.context.enable_progress_bars = False
     rows = Prefetch((row for row in done.iter_rows()), 2)
     rows.start()
     bad: dict[str, str] = {}
     began, finished = time.monotonic(), 0
-    kept = len(clips.clip_ids) - len(todo)
     try:
         for row in rows.poll():
             if row is not None:
-                clip_id = clips.clip_ids[row["number"]]
                 finished += 1
+                clip_id = clip_ids[row["number"]]
                 if row["problem"]:
                     bad[clip_id] = row["problem"]
                 else:
                     _keep(places[clip_id], row["row"])
-            frames = ray.get(counter.total.remote())
+            frames = ray.get(work.counter.total.remote())
             on_progress(
                 PoseProgress(
-                    videos_done=kept + finished,
-                    videos=len(clips.clip_ids),
+                    videos_done=len(clip_ids) - len(todo) + finished,
+                    videos=len(clip_ids),
                     frames_done=frames,
                     frames_per_second=frames / (time.monotonic() - began),
                     videos_bad=len(bad),
@@ -223,16 +251,7 @@ def _run(
             )
     finally:
         rows.close()
-        ray.kill(counter)
     return bad
-
-
-def _estimator_of_task(settings: PoseSettings, files: ray.ObjectRef | None) -> Estimator:
-    """The estimator in a Ray task, on one thread: another number of threads may round in another way."""
-    import torch
-
-    torch.set_num_threads(1)
-    return make_estimator(settings, None if files is None else ray.get(files))
 
 
 class _Counter:
@@ -289,7 +308,7 @@ def _gather(clip_ids: Any, places: dict[str, Path], earlier: Path | None, bad: d
 
 
 def _import_estimator(name: str) -> Estimator:
-    """The function that `module:function` names.
+    """The function that `module:function` names. A module of the current folder is sent to the tasks as a whole.
 
     Raises:
         UserError: there is no such module or function.
@@ -297,13 +316,17 @@ def _import_estimator(name: str) -> Estimator:
     module, _, function = name.partition(":")
     if not function:
         raise UserError(f"unknown estimator '{name}': name movenet, or a function of yours as module:function")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), function)
+        loaded = importlib.import_module(module)
+        found = getattr(loaded, function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"the estimator {name} cannot be imported from {Path.cwd()}: {error}") from error
+        raise UserError(f"the estimator {name} cannot be imported from {here}: {error}") from error
     if not callable(found):
         raise UserError(f"the estimator {name} is no function")
+    if (loaded.__file__ or "").startswith(here):
+        ray.cloudpickle.register_pickle_by_value(loaded)  # so that no node needs the file
     estimator: Estimator = found
     return estimator

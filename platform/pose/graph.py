@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from starlab.platform.pose.graph_operations import KERNELS, OPERATIONS, Attributes, Result
@@ -146,7 +147,7 @@ def _unpack(listed: list[Mapping[str, Any]], weights: bytes) -> dict[str, Tensor
         size = count * np.dtype(dtype).itemsize
         if at + size > len(weights):
             raise GraphError(f"the weights end within {name}: {len(weights):,} bytes, at least {at + size:,} expected")
-        values = np.frombuffer(weights, dtype, count, at).astype(_WEIGHT_DTYPES[weight["dtype"]])
+        values: NDArray[Any] = np.frombuffer(weights, dtype, count, at).astype(_WEIGHT_DTYPES[weight["dtype"]])
         found[name] = torch.from_numpy(values.reshape(weight["shape"]))
         at += size
     if at != len(weights):

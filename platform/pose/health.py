@@ -13,10 +13,15 @@ from starlab.pipelines.body_tracks import slot_jumps
 MANY_EMPTY = 0.2
 """Share of a clip's frames without anybody from which on the clip is named."""
 SMALL = 0.1
-"""A median height of the people below this share of the frame is small for the estimator and is named."""
+"""Where the median height of the people is below this share of the frame, they are small for an estimator."""
 SUDDEN = 1.5
-"""Factor by which a body grows or shrinks from one frame to the next that no person does."""
+"""No person's height grows or shrinks by this factor from one frame to the next."""
+MANY_SUDDEN = 0.05
+"""Share of such changes from which on the clip is named."""
 _NAMED = 5
+_BINS = 1000
+"""Of heights and confidences, both in [0, 1]; so percentiles are right to 0.001, at any number of frames."""
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +32,20 @@ class ClipHealth:
     num_frames: int
     frames_empty: int
     """Frames with nobody."""
-    people: NDArray[np.int64]
-    """(T,): people in each frame."""
-    heights: NDArray[np.float32]
-    """Heights of the bodies in all frames, as shares of the frame's height."""
-    confidences: NDArray[np.float32]
-    """Of all joints that were seen."""
-    joints_unseen: tuple[int, int]
-    """Joints that were not seen, of how many of the people who were."""
+    people: int
+    """The sum over all frames."""
+    most_people: int
+    """In one frame."""
+    heights: Counts
+    """Histogram of the heights of the bodies, as shares of the frame's height."""
+    confidences: Counts
+    """Histogram of the confidences of the joints that were seen."""
+    joints_unseen: int
+    """Joints that were not seen of the people who were."""
     jumps: int
     """Times that a slot seems to change its person from one frame to the next."""
     sudden: int
-    """Times that a body changes its size by more than the factor `SUDDEN` from one frame to the next."""
+    """Times that a body changes its height by more than the factor `SUDDEN` from one frame to the next."""
 
 
 def clip_health(clip_id: str, joints: NDArray[np.float32]) -> ClipHealth:
@@ -49,23 +56,23 @@ def clip_health(clip_id: str, joints: NDArray[np.float32]) -> ClipHealth:
         joints: (T, M, N, 3): x and y as fractions of the frame, and the confidence; 0 where not seen.
     """
     seen = joints[..., 2] > 0
-    there = seen.any(axis=2)
+    there: NDArray[np.bool_] = np.any(seen, axis=2)
     lowest = np.where(seen, joints[..., 1], -np.inf).max(axis=2)
     highest = np.where(seen, joints[..., 1], np.inf).min(axis=2)
-    height = np.where(there, lowest - highest, 0).astype(np.float32)
-    both = there[1:] & there[:-1] & (np.minimum(height[1:], height[:-1]) > 0)
-    ratio = np.divide(height[1:], height[:-1], out=np.ones_like(height[1:]), where=both)
+    height = np.where(there, lowest - highest, 0)
+    small, large = np.minimum(height[1:], height[:-1]), np.maximum(height[1:], height[:-1])
     people = there.sum(axis=1)
     return ClipHealth(
         clip_id=clip_id,
         num_frames=len(joints),
         frames_empty=int((people == 0).sum()),
-        people=people,
-        heights=height[there],
-        confidences=joints[..., 2][seen],
-        joints_unseen=(int((~seen[there]).sum()), int(seen[there].size)),
+        people=int(people.sum()),
+        most_people=int(people.max(initial=0)),
+        heights=_histogram(height[there]),
+        confidences=_histogram(joints[..., 2][seen]),
+        joints_unseen=int((~seen[there]).sum()),
         jumps=int(slot_jumps(joints).sum()) if joints.shape[1] > 1 else 0,
-        sudden=int((both & (np.maximum(ratio, 1 / np.maximum(ratio, 1e-6)) > SUDDEN)).sum()),
+        sudden=int((there[1:] & there[:-1] & (large > SUDDEN * small)).sum()),
     )
 
 
@@ -77,55 +84,51 @@ class JointHealth:
 
     def lines(self) -> list[str]:
         """A line for each thing looked at, then one for each thing that looks wrong."""
-        if not self.clips:
-            return ["joints     no clip"]
-        frames = sum(clip.num_frames for clip in self.clips)
-        empty = sum(clip.frames_empty for clip in self.clips)
-        people = np.concatenate([clip.people for clip in self.clips])
-        heights, confidences = (
-            np.concatenate([getattr(clip, name) for clip in self.clips]) for name in ("heights", "confidences")
-        )
+        frames, people = self._sum("num_frames"), self._sum("people")
+        if not frames:
+            return ["joints     no clip has any"]
+        empty, most = self._sum("frames_empty"), max(clip.most_people for clip in self.clips)
         lines = [
-            f"joints     {len(self.clips):,} clips, {frames:,} frames, {people.mean():.1f} people a frame, at most {people.max()}",
+            f"joints     {len(self.clips):,} clips, {frames:,} frames, {people / frames:.1f} people a frame, at most {most}",
             f"nobody     in {empty:,} frames ({empty / frames:.1%})",
         ]
-        if not len(heights):
-            return [*lines, "LOOK       nobody was found in any frame of any clip"]
-        low, middle, high = np.percentile(heights, (5, 50, 95))
-        unseen, of = (sum(clip.joints_unseen[part] for clip in self.clips) for part in (0, 1))
-        lowest, median, highest = np.percentile(confidences, (0, 50, 100))
-        jumps, sudden = sum(clip.jumps for clip in self.clips), sum(clip.sudden for clip in self.clips)
-        lines += [
-            f"scale      people are {middle:.0%} of the frame's height (5 % are below {low:.0%}, 5 % above {high:.0%})",
-            f"confidence {lowest:.2f} to {highest:.2f}, median {median:.2f}; {unseen / of:.1%} of the joints of these people unseen",
-            f"identity   {jumps:,} jumps from one person to another, {sudden:,} sudden changes of size",
-        ]
+        if people:
+            heights, confidences = (sum(getattr(clip, name) for clip in self.clips) for name in ("heights", "confidences"))
+            low, middle, high = (_percentile(heights, share) for share in (0.05, 0.5, 0.95))
+            lowest, median, highest = (_percentile(confidences, share) for share in (0, 0.5, 1))
+            unseen, seen = self._sum("joints_unseen"), int(confidences.sum())
+            lines += [
+                f"scale      people are {middle:.0%} of the frame's height (5 % are below {low:.0%}, 5 % above {high:.0%})",
+                f"confidence {lowest:.2f} to {highest:.2f}, median {median:.2f}; "
+                f"{unseen / (unseen + seen):.1%} of the joints of these people are not seen",
+                f"identity   {self._sum('jumps'):,} jumps from one person to another, "
+                f"{self._sum('sudden'):,} sudden changes of height",
+            ]
         return [*lines, *(f"LOOK       {problem}" for problem in self.problems())]
 
     def problems(self) -> list[str]:
         """What looks wrong, with the clips that it is about, the worst first."""
         found: list[str] = []
-        empty = {clip.clip_id: clip.frames_empty / clip.num_frames for clip in self.clips}
-        nobody = sorted(name for name, share in empty.items() if share == 1)
+        nobody = {clip.clip_id: 1.0 for clip in self.clips if not clip.people}
         if nobody:
-            found.append(f"nobody was found in {len(nobody):,} clips: {_names(nobody)}")
-        many = sorted((name for name, share in empty.items() if MANY_EMPTY <= share < 1), key=lambda name: (-empty[name], name))
-        if many:
-            found.append(f"nobody in {MANY_EMPTY:.0%} or more of the frames of {len(many):,} clips: {_names(many)}")
-        small = sorted(clip.clip_id for clip in self.clips if len(clip.heights) and float(np.median(clip.heights)) < SMALL)
-        if small:
-            found.append(
-                f"people are below {SMALL:.0%} of the frame's height in {len(small):,} clips, where a larger --size "
-                f"finds more: {_names(small)}"
-            )
-        confidences = np.concatenate([clip.confidences for clip in self.clips])
-        if len(confidences) and confidences.min() == confidences.max():
-            found.append(f"every confidence is {confidences[0]:.2f}: does the estimator give none?")
-        jumps = {clip.clip_id: clip.jumps for clip in self.clips if clip.jumps}
-        if jumps:
-            names = sorted(jumps, key=lambda name: (-jumps[name], name))
-            found.append(f"people seem to be mixed up in {len(names):,} clips: {_names(names)}")
+            found.append(f"nobody was found in {_named(nobody)}")
+        empty = {clip.clip_id: clip.frames_empty / clip.num_frames for clip in self.clips if clip.people}
+        if many := {name: share for name, share in empty.items() if share >= MANY_EMPTY}:
+            found.append(f"nobody in {MANY_EMPTY:.0%} or more of the frames of {_named(many)}")
+        heights = {clip.clip_id: _percentile(clip.heights, 0.5) for clip in self.clips if clip.people}
+        if small := {name: -height for name, height in heights.items() if height < SMALL}:
+            found.append(f"people are below {SMALL:.0%} of the frame's height in {_named(small)}; a larger --size finds more")
+        if jumps := {clip.clip_id: float(clip.jumps) for clip in self.clips if clip.jumps}:
+            found.append(f"people seem to be mixed up in {_named(jumps)}")
+        sudden = {clip.clip_id: clip.sudden / clip.people for clip in self.clips if clip.people}
+        if many := {name: share for name, share in sudden.items() if share >= MANY_SUDDEN}:
+            found.append(f"people change their height suddenly in {_named(many)}")
+        if all(np.count_nonzero(clip.confidences) <= 1 for clip in self.clips) and self._sum("people"):
+            found.append("every confidence is the same: does the estimator give none?")
         return found
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(clip, name) for clip in self.clips)
 
 
 def joint_health(clips: Iterable[tuple[str, NDArray[np.float32]]]) -> JointHealth:
@@ -133,5 +136,19 @@ def joint_health(clips: Iterable[tuple[str, NDArray[np.float32]]]) -> JointHealt
     return JointHealth([clip_health(clip_id, joints) for clip_id, joints in clips])
 
 
-def _names(names: list[str]) -> str:
-    return f"{', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''}"
+def _histogram(values: NDArray[np.float32]) -> Counts:
+    bins = np.clip(np.rint(values * _BINS), 0, _BINS).astype(np.int64)
+    return np.bincount(bins, minlength=_BINS + 1)
+
+
+def _percentile(counts: Counts, share: float) -> float:
+    """The least value that at least this share of all values does not exceed."""
+    total = np.cumsum(counts)
+    return float(np.searchsorted(total, max(1, share * total[-1]))) / _BINS
+
+
+def _named(clips: dict[str, float]) -> str:
+    """The number of the clips and the names of those with the largest values."""
+    names = sorted(clips, key=lambda name: (-clips[name], name))
+    more = ", …" if len(names) > _NAMED else ""
+    return f"{len(names):,} clip{'' if len(names) == 1 else 's'}: {', '.join(names[:_NAMED])}{more}"

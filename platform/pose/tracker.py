@@ -83,13 +83,13 @@ def track_people(joints: Floats, colors: Floats, frames: NDArray[np.int64]) -> l
             # A place that is too far costs as much as a new track, so that it never displaces a near one.
             for body, place in zip(*linear_sum_assignment(np.minimum(cost, 1)), strict=True):
                 if cost[body, place] < 1:
-                    taken[body] = waiting[place]
-        for body, place_joints in enumerate(bodies):
-            track = taken.get(body)
+                    taken[int(body)] = waiting[place]
+        for slot, body_joints in enumerate(bodies):
+            track = taken.get(slot)
             if track is None:
                 track = Track()
                 tracks.append(track)
-            track.add(number, place_joints, clothes[body])
+            track.add(number, body_joints, clothes[slot])
     least = min(MIN_FRAMES, len(frames))
     return [track for track in tracks if len(track.frames) >= least]
 
