@@ -30,7 +30,7 @@ from starlab.platform.errors import UserError
 from starlab.platform.pose.clips import Clips
 from starlab.platform.pose.estimate import Estimator, estimate_clip
 from starlab.platform.pose.joints_file import PoseSettings, clip_digests, row_bytes, settings_of, tables, write_joints_file
-from starlab.platform.pose.model_file import ModelFiles, load_model
+from starlab.platform.pose.model_file import load_model
 
 MOVENET = "movenet"
 PARTS = ".parts"

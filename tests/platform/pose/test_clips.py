@@ -81,7 +81,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path, name: str, says: str) -> No
     (tmp_path / "x.txt").write_text("hello")
     with pytest.raises(DataError, match=says):
         open_clips(str(tmp_path / name))
-    with pytest.raises(DataError, match="no video .* and no folder of pictures below"):
+    with pytest.raises(DataError, match=r"no video .* and no folder of pictures below"):
         open_clips(str(tmp_path))
 
 
