@@ -53,6 +53,10 @@ class TrainConfig:
     """"auto" takes bf16 or fp16 on a GPU; on a CPU with bf16 units it measures once and keeps the faster."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the training step. "auto" takes it on GPUs of compute capability 8.0 or more, so not on a V100."""
+    tf32: bool = False
+    """Products in fp32 with TF32's 10 bits of mantissa, on GPUs of compute capability 8.0 or more. Changes fp32 runs only."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits every time, at a cost (docs/performance.md). A CPU always does."""
     seed: int = 0
     """Weights, order and augmentation."""
     select_by: str = "top1"

@@ -29,6 +29,8 @@ _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
     ("train", "backbone_lr_scale", 1.0),
     ("train", "stop_after_epochs", None),
+    ("train", "tf32", False),
+    ("train", "deterministic", False),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
     ("data", "custom", None),

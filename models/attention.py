@@ -1,6 +1,6 @@
 """FAttn, ZAttn and BAttn (Eq. 5-10): one operation with three groupings of the frame axis.
 
-Letters: B clips, T frames, S tokens per frame, D width; G groups, L tokens per group, K keys per group, H heads.
+Letters: B clips, T frames, S tokens per frame, R of them, D width; G groups, L tokens per group, K keys per group, H heads.
 """
 
 from __future__ import annotations
@@ -48,17 +48,21 @@ class SpatioTemporalAttention(nn.Module):
             self.qkv = qkv_linear(dim)
             self.out = xavier_linear(dim, dim)
 
-    def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Attend: (B, T, S, D) → the same shape.
+    def forward(self, tokens: Tensor, key_mask: Tensor | None = None, rows: tuple[int, ...] | None = None) -> Tensor:
+        """Attend: (B, T, S, D) → the same shape, or (B, T, R, D) for R `rows`.
 
         Args:
             tokens: T is a multiple of the pattern's groups.
             key_mask: bool (B, T, S), False for a token that no token may attend to. Every group needs one True key.
+            rows: Indices of the tokens of every frame that attend; None means all. All tokens are attended to in any case.
 
         Raises:
             ValueError: T does not divide into the pattern's groups.
         """
         q, k, v = self.project(tokens)
+        if rows is not None:
+            per_frame = rearrange(q, "n h (t s) d -> n h t s d", s=tokens.shape[2])
+            q = rearrange(select_rows(per_frame, rows), "n h t r d -> n h (t r) d")
         mask = None if key_mask is None else self.group_mask(key_mask)
         attended = self.join_heads(scaled_dot_product_attention(q, k, v, attn_mask=mask))
         return self.ungroup(self.out(attended), tokens.shape[1])
@@ -99,6 +103,11 @@ class SpatioTemporalAttention(nn.Module):
     def group_mask(self, key_mask: Tensor) -> Tensor:
         """(B, T, S) → ((B G), 1, 1, K), which broadcasts over heads and queries."""
         return rearrange(from_other_groups(self.group(key_mask[..., None])), "b g k 1 -> (b g) 1 1 k")
+
+
+def select_rows(x: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """(..., S, D) → (..., R, D): some tokens of every frame, by their indices."""
+    return torch.stack([x[..., row, :] for row in rows], dim=-2)  # a list as index would be copied to the device first
 
 
 def from_other_groups(grouped: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Parameters and floating-point operations of a model, part by part, without running it.
 
 The model is built and called on PyTorch's meta device, where tensors have shapes but no values; every convolution,
-linear layer, attention and joint pooling that runs is counted (a multiply-add is 2 FLOP). Norms, activations and
-heat maps are left out, as is usual.
+linear layer, attention and joint pooling that runs is counted (a multiply-add is 2 FLOP); the last layer runs for the class
+tokens alone. Norms, activations and heat maps are left out, as is usual.
 
 Letters: D width, L queries and K keys per group of an attention.
 """
@@ -109,9 +109,10 @@ def counter(module: nn.Module) -> Counter | None:
 def attention_flops(module: nn.Module, inputs: tuple[Any, ...], _: Tensor) -> int:
     """Scores and weighted values: 2 · 2 · L · K · D for each group of L queries, which meet the K keys of the others."""
     assert isinstance(module, SpatioTemporalAttention)
-    clips, frames, tokens, dim = inputs[0].shape
-    queries = frames * tokens // module.groups
-    keys = queries * max(1, module.groups - 1)
+    x, _, rows = inputs
+    clips, frames, tokens, dim = x.shape
+    queries = frames * (tokens if rows is None else len(rows)) // module.groups
+    keys = frames * tokens // module.groups * max(1, module.groups - 1)
     return int(4 * clips * module.groups * queries * keys * dim)
 
 

@@ -1,6 +1,6 @@
 """One STAR layer (Eq. 11-14), the MLP in it, and stochastic depth.
 
-Letters: B clips, T frames, S tokens per frame, D width.
+Letters: B clips, T frames, S tokens per frame, R of them, D width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from starlab.models.attention import SpatioTemporalAttention, xavier_linear
+from starlab.models.attention import SpatioTemporalAttention, select_rows, xavier_linear
 from starlab.models.config import GroupProjections, Norm
 
 
@@ -47,16 +47,24 @@ class StarLayer(nn.Module):
         self.dropout = options.dropout
         self.drop_path = options.drop_path
 
-    def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B, T, S, D) → the same shape; `key_mask`: bool (B, T, S), False for a token that no token may attend to."""
-        x = tokens
-        branches = list(zip(self.attentions, self.attention_norms, strict=True))
+    def forward(self, tokens: Tensor, key_mask: Tensor | None = None, rows: tuple[int, ...] | None = None) -> Tensor:
+        """(B, T, S, D) → the same shape, or (B, T, R, D) for R `rows`.
+
+        Args:
+            tokens: The tokens of all frames.
+            key_mask: bool (B, T, S), False for a token that no token may attend to.
+            rows: Indices of the tokens of every frame whose output is computed; None means all.
+        """
+        x, last = tokens, len(self.attentions) - 1
+        for index, (attention, norm) in enumerate(zip(self.attentions, self.attention_norms, strict=True)):
+            wanted = rows if index == last else None  # the attentions before need all tokens
+            own = x if wanted is None else select_rows(x, wanted)
+            if self.pre:
+                x = own + self._regularise(attention(norm(x), key_mask, wanted))
+            else:
+                x = norm(own + self._regularise(attention(x, key_mask, wanted)))  # Eq. 11, then Eq. 12-13
         if self.pre:
-            for attention, norm in branches:
-                x = x + self._regularise(attention(norm(x), key_mask))
             return x + self._regularise(self.mlp(self.mlp_norm(x)))
-        for attention, norm in branches:
-            x = norm(x + self._regularise(attention(x, key_mask)))  # Eq. 11, then Eq. 12-13
         return cast(Tensor, self.mlp_norm(x + self._regularise(self.mlp(x))))  # Eq. 14
 
     def _regularise(self, branch: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ from starlab.models.heatmaps import CellGrid, joint_heatmaps, pool_joints, visib
 
 FOURIER_BANDS = 6  # wavelengths from two frames down to a sixteenth of a frame
 
+Bodies = tuple[tuple[int, tuple[int, ...]], ...]
+"""Which bodies are present in the clips of a batch: (number of clips, indices of their bodies) for each run of equal clips."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -30,6 +33,24 @@ class Tokens:
     """bool (B, T, S), False for the joints of an absent body; None where no body can be absent."""
     class_rows: tuple[int, ...]
     """Indices of the class tokens among the S tokens of every frame."""
+
+    def without_absent(self, bodies: Bodies, max_bodies: int, num_joints: int) -> list[Tokens]:
+        """Split the batch into its runs of clips with the same bodies, and leave out the tokens of absent ones.
+
+        What remains needs no mask. `max_bodies` and `num_joints` (per body) are those of the model.
+        """
+        runs, first_clip = [], 0
+        first_joint = self.tokens.shape[2] - 1 - max_bodies * num_joints  # the joints stand before the last class token
+        for clips, present in bodies:
+            own = self.tokens[first_clip : first_clip + clips]
+            first_clip += clips
+            if len(present) < max_bodies:
+                joints = own[:, :, first_joint:-1].unflatten(2, (max_bodies, num_joints))
+                kept = [joints[:, :, body] for body in present]
+                own = torch.cat([own[:, :, :first_joint], *kept, own[:, :, -1:]], dim=2)
+            total = own.shape[2] - 1
+            runs.append(Tokens(own, None, (*self.class_rows[:-1], total)))
+        return runs
 
 
 class GlobalTokens(nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.custom.listing import is_custom
-from starlab.pipelines.custom.source import CustomSource
+from starlab.pipelines.custom.source import CustomSource, split_lines
 from starlab.pipelines.datasets import find_dataset
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
 from starlab.pipelines.generated.folder import MARKER
@@ -78,8 +78,7 @@ def open_to_prepare(dataset: str, root: Path, joints: Path | None, skeleton: str
     else:
         frames = CustomSource(root, lengths=clip_lengths(joints))
         source = EstimatedJoints(frames, joints, ESTIMATOR_SKELETONS[skeleton], in_digests=True)
-    frames_of = source.frames_source if isinstance(source, EstimatedJoints) else source
-    return source, frames_of.about if isinstance(frames_of, CustomSource) else ()
+    return source, split_lines(source)
 
 
 def _dataset_in(root: Path) -> str:

@@ -15,8 +15,6 @@ _UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 _PICTURES = (b"dc", b"db")
 """How the names of an AVI's chunks with pictures end: compressed, and plain."""
 _EBML = b"\x1a\x45\xdf\xa3"
-_GIF_TAIL = 256
-"""Some writers add a few bytes after a GIF's last one."""
 
 
 class Bytes(Protocol):
@@ -38,13 +36,11 @@ def check_whole(data: Bytes, container_format: str) -> None:
     Raises:
         ValueError: the end of the file is missing; the message says how much.
     """
-    if container_format == "gif":
-        if b"\x3b" not in data[max(0, len(data) - _GIF_TAIL) : len(data)]:
-            raise ValueError("it is cut short: a GIF ends with the byte 3B, which is missing")
-        return
     if container_format not in _ENDS:
         return
     end = _ENDS[container_format](data)
+    if end > len(data) and container_format == "gif":
+        raise ValueError(f"it is cut short: it has {len(data):,} bytes, and its last block has no end")
     if end > len(data):
         raise ValueError(f"it is cut short: it has {len(data):,} bytes, its header says {end:,}")
 
@@ -140,10 +136,35 @@ def _end_of_mpegts(data: Bytes) -> int:
     return -(-len(data) // size) * size
 
 
+def _end_of_gif(data: Bytes) -> int:
+    """The end of the trailer; behind the end of the file where that comes first (GIF89a, section 17 and later)."""
+    at = 13 + _table_size(data[10:11])
+    while kind := data[at : at + 1]:
+        if kind == b"\x3b":
+            return at + 1
+        if kind == b"\x2c":  # a picture: its place, its colours, the width of its codes
+            at += 11 + _table_size(data[at + 9 : at + 10])
+        elif kind == b"\x21":  # an extension
+            at += 2
+        else:  # players stop at what is no block
+            return len(data)
+        while size := data[at : at + 1]:
+            at += 1 + size[0]
+            if not size[0]:
+                break
+    return at + 1
+
+
+def _table_size(flags: bytes) -> int:
+    """Bytes of a colour table, by the flags that announce it."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
+
+
 _SEGMENT = b"\x18\x53\x80\x67"
 _ENDS: dict[str, Callable[[Bytes], int]] = {
     "avi": _end_of_avi,
     "mp4": _end_of_mp4,
     "matroska": _end_of_matroska,
     "mpegts": _end_of_mpegts,
+    "gif": _end_of_gif,
 }

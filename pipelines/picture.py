@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import av
 import cv2
@@ -69,7 +70,8 @@ class Developer:
             # One field alone: the lines between were taken at another time. The scaler fills them in.
             whole = self._scaled(frame, frame.height, frame.width, "rgb24")
             interpolation = cv2.INTER_AREA if height < frame.height // 2 else cv2.INTER_LINEAR
-            picture = cv2.resize(whole[::2], (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
+            field = cv2.resize(whole[::2], (width, height), interpolation=interpolation)
+            picture = np.asarray(field, np.uint8)
         elif any(component.is_alpha for component in frame.format.components):
             layered = self._scaled(frame, height, width, "rgba").astype(np.uint16)
             picture = ((layered[..., :3] * layered[..., 3:] + 127) // 255).astype(np.uint8)
@@ -77,9 +79,9 @@ class Developer:
             picture = self._scaled(frame, height, width, "rgb24")
         return turned(picture, matrix)
 
-    def _scaled(self, frame: av.VideoFrame, height: int, width: int, pixel_format: str) -> NDArray[np.uint8]:
+    def _scaled(self, frame: av.VideoFrame, height: int, width: int, pixel_format: str) -> NDArray[Any]:
         small = self._scaler.reformat(frame, width=width, height=height, format=pixel_format, interpolation="AREA", threads=1)
-        pixels: NDArray[np.uint8] = small.to_ndarray()
+        pixels: NDArray[Any] = small.to_ndarray()
         return pixels
 
 

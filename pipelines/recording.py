@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from starlab.pipelines.containers import check_whole, format_of
 from starlab.pipelines.hdr import HLG, PQ
 from starlab.pipelines.picture import UPRIGHT, Developer, display_matrix, shown_size
-from starlab.pipelines.retry import StorageError, read_file, read_patiently
+from starlab.pipelines.retry import PatientFile, read_file
 from starlab.pipelines.video import checked_packets
 
 VIDEO_ENDINGS = (
@@ -35,6 +35,8 @@ VIDEO_ENDINGS = (
 file can claim to have make it open other files."""
 HELD_BYTES = 128 * 2**20
 """A file up to this size is read at once; of a larger one, the parts that are needed."""
+MAX_FRAMES = 20_000
+"""Of one clip: eleven minutes at 30 a second. A clip is stored and read as one piece, and an action is shorter."""
 SEEK_BACK_SECONDS = (0.5, 5.0, 60.0)
 """How far before a clip's start decoding begins at first, and where that was too late."""
 SLACK_SECONDS = 0.5
@@ -106,11 +108,26 @@ def read_recording(
 
 def count_frames(path: Path, cut: Cut = WHOLE) -> int:
     """The number of frames of a video, or of a part of it, by decoding it; raises as `read_recording`."""
+    count = 0
     with _opened(path) as video:
-        count = sum(1 for _ in video.frames(cut))
+        for count, _ in enumerate(video.frames(cut), start=1):
+            check_length(count)
     if not count:
         raise ValueError("it has no frame")
     return count
+
+
+def check_length(num_frames: int) -> None:
+    """Check that a clip is not longer than `MAX_FRAMES`.
+
+    Raises:
+        ValueError: it is; says what to do.
+    """
+    if num_frames > MAX_FRAMES:
+        raise ValueError(
+            f"it has more than {MAX_FRAMES:,} frames, the most of one clip: list its actions as clips of their own, with start "
+            "and end in clips.csv"
+        )
 
 
 def look_at(path: Path) -> About:
@@ -121,6 +138,7 @@ def look_at(path: Path) -> About:
         if (height, width) != video.size:
             marks["non-square pixels"] = None
         for count, frame in enumerate(video.frames(WHOLE), start=1):
+            check_length(count)
             matrix = display_matrix(frame)
             if matrix != UPRIGHT:
                 marks["turned"] = None
@@ -216,6 +234,8 @@ class _Video:
                 seconds = number / float(rate or 25)  # an AVI has no times of its own
             else:
                 seconds = float((frame.pts - (self._stream.start_time or 0)) * base)
+            if number == 0:
+                display_matrix(frame)  # one that cannot be followed is found before the frames are counted
             if seconds >= checked_from and frame.is_corrupt:
                 raise ValueError(f"the frame at {max(0.0, seconds):.2f} s is corrupt")
             if (frame.height, frame.width) != self.size:
@@ -229,8 +249,8 @@ class _Video:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Video]:
     if path.suffix.lower() not in VIDEO_ENDINGS:
-        raise ValueError(f"not a video file that is read here: its name must end in {', '.join(VIDEO_ENDINGS)}")
-    file = _File(path)
+        raise ValueError(f"not a video file that is read here: its name must end in {', '.join(VIDEO_ENDINGS)}; convert it")
+    file = PatientFile(path)
     try:
         found = format_of(file.head)
         if not len(file):
@@ -249,52 +269,3 @@ def _opened(path: Path) -> Iterator[_Video]:
         raise ValueError(f"not a readable video, or damaged ({error.strerror or type(error).__name__})") from error
     finally:
         file.close()
-
-
-class _File:
-    """A file that the library reads parts of; a failure of the storage is kept, because the library takes it for the end."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = read_patiently(lambda: path.open("rb"), path)
-        self._size = self._file.seek(0, io.SEEK_END)
-        self.failure: StorageError | None = None
-        self.head = self[0:4096]
-        self._file.seek(0)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, part: slice) -> bytes:
-        first, end, _ = part.indices(self._size)
-        self._file.seek(first)
-        return self._patiently(max(0, end - first))
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        return self._patiently(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._file.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _patiently(self, size: int) -> bytes:
-        at = self._file.tell()
-
-        def read() -> bytes:
-            self._file.seek(at)
-            return self._file.read(size)
-
-        try:
-            return read_patiently(read, self._path)
-        except StorageError as error:
-            self.failure = error
-            raise

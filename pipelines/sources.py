@@ -15,7 +15,7 @@ from starlab.pipelines.augment import AugmentConfig
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.custom.description import CustomData
 from starlab.pipelines.custom.facts import check_facts, read_facts
-from starlab.pipelines.custom.source import CustomSource
+from starlab.pipelines.custom.source import split_lines
 from starlab.pipelines.datasets import DATASETS, Dataset, Generator, find_dataset
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
 from starlab.pipelines.generated.ntu import SyntheticNtuConfig
@@ -149,9 +149,11 @@ class DataConfig:
                 f"data.test_views asks for {spatial} views of the picture, but with data.test_crop 1 all of them are the whole "
                 "frame; use e.g. data.test_crop=0.875"
             )
+        own = self.dataset == "custom"
         if self.store is None and facts.generator is None:
             raise ValueError(
-                f"data.store is missing: name the folder that holds {self.dataset}, e.g. data.store=data/{self.dataset}"
+                f"data.store is missing: name the folder that holds {'your videos' if own else self.dataset}, e.g. "
+                f"data.store=data/{'my_videos' if own else self.dataset}"
             )
 
     def facts(self) -> Dataset:
@@ -193,9 +195,8 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
         DataError: the folder is missing, empty, not such a data set, or not what `data.source` says.
     """
     source = _open_dataset(config, runs, say)
-    if isinstance(source, CustomSource | StoreSource):
-        for line in source.about:
-            say(f"split    {line}")
+    for line in source.about if isinstance(source, StoreSource) else split_lines(source):
+        say(f"split    {line}")
     if config.custom is not None:
         check_facts(source, config.custom, str(config.store), joints_too=config.estimated_joints is None)
     if config.estimated_joints is None:

@@ -19,6 +19,8 @@ from starlab.pipelines.recording import VIDEO_ENDINGS, WHOLE, Cut
 
 LIST = "clips.csv"
 COLUMNS = ("path", "label", "split", "subject", "start", "end", "clip_id", "frames")
+MAX_DEPTH = 5
+"""How deep below a class's folder videos are searched."""
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -74,6 +76,8 @@ def videos_below(root: Path) -> list[str]:
     """Videos, and folders that hold pictures, below a folder: relative paths, sorted."""
     found: list[str] = []
     for folder, folders, files in os.walk(root, followlinks=True):
+        if len(Path(folder).relative_to(root).parts) >= MAX_DEPTH:
+            folders.clear()  # a link may lead back up
         folders[:] = sorted(name for name in folders if not name.startswith(SYSTEM_NAMES))
         here = Path(folder).relative_to(root)
         names = [name for name in files if not name.startswith(SYSTEM_NAMES)]
@@ -163,7 +167,7 @@ def _seconds(text: str, name: str, where: str) -> float | None:
         return None
     try:
         parts = [float(part) for part in text.split(":")]
-        seconds = sum(part * 60**place for place, part in enumerate(reversed(parts)))
+        seconds = sum(part * 60.0**place for place, part in enumerate(reversed(parts)))
         if len(parts) > 3 or not all(math.isfinite(part) and part >= 0 for part in parts):
             raise ValueError
     except ValueError:

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,12 @@ from starlab.pipelines.custom.annotations import PICKLE_ENDINGS, convert_joints
 from starlab.pipelines.custom.description import DESCRIPTION, SKELETONS, describe
 from starlab.pipelines.custom.experiment import experiment_name, experiment_text
 from starlab.pipelines.custom.listing import LIST, ListedClip, read_clips, videos_below
+from starlab.pipelines.custom.source import open_custom, split_lines
 from starlab.pipelines.recording import About, look_at
 from starlab.pipelines.retry import MISSING
 
 JOINTS = "joints.parquet"
+SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS = ("path", "label", "split", "subject", "clip_id", "frames")
 
 
@@ -63,13 +66,13 @@ def init_folder(root: Path, say: Callable[[str], None]) -> Path | None:
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the one that holds your videos")
     listed = read_clips(root) if (root / LIST).is_file() else None
-    paths = videos_below(root) if listed is None else sorted({clip.path for clip in listed})
-    if not paths:
+    paths = videos_below(root) if listed is None else sorted({clip.path for clip in listed if clip.cut.is_whole})
+    if not paths and listed is None:
         raise DataError(f"{root} has no video and no folder of pictures in it or below")
-    found = _look_at_all(root, paths)
+    found = _look_at_all(root, paths, say)
     for line in _lines(root, found):
         say(line)
-    if not found.readable and not found.pictures:
+    if paths and not found.readable and not found.pictures:
         raise DataError(f"none of the {len(paths)} videos of {root} can be read")
     if listed is None:
         clips = _labelled(root)
@@ -88,7 +91,7 @@ def init_folder(root: Path, say: Callable[[str], None]) -> Path | None:
     return _write_experiment(root, say)
 
 
-def _look_at_all(root: Path, paths: list[str]) -> Found:
+def _look_at_all(root: Path, paths: list[str], say: Callable[[str], None]) -> Found:
     def look(path: str) -> About | str:
         try:
             return look_at(root / path)
@@ -97,8 +100,15 @@ def _look_at_all(root: Path, paths: list[str]) -> Found:
 
     videos = [path for path in paths if not (root / path).is_dir()]
     folders = [path for path in paths if (root / path).is_dir()]
+    looked: dict[str, About | str] = {}
+    began = said = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        looked = dict(zip(videos, pool.map(look, videos), strict=True))
+        for path, about in zip(videos, pool.map(look, videos), strict=True):
+            looked[path] = about
+            if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                left = (said - began) / len(looked) * (len(videos) - len(looked))
+                say(f"looking  {len(looked):,}/{len(videos):,} videos  {left / 60:.1f} minutes left")
     return Found(videos=looked, pictures={path: len(list((root / path).iterdir())) for path in folders})
 
 
@@ -205,6 +215,11 @@ def _write_experiment(root: Path, say: Callable[[str], None]) -> Path:
         _write(path, experiment_text(root, description), say)
     counts = Counter(clip.label for clip in description.clips)
     say(f"classes  {', '.join(f'{label} ({count})' for label, count in sorted(counts.items()))}")
+    source = open_custom(root)
+    for line in split_lines(source):
+        say(f"split    {line}")
+    for clip in source.skipped:
+        say(f"left out {clip.clip_id}: {clip.reason}")
     if description.joints is None:
         say("joints   none: the experiment reads pixels alone (model.modality: rgb)")
     return path

@@ -35,7 +35,7 @@ from starlab.pipelines.custom.listing import IMAGE_ENDINGS, ListedClip
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.estimated_joints import EstimatedJoints, clip_lengths
 from starlab.pipelines.ntu_files import TAIL_BYTES, file_ends
-from starlab.pipelines.recording import count_frames, read_recording
+from starlab.pipelines.recording import check_length, count_frames, read_recording
 from starlab.pipelines.retry import MISSING, read_file, read_patiently
 from starlab.pipelines.splits import split_rows
 from starlab.pipelines.video import shrunk_size
@@ -155,6 +155,7 @@ class CustomSource:
                 if not size:
                     return None, f"{path}: the file is empty"
                 num_frames = length or clip.frames or count_frames(path, clip.cut)
+                check_length(num_frames)
                 digest = short_digest(size, head, tail, clip.cut.start_seconds, clip.cut.end_seconds)
         except (*MISSING, ValueError) as error:
             return None, f"{path}: {error}"
@@ -235,8 +236,7 @@ def _split(
                 "well they are recognised, so it is optimistic about new people",
             )
         return rows, ()
-    parts = split_rows(rows, description.test_fraction, description.split_seed)
-    test = set(parts.validation)
+    test = _drawn(rows, description)
     rows = [replace(row, split="test" if place in test else "train") for place, row in enumerate(rows)]
     drawn = f"{len(rows) - len(test)} train and {len(test)} test clips were drawn with split_seed {description.split_seed}"
     if all(subject is not None for subject in subjects):
@@ -247,11 +247,23 @@ def _split(
     )
 
 
+def _drawn(rows: Sequence[ClipRow], description: Description) -> set[int]:
+    """The places of the test clips, drawn as a validation part is: by whole subjects, else clip by clip."""
+    try:
+        return set(split_rows(rows, description.test_fraction, description.split_seed).validation)
+    except DataError:
+        groups = len({row.subject or row.clip_id for row in rows})
+        raise DataError(
+            f"no test part can be drawn: {len(rows)} clips of {groups} subjects or videos are too few for test_fraction "
+            f"{description.test_fraction} with a training clip of every class. Add clips, or give each one's split in clips.csv"
+        ) from None
+
+
 def _shrunk(frame: NDArray[np.uint8], short_side_px: int) -> NDArray[np.uint8]:
     height, width = shrunk_size(frame.shape[0], frame.shape[1], short_side_px)
     if (height, width) == frame.shape[:2]:
         return frame
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _jpeg(frame: NDArray[np.uint8]) -> bytes:
@@ -274,6 +286,12 @@ def _runs(name: str) -> Iterator[tuple[bool, str]]:
             start = place
 
 
+def split_lines(source: ClipSource) -> tuple[str, ...]:
+    """What a user should know of the splits of clips of one's own; nothing for other data sets."""
+    frames = source.frames_source if isinstance(source, EstimatedJoints) else source
+    return frames.about if isinstance(frames, CustomSource) else ()
+
+
 def facts_to_dict(source: ClipSource) -> dict[str, Any]:
     """What a store of these clips keeps of their folder, besides classes and clips, in plain JSON types."""
     frames = source.frames_source if isinstance(source, EstimatedJoints) else source
@@ -283,5 +301,5 @@ def facts_to_dict(source: ClipSource) -> dict[str, Any]:
         "skeleton": skeleton_to_dict(source.skeleton),
         "may_flip": frames.facts.may_flip,
         "sided_classes": list(frames.facts.sided_classes),
-        "about": list(frames.about),
+        "about": list(split_lines(source)),
     }

@@ -22,10 +22,15 @@ class WeightAverage:
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, steps: int) -> None:
-        """Update the averages with the current weights, after `steps` steps of the run."""
+    def update(self, steps: int, unless: Tensor) -> None:
+        """Update the averages with the current weights, after `steps` steps of the run.
+
+        Nothing changes if the bool scalar `unless` is True. This does not wait for the device.
+        """
         decay = min(self._decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        share = torch.where(unless, 0.0, 1 - decay)
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.lerp_(weight, share.to(weight.dtype))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

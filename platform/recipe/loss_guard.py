@@ -5,6 +5,8 @@ The verdict depends only on the bad steps so far and the run's settings, so it i
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from starlab.experiments.sections import TrainConfig
+from starlab.platform.recipe.transfers import Download
 
 
 class Verdict(Enum):
@@ -35,6 +38,17 @@ class LossGuard:
     rollbacks: int = 0
     """Number of roll-backs so far."""
     _buffers: list[Tensor] = field(default_factory=list)
+    _unjudged: deque[tuple[int, Download]] = field(default_factory=deque)
+
+    def note(self, step: int, bad: Tensor) -> None:
+        """Note whether a step was bad, a bool scalar on the device, to be judged by `verdicts`."""
+        self._unjudged.append((step, Download(bad)))
+
+    def verdicts(self, but: int = 0) -> Iterator[tuple[int, Verdict]]:
+        """Judge the noted steps except the last `but`, in order. Waits until the device has done them."""
+        while len(self._unjudged) > but:
+            step, bad = self._unjudged.popleft()
+            yield step, self.judge(step, bool(bad.wait()))
 
     def judge(self, step: int, bad: bool) -> Verdict:
         """Return the verdict on a step. The step is bad if the loss or gradient of any rank is not finite."""
@@ -60,6 +74,7 @@ class LossGuard:
         """Add the current streak to `left_out` and count a roll-back. Call it before rolling back, then store both."""
         self.left_out |= set(self.streak)
         self.rollbacks += 1
+        self._unjudged.clear()  # steps after the bad one are done again
 
     def keep_buffers(self, model: nn.Module) -> None:
         """Copy the buffers before a forward pass, because a bad one leaves NaN in the running statistics of batch norm."""
@@ -71,8 +86,8 @@ class LossGuard:
         if buffers:
             torch._foreach_copy_(self._buffers, buffers)
 
-    def restore_buffers(self, model: nn.Module) -> None:
-        """Restore the buffers after a bad step, if `keep_buffers` copied them."""
-        if self._buffers:
-            with torch.no_grad():
-                torch._foreach_copy_(list(model.buffers()), self._buffers)
+    @torch.no_grad()
+    def restore_buffers(self, model: nn.Module, bad: Tensor) -> None:
+        """Restore the buffers if the bool scalar `bad` is True and `keep_buffers` copied them. Does not wait for the device."""
+        for buffer, kept in zip(model.buffers(), self._buffers, strict=False):
+            torch.where(bad, kept, buffer, out=buffer)

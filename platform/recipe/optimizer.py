@@ -27,9 +27,20 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         for in_backbone in ((False, True) if backbone else (False,))
         for decays in (True, False)
     ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    # Fused optimizers can leave a step out without the host: see `update_unless`.
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:
+        for _, parameter in trainable:  # SGD would create them at the first step, and not fill them if that is left out
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def update_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Do a step of an optimizer of `make_optimizer`, unless the bool scalar `bad` is True. Does not wait for the device."""
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as GradScaler does; torch's fused kernels look at it
+    optimizer.step()
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

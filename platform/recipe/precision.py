@@ -1,8 +1,9 @@
-"""Chooses the precision of a training step (fp32, fp16 or bf16) and whether it is compiled."""
+"""Chooses the arithmetic of a training step: its precision (fp32, fp16 or bf16), TF32, determinism, compilation."""
 
 from __future__ import annotations
 
 import copy
+import os
 import time
 
 import torch
@@ -47,3 +48,21 @@ def compiles(choice: str, device: torch.device) -> bool:
     if choice == "auto":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return choice == "on"
+
+
+def set_gpu_arithmetic(precision: str, *, tf32: bool, deterministic: bool) -> None:
+    """Set PyTorch's process-wide switches for a training on a GPU. Call it before the first kernel runs.
+
+    Args:
+        precision: "fp32", "fp16" or "bf16".
+        tf32: Whether products in fp32 may use TF32.
+        deterministic: Whether every kernel gives the same bits every time. An operation that has no such kernel then raises
+            RuntimeError. Otherwise cuDNN times its convolutions for the shapes it meets and keeps the fastest ones.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    # In half precision there is no fp32 convolution, but some releases of PyTorch take "no TF32" to forbid tensor cores.
+    torch.backends.cudnn.allow_tf32 = tf32 or precision != "fp32"
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with workspaces of a fixed size

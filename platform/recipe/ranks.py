@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -17,6 +18,22 @@ class Ranks:
 
     rank: int
     world: int
+    hosts: Any = None
+    """The process group that exchanges values without the GPUs; None is the default group."""
+
+    @classmethod
+    def of(cls, rank: int, world: int, device: torch.device) -> Ranks:
+        """Create the ranks of workers that compute on devices like this one. All ranks call it."""
+        separate = world > 1 and device.type == "cuda"
+        return cls(rank, world, dist.new_group(backend="gloo") if separate else None)
+
+    def any(self, value: bool) -> bool:
+        """Return whether the value is True on any rank. Waits for the other ranks, but not for the device."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(float(value))
+        dist.all_reduce(total, group=self.hosts)
+        return bool(total > 0)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place, and return it."""

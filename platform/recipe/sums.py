@@ -43,18 +43,25 @@ class Sums:
         """Create sums that are all zero."""
         return cls(torch.zeros(len(Totals._fields), dtype=torch.float64, device=device))
 
-    @property
-    def loss(self) -> Tensor:
-        """Sum of the losses, a scalar on the device."""
-        return self.tensor[0]
+    @classmethod
+    def of(cls, device: torch.device, *, clips: int, unreadable: int) -> Sums:
+        """Create the sums of a step before its losses and hits are counted."""
+        sums = cls.zero(device)
+        sums.tensor[2].fill_(clips)  # a tensor made of numbers would be copied to the device, and the host would wait for that
+        sums.tensor[3].fill_(unreadable)
+        return sums
+
+    def count(self, losses: Tensor, hits: Tensor) -> None:
+        """Add losses, (B,), and hits, bool (B,), of clips."""
+        self.tensor[:2] += torch.stack([losses.double().sum(), hits.double().sum()])
 
     def totals(self) -> Totals:
         """Return the sums as numbers. Waits for the device."""
         return Totals(*self.tensor.tolist())
 
-    def add(self, other: Sums) -> None:
-        """Add other sums to these, in place."""
-        self.tensor.add_(other.tensor)
+    def add(self, other: Sums, unless: Tensor | None = None) -> None:
+        """Add other sums to these, in place; not if the bool scalar `unless` is True. Does not wait for the device."""
+        self.tensor.add_(other.tensor if unless is None else torch.where(unless, 0, other.tensor))
 
     def clear(self) -> None:
         """Set the sums to zero."""

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from starlab.experiments.sections import TrainConfig
+from starlab.models.backbone import Backbone
+from starlab.models.layers import StarLayer
+from starlab.models.tokens import Bodies
 from starlab.pipelines.batch import Batch
 from starlab.platform.recipe.mixup import mix, mixing_share
-from starlab.platform.recipe.optimizer import learning_rate, set_rate
-from starlab.platform.recipe.precision import AUTOCAST, compiles
+from starlab.platform.recipe.optimizer import learning_rate, set_rate, update_unless
+from starlab.platform.recipe.precision import AUTOCAST, compiles, set_gpu_arithmetic
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.sums import Sums
 from starlab.platform.recipe.training_state import TrainingState
+from starlab.platform.recipe.transfers import Uploads
 
 
 class TrainStep:
     """Trains the model one step at a time, each rank with its slice of the global batch.
 
-    Call `gradients`, then `clip`, then either `apply` or `drop`.
+    Call `gradients`, then `apply`. Neither waits for the device, so that a GPU always has work.
     """
 
     def __init__(
@@ -32,12 +38,12 @@ class TrainStep:
     ) -> None:
         self._state, self._config, self._ranks, self._device = state, config, ranks, device
         self._schedule_steps = schedule_steps
-        self._unscaled = False
-        """Whether the loss scaler has unscaled the gradients of this step."""
+        self._upload = Uploads(device)
         self._model: nn.Module = state.model
+        if device.type == "cuda":
+            set_gpu_arithmetic(state.precision, tf32=config.tf32, deterministic=config.deterministic)
         if compiles(config.compile, device):
-            # Only the forward pass is compiled: hooks (the watchdog's beat) and DDP's own work stay outside the graph.
-            state.model.forward = torch.compile(state.model.forward)
+            compile_regions(state.model)
         if ranks.world > 1:
             # Running statistics of batch norm are copied from rank 0 before each evaluation; nothing reads them earlier.
             self._model = DistributedDataParallel(state.model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -48,82 +54,104 @@ class TrainStep:
         torch.manual_seed(_step_seed(config.seed, state.step, self._ranks.rank))  # dropout and drop-path of this step
         share = mixing_share(config.mixup, config.seed, state.step)
         state.guard.keep_buffers(state.model)
-        counts = torch.tensor([clips, len(batch.unreadable)], dtype=torch.float64, device=self._device)
-        sums = torch.cat([torch.zeros_like(counts), counts])
+        sums = Sums.of(self._device, clips=clips, unreadable=len(batch.unreadable))
         for number in range(config.accumulate):
-            part = slice(clips * number // config.accumulate, clips * (number + 1) // config.accumulate)
-            frames, joints, labels = self._inputs(batch, part)
-            others = labels
-            if share < 1:
-                neighbours = np.arange(
-                    part.start - 1, part.stop - 1
-                )  # the first clip's neighbour is the last of this rank's slice
-                other_frames, other_joints, others = self._inputs(batch, neighbours)
-                frames, joints = mix(frames, joints, other_frames, other_joints, share)
+            low, high = clips * number // config.accumulate, clips * (number + 1) // config.accumulate
+            part = batch.take(slice(low, high))
             with self._alone(number + 1 < config.accumulate):
-                dtype = AUTOCAST[state.precision]
-                with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-                    logits: Tensor = self._model(frames, joints)
-                losses = _losses(logits.float(), labels, others, config.label_smoothing, share)
+                if share < 1:
+                    neighbours = batch.take(np.arange(low - 1, high - 1))  # that of the first clip is the last one
+                    losses, hits = self._mixed(part, neighbours, share)
+                else:
+                    losses, hits = self._plain(part)
                 # DDP averages over ranks, whose slices may differ in size: the local sum times world / G gives the global mean.
-                state.scaler.scale(losses.sum() * self._ranks.world / config.global_batch).backward()
-            hits = (logits.detach().argmax(dim=1) == labels).sum()
-            sums[:2] += torch.stack([losses.detach().double().sum(), hits.double()])
-        return Sums(sums)
+                loss = losses.sum() * self._ranks.world / config.global_batch
+                # A loss that is not finite makes the gradient NaN, which all ranks then see in `apply`.
+                loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+                state.scaler.scale(loss).backward()
+            sums.count(losses.detach(), hits)
+        return sums
 
-    def _inputs(self, batch: Batch, clips: slice | NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Copy frames, joints and labels of some clips of the batch to the device."""
-        frames = torch.from_numpy(batch.frames[clips]).to(self._device, non_blocking=True)
-        joints = torch.from_numpy(batch.joints[clips]).to(self._device, non_blocking=True)
-        return frames, joints, torch.from_numpy(batch.labels[clips]).to(self._device)
+    def _plain(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the losses of some clips, (B,), and whether each was recognised, bool (B,)."""
+        batch, bodies = batch.by_bodies()
+        frames, joints, labels = self._inputs(batch)
+        logits = self._logits(frames, joints, bodies)
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self._config.label_smoothing)
+        return losses, logits.detach().argmax(1) == labels
 
-    def clip(self) -> bool:
-        """Clip the gradient if `train.clip_norm` is set. Returns False if the gradient is not finite, equally on all ranks.
+    def _mixed(self, batch: Batch, neighbours: Batch, share: float) -> tuple[Tensor, Tensor]:
+        """Do the same for clips that are blended with their neighbours; the losses of the two labels are mixed too."""
+        frames, joints, labels = self._inputs(batch)
+        other_frames, other_joints, others = self._inputs(neighbours)
+        logits = self._logits(*mix(frames, joints, other_frames, other_joints, share), None)
+        smoothing = self._config.label_smoothing
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        other_losses = cross_entropy(logits, others, reduction="none", label_smoothing=smoothing)
+        return torch.lerp(other_losses, losses, share), logits.detach().argmax(1) == labels
 
-        In fp16 a loss scale that is too large makes the gradient infinite, and the scaler lowers the scale. Once the scale is
-        below 1, the gradient itself is bad.
-        """
-        scaler, parameters = self._state.scaler, list(self._state.model.parameters())
-        if self._config.clip_norm is None:
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        else:
-            scaler.unscale_(self._state.optimizer)
-            self._unscaled = True
-            norm = nn.utils.clip_grad_norm_(parameters, self._config.clip_norm)
-        return bool(norm.isfinite()) or (self._state.precision == "fp16" and scaler.get_scale() >= 1)
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Copy frames, joints and labels to the device."""
+        return self._upload(batch.frames), self._upload(batch.joints), self._upload(batch.labels)
+
+    def _logits(self, frames: Tensor, joints: Tensor, bodies: Bodies | None) -> Tensor:
+        dtype = AUTOCAST[self._state.precision]
+        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+            logits: Tensor = self._model(frames, joints, bodies)
+        return logits.float()
 
     def _alone(self, wanted: bool) -> AbstractContextManager[None]:
         """Return a context that skips the gradient exchange between ranks, if `wanted`."""
         return self._model.no_sync() if wanted and isinstance(self._model, DistributedDataParallel) else nullcontext()
 
-    def apply(self) -> None:
-        """Update the weights and their average."""
-        state = self._state
-        set_rate(state.optimizer, learning_rate(self._config, state.step, self._schedule_steps))
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        self._unscaled = False
+    def apply(self) -> Tensor:
+        """Update the weights and their average by the gradient, unless it is not finite.
+
+        In fp16 a loss scale that is too large makes the gradient infinite, and the scaler lowers the scale. Once the scale is
+        below 1, the gradient itself is bad. A bad step leaves weights, average and the statistics of batch norm unchanged.
+
+        Returns:
+            Whether the step was bad: a bool scalar on the device, equal on all ranks.
+        """
+        config, state, scaler = self._config, self._state, self._state.scaler
+        scaler.unscale_(state.optimizer)
+        parameters = [p for p in state.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if config.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
+        infinite = ~norm.isfinite()
+        bad = infinite & (scaler.scale(torch.ones_like(norm)) < 1) if scaler.is_enabled() else infinite
+        set_rate(state.optimizer, learning_rate(config, state.step, self._schedule_steps))
+        update_unless(infinite, state.optimizer)
+        scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        state.guard.restore_buffers(state.model, bad)
         state.step += 1
         if state.average:
-            state.average.update(state.step)
-
-    def drop(self) -> None:
-        """Discard the gradients and restore the running statistics of batch norm. The weights do not change."""
-        if self._unscaled:
-            self._state.scaler.update(new_scale=self._state.scaler.get_scale())  # allows the scaler to unscale again
-            self._unscaled = False
-        self._state.optimizer.zero_grad(set_to_none=True)
-        self._state.guard.restore_buffers(self._state.model)
+            state.average.update(state.step, unless=bad)
+        return bad
 
 
-def _losses(logits: Tensor, labels: Tensor, others: Tensor, smoothing: float, share: float) -> Tensor:
-    """Compute the (B,) cross-entropies. For a blended clip, mix those of its two labels by their shares."""
-    losses = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    if share == 1:
-        return losses
-    other = cross_entropy(logits, others, reduction="none", label_smoothing=smoothing)
-    return torch.lerp(other, losses, share)
+def compile_regions(model: nn.Module) -> None:
+    """Compile the training pass of the backbone and of each layer; layers of the same structure share their code.
+
+    This takes less time than one graph of everything, and hooks, checkpointing and DDP stay outside. An evaluation has batches
+    of other sizes, which would have to be compiled too, so it is not compiled.
+    """
+    torch._dynamo.config.recompile_limit = 64  # layers share one limit, and each may have several sizes of batch
+    for region in model.modules():
+        if isinstance(region, Backbone | StarLayer):
+            region.forward = _compiled_in_training(region)  # type: ignore[method-assign]
+
+
+def _compiled_in_training(region: nn.Module) -> Callable[..., Any]:
+    eager = region.forward
+    compiled = torch.compile(eager)
+
+    def forward(*inputs: Any) -> Any:
+        return compiled(*inputs) if region.training else eager(*inputs)
+
+    return forward
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -64,12 +64,12 @@ class LiveView:
         self._live.stop()
 
     def _read(self) -> None:
-        points = self._follower.new_points()
-        self._losses += [point.value for point in points if point.key == names.TRAIN_LOSS]
+        for point in self._follower.new_points():
+            if point.key == names.TRAIN_LOSS:
+                self._losses.append(point.value)
+            if point.key == names.EPOCH and (status := self._follower.status()):
+                self._say(status_line(status, epoch_ended=True))  # this line remains when the view disappears
         del self._losses[:-_CURVE_POINTS]
-        status = self._follower.status()
-        if status and any(point.key == names.EPOCH for point in points):
-            self._say(status_line(status, epoch_ended=True))  # this line remains when the view disappears
 
     def render(self) -> RenderableType:
         """Build the current view."""

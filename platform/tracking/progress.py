@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -41,14 +41,13 @@ class JournalFollower:
         self._latest: dict[str, Point] = {}
         self._first: tuple[int, float] | None = None
 
-    def new_points(self) -> list[Point]:
-        """Return the points written since the last call."""
-        points = self._points.new_points()
-        for point in points:
+    def new_points(self) -> Iterator[Point]:
+        """Return the points written since the last call, in order. `status` counts those that have been taken."""
+        for point in self._points.new_points():
             self._latest[point.key] = point
             if self._first is None:
                 self._first = (point.step, time.monotonic())
-        return points
+            yield point
 
     def status(self) -> Status | None:
         """Return the progress of the run, or None before its first point of the curve."""
@@ -80,18 +79,16 @@ class Progress:
         self._reading.stop()
 
     def _read(self) -> None:
-        keys = {point.key for point in self._follower.new_points()}
-        status = self._follower.status()
-        if status is None:
-            return
-        if names.EPOCH in keys:  # the last point that is written at the end of an epoch
-            self._print(status_line(status, epoch_ended=True))
-        elif time.monotonic() - self._printed_at > self._every_seconds:
-            self._print(status_line(status, epoch_ended=False))
+        for point in self._follower.new_points():
+            if point.key == names.EPOCH:  # the last point that is written at the end of an epoch
+                self._print(epoch_ended=True)
+        if time.monotonic() - self._printed_at > self._every_seconds:
+            self._print(epoch_ended=False)
 
-    def _print(self, line: str) -> None:
-        self._say(line)
-        self._printed_at = time.monotonic()
+    def _print(self, epoch_ended: bool) -> None:
+        if status := self._follower.status():
+            self._say(status_line(status, epoch_ended))
+            self._printed_at = time.monotonic()
 
 
 def status_line(status: Status, epoch_ended: bool) -> str:

@@ -8,6 +8,7 @@ Letters: C classes  n clips.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ from starlab.platform.recipe.metrics import Evaluation, softmax
 from starlab.platform.recipe.precision import AUTOCAST
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
+from starlab.platform.recipe.transfers import Download, Uploads
 from starlab.platform.runs.checkpoint import find_checkpoint
 from starlab.platform.worker.predictions import write_predictions
 from starlab.platform.worker.run_writer import RunWriter
@@ -70,6 +72,7 @@ class Predictor:
         """
         was_training = model.training
         model.eval()
+        upload, scores = Uploads(self.device), deque[Download]()
         positions, labels, indices, logits = [], [], [], []
         unreadable: list[tuple[str, str]] = []
         plan = EvalPlan(clips, self.ranks.rank, self.ranks.world, times, places)
@@ -77,14 +80,16 @@ class Predictor:
             unreadable.extend(loaded.unreadable)
             if not len(loaded.labels):
                 continue
-            frames = torch.from_numpy(loaded.frames).to(self.device)
-            joints = torch.from_numpy(loaded.joints).to(self.device)
+            ordered, bodies = loaded.by_bodies()
+            inputs = upload(ordered.frames), upload(ordered.joints), bodies
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                scores = model(frames, joints)
-            positions.append(loaded.positions)
-            labels.append(loaded.labels)
-            indices.append(loaded.clips)
-            logits.append(scores.float().cpu().numpy())
+                scores.append(Download(model(*inputs).float()))
+            positions.append(ordered.positions)
+            labels.append(ordered.labels)
+            indices.append(ordered.clips)
+            if len(scores) > 1:  # the device computes the last batch while the host reads the one before
+                logits.append(scores.popleft().wait().numpy())
+        logits += [score.wait().numpy() for score in scores]
         model.train(was_training)
         return _merge(self.ranks.gather((positions, labels, indices, logits, unreadable)), plan.views)
 
@@ -138,9 +143,9 @@ class Evaluator:
 def evaluation_loop(config: dict[str, EvaluationTask]) -> None:
     """Predict one worker's share of the clips with a checkpoint of a run. Rank 0 writes all predictions."""
     task, context = config["task"], ray.train.get_context()
-    ranks = Ranks(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     check_device(device)
+    ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device)
     if device.type == "cpu":
         torch.set_num_threads(task.spec.resources.threads_per_worker)
     model = StarTransformer(replace(task.spec.model, weights="none"))  # the checkpoint has the weights

@@ -48,9 +48,9 @@ from starlab.platform.worker.watchdog import Watchdog
 def train_loop(config: dict[str, TrainTask]) -> None:
     """Train from the newest checkpoint (or from the start) to the end, then evaluate the test part once."""
     context, task = ray.train.get_context(), config["task"]
-    ranks = Ranks(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     check_device(device)
+    ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device)
     check_fence(task.folder.path, task.fence)  # another process may own the run when Ray restarts a group
     if ranks.rank == 0:
         note_device(task.folder, ranks.world, device)
@@ -94,6 +94,7 @@ class _Worker:
         bad_steps = ranks.first(self.folder.read(BadSteps)) or BadSteps()
         self.state.guard.left_out, self.state.guard.rollbacks = set(bad_steps.left_out), bad_steps.rollbacks
         self.local = Sums.zero(device)  # this rank's sums since they were last folded into `pending`
+        self.steps_ahead = 1 if device.type == "cuda" else 0  # a GPU always has work if the host judges a step one step later
         if checkpoint:
             self.state.restore(checkpoint.step, checkpoint.tensors, checkpoint.state)
         self.evaluator = Evaluator(task, ranks, self.state, device, self.writer)
@@ -110,14 +111,17 @@ class _Worker:
         while self.state.step < self.steps.total_steps:
             with timer.waiting():
                 batch = self.batches.next(give_up=self._wants_to_end)
-            if self._agree_to_end() or batch is None:
+            if self.ranks.any(self._wants_to_end()) or batch is None:
+                self._judge()
                 self._save()
                 self.writer.preempted(self.state.step, self.ending or "the run was asked to end")
                 return False
             self._step(batch)
             self.profile.step()
+            if self._is_logged(self.state.step) or self.state.step in self.checkpoint_at:
+                self._judge()  # which may go back to an earlier step
             step, evaluation_due = self.state.step, self.state.step in self.evaluate_at
-            logged = step % self.spec.train.log_every_steps == 0 or evaluation_due
+            logged = self._is_logged(step)
             if logged:
                 self._log_curve(timer)
                 timer.restart(step)
@@ -130,8 +134,11 @@ class _Worker:
                 return True
         return True
 
+    def _is_logged(self, step: int) -> bool:
+        return step % self.spec.train.log_every_steps == 0 or step in self.evaluate_at
+
     def _step(self, batch: Batch) -> None:
-        """Do one optimizer step, unless the loss or gradient is bad on any rank."""
+        """Do one optimizer step, which changes nothing if the loss or gradient is bad on any rank."""
         state = self.state
         state.unreadable.update(batch.unreadable)
         if len(batch.labels) < self.clips_per_step:
@@ -139,25 +146,26 @@ class _Worker:
         if state.step in state.guard.left_out:
             state.step += 1
             return
-        sums = self.optimization.gradients(batch)
-        bad = bool(self.ranks.sum((~sums.loss.isfinite()).to(sums.loss.dtype)) > 0)
-        verdict = state.guard.judge(state.step, bad or not self.optimization.clip())
-        if verdict is Verdict.GOOD:
-            self.optimization.apply()
-            self.local.add(sums)
-        else:
-            self.optimization.drop()
-            self._act_on(verdict)
+        step, sums = state.step, self.optimization.gradients(batch)
+        bad = self.optimization.apply()
+        self.local.add(sums, unless=bad)
+        state.guard.note(step, bad)
+        self._judge(but=self.steps_ahead)
 
-    def _act_on(self, verdict: Verdict) -> None:
-        """Record a bad step, then follow the verdict: skip it, go back to the newest checkpoint, or stop the run."""
+    def _judge(self, but: int = 0) -> None:
+        """Wait until the device has done all steps but the last few, and act on those that were bad."""
+        for step, verdict in self.state.guard.verdicts(but):
+            if verdict is not Verdict.GOOD:
+                self.writer.bad_step(self.state.guard, step, verdict.value)
+            if verdict in (Verdict.ROLL_BACK, Verdict.STOP):
+                self._give_up(verdict, step)
+
+    def _give_up(self, verdict: Verdict, step: int) -> None:
+        """Go back from a bad step to the newest checkpoint, or stop the run."""
         state = self.state
-        self.writer.bad_step(state.guard, state.step, verdict.value)
+        state.step = step
         if verdict is Verdict.STOP:
             raise StopRunError(f"{state.guard.complaint()}; try a lower train.lr or train.clip_norm=1.0")
-        if verdict is Verdict.SKIP:
-            state.step += 1
-            return
         self.writer.wait()
         checkpoint = self._agree_on_checkpoint()
         if checkpoint is None:
@@ -172,10 +180,6 @@ class _Worker:
     def _wants_to_end(self) -> bool:
         self.ending = self.ending or why_to_end(self.folder, self.ranks.rank)
         return self.ending is not None or self.writer.lost
-
-    def _agree_to_end(self) -> bool:
-        """Return whether any rank wants the run to end. All ranks call it before every step."""
-        return bool(self.ranks.sum(torch.tensor(float(self._wants_to_end()), device=self.device)) > 0)
 
     def _trial_is_given_up(self) -> bool:
         """Return whether the search asked this trial to end. Without an evaluation there is no result yet, so it continues."""

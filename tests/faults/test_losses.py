@@ -29,11 +29,11 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             from starlab.platform.recipe.train_step import TrainStep
             from starlab.platform.worker import train_loop
 
-            original, losses = TrainStep.gradients, train_step._losses
+            original, entropy = TrainStep.gradients, train_step.cross_entropy
 
             def gradients(self: TrainStep, batch: object) -> torch.Tensor:
                 bad = self._state.step in steps and self._ranks.rank == rank
-                train_step._losses = (lambda *a: losses(*a) * float("nan")) if bad else losses
+                train_step.cross_entropy = (lambda *a, **b: entropy(*a, **b) * float("nan")) if bad else entropy
                 sums = original(self, batch)  # type: ignore[arg-type]
                 if bad:
                     for buffer in self._state.model.buffers():

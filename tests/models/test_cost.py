@@ -17,7 +17,8 @@ TINY = StarConfig(num_classes=3, num_joints=4, frames=4, backbone="mc3_tiny", la
 
 @pytest.mark.parametrize(
     ("options", "forward_gflop"),
-    [({}, 730), ({"grid": 7}, 419), ({"num_joints": 25, "max_bodies": 2}, 840)],
+    # Less what the last layer saves by computing the class tokens alone: 27, 6 and 34 GFLOP of BAttn, projection and MLP.
+    [({}, 730 - 27), ({"grid": 7}, 419 - 6), ({"num_joints": 25, "max_bodies": 2}, 840 - 34)],
     ids=str,
 )
 def test_whole_model_costs_what_was_counted_by_hand(options: dict[str, Any], forward_gflop: float) -> None:

@@ -34,8 +34,8 @@ def start(config: StarConfig, size_px: int) -> tuple[list[float], float]:
     cosines: list[float] = []
     layers = [*model.encoder, *model.decoder]
     layers[0].register_forward_pre_hook(lambda _, inputs: cosines.append(mean_cosine(inputs[0])))
-    for layer in layers:
-        layer.register_forward_hook(lambda _, __, output: cosines.append(mean_cosine(output)))
+    for layer in layers:  # of all tokens: the last layer itself computes the class tokens alone
+        layer.register_forward_hook(lambda layer, inputs, _: cosines.append(mean_cosine(layer.forward(*inputs[:2]))))
     frames = torch.randint(0, 256, (2, config.frames, size_px, size_px, 3), dtype=torch.uint8)
     joints = torch.rand(2, config.frames, config.max_bodies, config.num_joints, 3)
     cross_entropy(model(frames, joints), torch.tensor([0, 1])).backward()

@@ -143,6 +143,25 @@ def test_embedding_is_the_averaged_class_token_before_the_head() -> None:
     assert torch.equal(model.head(embedding), model(frames, joints))
 
 
+@pytest.mark.parametrize("patterns", [("F", "B"), ("FZ", "FB"), ("ZB", "BF")], ids=str)
+@pytest.mark.parametrize("options", [{}, {"norm": "pre", "group_projections": "separate", "max_bodies": 2}], ids=str)
+def test_a_layer_gives_the_same_rows_alone_as_among_all(options: dict[str, Any], patterns: tuple[str, str]) -> None:
+    config = dataclasses.replace(TINY, encoder=patterns[0], decoder=patterns[1], **options)
+    model = StarTransformer(config).double()
+    frames, joints = batch(config)
+    joints[1, :, -1] = 0
+    z = model.tokens(*model.backbone(frames), joints.double(), (32, 32))  # type: ignore[misc]
+    every, alone = z.tokens.detach().requires_grad_(), z.tokens.detach().requires_grad_()
+    for layer in (model.encoder[0], model.decoder[0]):
+        rows = layer(alone, z.key_mask, z.class_rows)
+        assert rows.shape[2] == len(z.class_rows)
+        torch.testing.assert_close(rows, layer(every, z.key_mask)[:, :, list(z.class_rows)])
+        torch.testing.assert_close(
+            torch.autograd.grad(rows.square().sum(), alone),
+            torch.autograd.grad(layer(every, z.key_mask)[:, :, list(z.class_rows)].square().sum(), every),
+        )
+
+
 # --- symmetry in time -------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +230,25 @@ def test_an_absent_body_changes_nothing_wherever_its_joints_are_said_to_be(modal
     present = joints.clone()
     present[:, 0, 1, 0, 2] = 1
     assert not torch.equal(model(frames, joints), model(frames, present))
+
+
+@pytest.mark.parametrize("options", [{}, {"class_tokens": "single", "modality": "pose", "norm": "pre"}], ids=str)
+def test_absent_bodies_left_out_give_the_logits_and_gradients_of_absent_bodies_masked(options: dict[str, Any]) -> None:
+    config = dataclasses.replace(TINY, max_bodies=3, **options)
+    model = StarTransformer(config).double()
+    frames, joints = batch(config, clips=5)
+    joints[:2, :, 1:] = 0
+    joints[2, :, (0, 2)] = 0
+    joints[4] = 0
+    bodies = ((2, (0,)), (1, (1,)), (1, (0, 1, 2)), (1, ()))
+    results = []
+    for present in (None, bodies):
+        model.zero_grad()
+        logits = model(frames, joints.double(), present)
+        logits.square().sum().backward()
+        results.append([logits, *(parameter.grad for parameter in model.parameters())])
+    for masked, left_out in zip(*results, strict=True):
+        torch.testing.assert_close(left_out, masked)
 
 
 @pytest.mark.parametrize("max_bodies", [1, 2])

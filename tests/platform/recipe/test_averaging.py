@@ -12,7 +12,7 @@ def test_the_average_follows_its_definition_with_a_decay_that_rises_to_the_confi
             model.weight.add_(step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
-        average.update(step)
+        average.update(step, unless=torch.tensor(False))
     assert torch.allclose(average.tensors()["weight"], expected)
 
 
@@ -20,7 +20,7 @@ def test_in_place_loads_the_averages_and_then_restores_the_weights_bit_for_bit()
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     average = WeightAverage(model, 0.9)
     torch.nn.init.normal_(model[0].weight)
-    average.update(5)
+    average.update(5, unless=torch.tensor(False))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with average.in_place():
         assert torch.equal(model[0].weight, average.tensors()["0.weight"])

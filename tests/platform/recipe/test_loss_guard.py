@@ -37,5 +37,29 @@ def test_a_skipped_step_leaves_batch_norm_as_it_was() -> None:
     model(torch.full((4, 2), float("nan")))
     assert model.running_mean is not None
     assert model.running_mean.isnan().all()
-    guard.restore_buffers(model)
+    guard.restore_buffers(model, torch.tensor(True))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_good_step_keeps_the_new_statistics() -> None:
+    model, other = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    guard, data = LossGuard(TrainConfig(on_bad_loss="skip")), torch.randn(4, 2)
+    guard.keep_buffers(model)
+    model(data)
+    other(data)
+    guard.restore_buffers(model, torch.tensor(False))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_noted_steps_are_judged_in_order_up_to_the_last_few_and_forgotten_by_a_roll_back() -> None:
+    guard = LossGuard(TrainConfig(on_bad_loss="skip", max_bad_steps=1))
+    for step in range(3):
+        guard.note(step, torch.tensor(step > 0))
+    assert list(guard.verdicts(but=1)) == [(0, Verdict.GOOD), (1, Verdict.SKIP)]
+    guard.note(3, torch.tensor(True))
+    judged = []
+    for step, verdict in guard.verdicts():
+        judged.append((step, verdict))
+        guard.give_up_on_streak()
+    assert judged == [(2, Verdict.ROLL_BACK)]
+    assert guard.left_out == {1, 2}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from starlab.experiments.sections import TrainConfig
 from starlab.models.star import StarConfig, StarTransformer
 from starlab.pipelines.batch import Batch
+from starlab.platform.recipe import train_step
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.train_step import TrainStep
 from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
@@ -46,10 +49,8 @@ def training(
 def move(state: TrainingState, step: TrainStep, steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
-        sums = step.gradients(batch(state.step))
-        losses.append(float(sums.loss))
-        assert step.clip()
-        step.apply()
+        losses.append(step.gradients(batch(state.step)).totals().loss)
+        assert not step.apply()
     return losses
 
 
@@ -83,40 +84,63 @@ def test_a_restored_state_continues_bit_for_bit_with_its_average_optimizer_and_s
     assert all(torch.equal(value, state.tensors()[name]) for name, value in other.tensors().items())
 
 
-def test_a_dropped_step_does_not_change_weights_optimizer_average_or_statistics() -> None:
-    state, step = training(CONFIG, dataclasses.replace(MODEL, batch_norm="train"))
-    move(state, step, 2)
+OPTIMIZERS = [
+    {"optimizer": "adamw"},
+    {"optimizer": "sgd"},
+    {"optimizer": "sgd", "momentum": 0.0, "ema": None},
+]
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
+def test_a_bad_step_does_not_change_weights_optimizer_average_or_statistics(options: dict[str, Any], steps_before: int) -> None:
+    config = dataclasses.replace(CONFIG, **options)
+    state, step = training(config, dataclasses.replace(MODEL, batch_norm="train"))
+    move(state, step, steps_before)
     before = {name: value.clone() for name, value in state.tensors().items()}
-    step.gradients(batch(2))
-    step.drop()
-    assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
-    assert state.step == 2
+    step.gradients(batch(state.step))
+    spoil(state)
+    assert step.apply()
+    assert state.step == steps_before + 1
+    different = [n for n, value in state.tensors().items() if n in before and not torch.equal(value, before[n])]
+    assert different == []
+    expected, without = training(config, dataclasses.replace(MODEL, batch_norm="train"))
+    move(expected, without, steps_before)
+    expected.step += 1
+    assert move(state, step, 2) == move(expected, without, 2)  # as if the step had not been there
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, None])
-def test_a_gradient_that_is_not_finite_is_detected_with_and_without_clipping(clip_norm: float | None) -> None:
+def test_a_gradient_that_is_not_finite_is_bad_with_and_without_clipping(clip_norm: float | None) -> None:
     state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm))
     step.gradients(batch(0))
     spoil(state)
-    assert not step.clip()
+    assert step.apply()
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_makes_the_step_bad_even_if_its_gradient_is_finite(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train_step.cross_entropy
+    monkeypatch.setattr(train_step, "cross_entropy", lambda *args, **options: original(*args, **options) + value)
+    _, step = training(CONFIG)
+    step.gradients(batch(0))
+    assert step.apply()
 
 
 @pytest.mark.parametrize("clip_norm", [1.0, None])
 def test_in_fp16_a_gradient_is_bad_if_no_loss_scale_makes_it_finite(clip_norm: float | None) -> None:
     state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm), precision="fp16")
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
-    judged = []
-    for _ in range(40):
+    bad = []
+    for _ in range(30):
         step.gradients(batch(state.step))
         spoil(state)
-        judged.append(step.clip())
-        if judged[-1]:
-            step.apply()  # the scaler skips the update and halves the scale
-        else:
-            step.drop()
-    assert judged == sorted(judged, reverse=True)  # first the scaler handles it, then the guard
-    assert not any(judged[20:])
-    assert state.scaler.get_scale() > 0.1
+        bad.append(bool(step.apply()))
+    assert bad == sorted(bad)  # first the scaler handles it by halving the scale, then the guard is asked
+    assert all(bad[20:])
+    assert not any(bad[:15])
     assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
 
 

@@ -26,7 +26,8 @@ def curve(step: int) -> dict[str, float]:
     }
 
 
-END = {"epoch": 1.0, "epoch/train_loss": 0.5, "epoch/train_top1": 0.25, "val/top1": 0.75, "val/loss": 0.4}
+END = {"epoch/train_loss": 0.5, "epoch/train_top1": 0.25, "val/top1": 0.75, "val/loss": 0.4, "epoch": 1.0}
+"""What a worker writes at the end of an epoch, in its order."""
 
 
 def terminal(width: int = 100) -> Console:
@@ -91,6 +92,22 @@ def test_points_of_an_earlier_call_are_not_printed_again(tmp_path: Path) -> None
         done.set()
     assert len([line for line in said if line.startswith("train")]) == 1
     journal.close()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_epochs_that_end_between_two_looks_have_a_line_each(live: bool, tmp_path: Path) -> None:
+    said: list[str] = []
+    with LiveView(tmp_path, 100, 4, terminal(), said.append) if live else Progress(tmp_path, 100, 4, said.append):
+        journal = Journal(tmp_path / FILE)
+        for epoch in (1, 2, 3):
+            journal.log(10 * epoch, curve(10 * epoch) | END | {"val/top1": epoch / 4, "epoch": float(epoch)})
+        journal.close()
+    lines = [line for line in said if line.startswith("train")]
+    assert [re.findall(r"epoch +(\d)/4 .*step +(\d+)/.*val ([\d.]+)", line) for line in lines] == [
+        [("1", "10", "0.250")],
+        [("2", "20", "0.500")],
+        [("3", "30", "0.750")],
+    ]
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=300), st.integers(1, 120))
