@@ -12,11 +12,12 @@ import datetime
 import importlib.util
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu.report import Part, Report
+    from gpu.report import Part
     from gpu.setup import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,22 +36,24 @@ def import_from_checkout() -> None:
     sys.modules.setdefault("starlab", package)
 
 
-def parts_of(bench: Bench, report: Report) -> list[Part]:
+def parts_of(bench: Bench, wanted: Sequence[str]) -> list[Part]:
     """The parts in their order. Shares are those of a GPU, where compiling takes most of the time of the last two."""
     from gpu.correctness import correctness_rows
-    from gpu.gains import combined_rows, gain_rows
+    from gpu.gains import gain_rows
     from gpu.report import Part
+    from gpu.shipped import shipped_rows
     from gpu.trace import profile_rows
     from gpu.training import card_rows, training_rows
 
-    return [
+    parts = [
         Part("card", 0.04, lambda: card_rows(bench)),
         Part("correctness", 0.16, lambda: correctness_rows(bench)),
-        Part("training", 0.18, lambda: training_rows(bench)),
-        Part("profile", 0.05, lambda: profile_rows(bench)),
+        Part("shipped", 0.25, lambda: shipped_rows(bench)),
         Part("gains", 0.37, lambda: gain_rows(bench)),
-        Part("combined", 0.20, lambda: combined_rows(bench, report.rows("gains"))),
+        Part("training", 0.13, lambda: training_rows(bench)),
+        Part("profile", 0.05, lambda: profile_rows(bench)),
     ]
+    return [part for part in parts if part.name in wanted] if wanted else parts
 
 
 def device_facts(device: Any) -> dict[str, object]:
@@ -82,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything (default 9)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_gpu.json"), help="where the figures go")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only with --quick")
+    parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="parts to measure (default all)")
     parser.add_argument("--quick", action="store_true", help="a small model: shows that the script works, measures nothing")
     options = parser.parse_args(arguments)
     if missing := missing_packages():
@@ -108,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     head = {**facts, "started": started, "minutes": options.minutes, "quick": options.quick}
     report = Report(options.out, head)
     print(", ".join(f"{name} {value}" for name, value in head.items()), flush=True)
-    run_parts(parts_of(bench, report), report, 60 * options.minutes)
+    run_parts(parts_of(bench, options.only), report, 60 * options.minutes)
     report.summary = figures(report)
     report.write()
     print_tables(report, targets=bench.on_gpu and not options.quick)

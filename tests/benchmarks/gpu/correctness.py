@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from gpu.measure import matrix_flags, relative_error
 from gpu.report import Row, guarded
-from gpu.setup import CLIPS, Bench, Setup, model_config, random_clips, tokens_per_clip
+from gpu.setup import CLIPS, SHIPPED, Bench, Setup, model_config, random_clips, tokens_per_clip
 from gpu.step import BACKENDS, Step
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
@@ -34,11 +34,13 @@ CONVOLUTION_LIMITS = {"bf16": 1e-2, "fp16": 2e-3}
 
 def correctness_rows(bench: Bench) -> Iterator[Row]:
     """Every comparison, the surest to find a fault first."""
+    yield from exactness_rows(bench)
+    yield guarded("deterministic kernels, bf16: gradients twice", lambda: deterministic_twice(bench))
+    yield on_gpu("shipped against plain fp32, one layer: gradients", lambda: shipped_against_plain(bench), bench)
+    yield guarded("fp16 with loss scaling, memory-efficient attention", lambda: fp16_training(bench))
     yield from precision_rows(bench)
     yield from attention_rows(bench)
     yield from convolution_rows(bench)
-    yield guarded("fp16 with loss scaling, memory-efficient attention", lambda: fp16_training(bench))
-    yield from exactness_rows(bench)
     yield on_gpu("compiled against eager, fp32, one layer: gradients", lambda: compiled_against_eager(bench), bench)
 
 
@@ -260,10 +262,13 @@ def exactness_rows(bench: Bench) -> Iterator[Row]:
     """Changes that must not change the result: the gradients of one fp32 step with and without each."""
     penn = Setup(clips=bench.scale.check_clips, precision="fp32")
     ntu = replace(penn, data="ntu")
+    rows, mixed = replace(penn, class_rows_last=True), replace(ntu, data="ntu mixed", clips=4)
     pairs = {
-        "last layer for class rows only, fp32: gradients": (penn, replace(penn, class_rows_last=True)),
+        "last layer for class rows only, fp32: gradients": (penn, rows),
+        "first convolution with 8 channels, fp32: gradients": (penn, replace(penn, padded_pixels=True)),
         "absent bodies left out, fp32: gradients": (ntu, replace(ntu, mask="left out")),
-        "activation checkpointing, fp32: gradients": (penn, replace(penn, checkpointing=True)),
+        "absent bodies left out of some clips, fp32: gradients": (mixed, replace(mixed, mask="left out")),
+        "activation checkpointing, fp32: gradients": (rows, replace(rows, checkpointing=True)),
     }
     for what, (plain, changed) in pairs.items():
         yield guarded(what, partial(gradient_difference, plain, changed, 1e-3, bench))
@@ -275,7 +280,19 @@ def exactness_rows(bench: Bench) -> Iterator[Row]:
 def compiled_against_eager(bench: Bench) -> Row:
     """The gradients of one step, compiled as the library does and not; with few layers, because compiling takes long."""
     eager = Setup(clips=bench.scale.check_clips, precision="fp32", layers=1)
-    return gradient_difference(eager, replace(eager, compile="forward"), 1e-3, bench)
+    return gradient_difference(eager, replace(eager, compile="regions"), 1e-3, bench)
+
+
+def shipped_against_plain(bench: Bench) -> Row:
+    """The gradients of one step with every improvement in bf16, against the plain ones in fp32."""
+    plain = Setup(clips=4, data="ntu mixed", precision="fp32", layers=1)
+    return gradient_difference(plain, replace(plain, **SHIPPED, precision="bf16"), GRADIENT_LIMITS["bf16"], bench)
+
+
+def deterministic_twice(bench: Bench) -> Row:
+    """The gradients of one step in bf16, from the same weights and clips, twice."""
+    setup = Setup(clips=bench.scale.clips[0], deterministic=True, layout="maps", class_rows_last=True)
+    return gradient_difference(setup, setup, 0.0, bench)
 
 
 def gradient_difference(plain: Setup, changed: Setup, limit: float, bench: Bench) -> Row:

@@ -14,7 +14,7 @@ from starlab.models.cost import cost
 from starlab.models.star import StarConfig
 from starlab.pipelines.batch import Batch
 
-Data = Literal["penn", "ntu"]
+Data = Literal["penn", "ntu", "ntu mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,14 @@ class Clips:
     classes: int
     joints: int
     bodies: int = 1
-    absent_bodies: int = 0
-    """The last bodies, which are absent from every clip."""
+    alone: float = 1.0
+    """Share of the clips in which only the first body is present."""
 
 
 CLIPS: dict[Data, Clips] = {
     "penn": Clips(classes=15, joints=13),
-    "ntu": Clips(classes=120, joints=25, bodies=2, absent_bodies=1),
+    "ntu": Clips(classes=120, joints=25, bodies=2),
+    "ntu mixed": Clips(classes=120, joints=25, bodies=2, alone=0.75),
 }
 
 
@@ -109,14 +110,17 @@ class Setup:
     layers: int | None = None
     """Encoder and decoder layers; None takes the paper's."""
     cudnn_benchmark: bool = False
-    layout: Literal["first", "maps", "maps and weights"] = "first"
+    layout: Literal["first", "maps"] = "first"
     """What of the backbone is in channels_last_3d."""
+    padded_pixels: bool = False
+    """Whether the first convolution reads 8 channels instead of 3."""
     tf32: bool = False
-    optimizer: Literal["sgd", "sgd fused", "adamw", "adamw fused"] = "sgd"
-    inputs: Literal["device", "pageable", "pinned", "side stream"] = "device"
-    """Where a step's clips are: on the device already, or in the host's memory and copied there in one of three ways."""
-    loop: Literal["library", "lean"] = "library"
-    """The library's step with its guards, or forward, backward and optimizer alone, which never waits for the device."""
+    deterministic: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    inputs: Literal["device", "pageable", "library"] = "device"
+    """Where a step's clips are: on the device already, or in the host's memory and copied from there."""
+    loop: Literal["waiting", "library", "lean"] = "waiting"
+    """When the host learns whether a step was bad: at once, one step later, or never."""
     attention: Literal["auto", "flash", "efficient", "cudnn"] = "auto"
     mask: Literal["dense", "none", "varlen", "left out"] = "dense"
     """What happens to absent bodies: masked; attended to like any other (wrong, a bound); packed; left out of the tokens."""
@@ -127,6 +131,19 @@ class Setup:
     grid: int | None = None
     frozen_stages: int = 0
     """Above 0 the batch-norms are frozen too."""
+
+
+SHIPPED: Mapping[str, Any] = {
+    "cudnn_benchmark": True,
+    "layout": "maps",
+    "padded_pixels": True,
+    "inputs": "library",
+    "loop": "library",
+    "mask": "left out",
+    "class_rows_last": True,
+    "compile": "regions",
+}
+"""The options of the step that starlab runs on a GPU of compute capability 8.0 or more."""
 
 
 def model_config(setup: Setup, scale: Scale) -> StarConfig:
@@ -158,8 +175,8 @@ def tokens_per_clip(setup: Setup, scale: Scale, *, present: bool = False) -> int
     """Tokens of a clip over all its frames; with `present`, those of absent bodies are not counted."""
     clips = CLIPS[setup.data]
     side = -(-scale.size_px // 16)  # of the last stage's map
-    bodies = clips.bodies - clips.absent_bodies * present
-    return scale.frames * (side**2 + bodies * clips.joints + 3)
+    bodies = clips.bodies - (clips.bodies - 1) * clips.alone * present
+    return round(scale.frames * (side**2 + bodies * clips.joints + 3))
 
 
 def random_clips(setup: Setup, scale: Scale, device: torch.device, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,16 +184,13 @@ def random_clips(setup: Setup, scale: Scale, device: torch.device, *, seed: int 
     clips, dice = CLIPS[setup.data], np.random.default_rng(seed)
     frames = dice.integers(0, 256, (setup.clips, scale.frames, scale.size_px, scale.size_px, 3), dtype=np.uint8)
     joints = dice.random((setup.clips, scale.frames, clips.bodies, clips.joints, 3), dtype=np.float32)
-    joints[:, :, clips.bodies - clips.absent_bodies :] = 0
+    joints[: round(clips.alone * setup.clips), :, 1:] = 0
     labels = dice.integers(0, clips.classes, setup.clips)
     return torch.from_numpy(frames).to(device), torch.from_numpy(joints).to(device), torch.from_numpy(labels).to(device)
 
 
-def host_batch(setup: Setup, scale: Scale, *, pinned: bool) -> Batch:
-    """The same clips as a batch of NumPy arrays, as the stream returns it; in page-locked memory with `pinned`."""
-    tensors = random_clips(setup, scale, torch.device("cpu"))
-    if pinned:
-        tensors = tuple(tensor.pin_memory() for tensor in tensors)  # type: ignore[assignment]
-    frames, joints, labels = (tensor.numpy() for tensor in tensors)
+def host_batch(setup: Setup, scale: Scale) -> Batch:
+    """The same clips as a batch of NumPy arrays, as the stream returns it."""
+    frames, joints, labels = (tensor.numpy() for tensor in random_clips(setup, scale, torch.device("cpu")))
     numbers = np.arange(setup.clips)
     return Batch(frames=frames, joints=joints, labels=labels, clips=numbers, positions=numbers, unreadable=())

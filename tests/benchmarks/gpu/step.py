@@ -7,19 +7,22 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import fields
+from functools import partial
 from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
 from gpu.measure import matrix_flags
-from gpu.setup import CLIPS, Bench, Setup, host_batch, model_config, random_clips
-from gpu.variants import AbsentBodiesLeftOut, ClassRowsStar, VarlenAttention, without_mask
-from torch import Tensor, nn
+from gpu.setup import Bench, Setup, host_batch, model_config
+from gpu.variants import EveryRowStar, VarlenAttention, without_mask
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from starlab.experiments.sections import TrainConfig
 from starlab.models import attention as attention_module
+from starlab.models.backbone import Backbone, PixelConvolution
 from starlab.models.star import StarTransformer
 from starlab.pipelines.batch import Batch
 from starlab.platform.recipe.loss_guard import Verdict
@@ -40,37 +43,20 @@ BACKENDS = {
 
 
 class StagedStep(TrainStep):
-    """The library's step with inputs from `stage` instead of the batch's arrays."""
+    """The library's step with inputs from `stage` instead of the batch's arrays, and absent bodies masked unless told."""
 
     stage: Callable[[], Inputs]
 
-    def _inputs(self, batch: Batch, clips: Any) -> Inputs:
+    def _inputs(self, batch: Batch) -> Inputs:
         return self.stage()
 
 
-class SideStream:
-    """Copies a batch from page-locked memory on a stream of its own while the step before computes."""
+class MaskedBatch(Batch):
+    """A batch whose absent bodies are masked by the model."""
 
-    def __init__(self, host: Inputs, device: torch.device) -> None:
-        self.host, self.device = host, device
-        self.stream = torch.cuda.Stream(device)
-        self.upload()
-
-    def upload(self) -> None:
-        """Start the next copy."""
-        with torch.cuda.stream(self.stream):
-            frames, joints, labels = (tensor.to(self.device, non_blocking=True) for tensor in self.host)
-        self.next = frames, joints, labels
-
-    def __call__(self) -> Inputs:
-        """The batch whose copy was started before; the next copy starts."""
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.stream)
-        batch = self.next
-        for tensor in batch:
-            tensor.record_stream(current)
-        self.upload()
-        return batch
+    def by_bodies(self) -> tuple[Batch, None]:
+        """Say nothing about bodies."""
+        return self, None
 
 
 class OwnThread:
@@ -144,41 +130,46 @@ class Step:
         setup, device = self.setup, bench.device
         torch.manual_seed(0)
         with torch.device(device):
-            self.model = (ClassRowsStar if setup.class_rows_last else StarTransformer)(model_config(setup, bench.scale)).train()
-        if setup.layout == "maps and weights" and self.model.backbone is not None:
-            self.model.backbone.to(memory_format=torch.channels_last_3d)
-        add_mask_hook(self.model, setup)
+            self.model = (StarTransformer if setup.class_rows_last else EveryRowStar)(model_config(setup, bench.scale)).train()
+        if not setup.padded_pixels and self.model.backbone is not None:
+            leave_pixels(self.model.backbone)
+        if setup.mask == "none":
+            self.model.tokens.register_forward_hook(without_mask)
         config = TrainConfig(
             global_batch=setup.clips,
             lr=setup.lr,
-            optimizer="sgd" if setup.optimizer.startswith("sgd") else "adamw",
-            compile="on" if setup.compile == "forward" else "off",
+            optimizer=setup.optimizer,
+            compile="on" if setup.compile == "regions" else "off",
+            deterministic=setup.deterministic,
         )
         self.state = TrainingState(self.model, config, device, setup.precision)
-        replace_optimizer(self.state, setup)
-        if setup.compile == "regions":
-            compile_regions(self.model)
-        self.batch = host_batch(setup, bench.scale, pinned=setup.inputs == "pinned")
+        if setup.compile == "forward":
+            self.model.forward = torch.compile(self.model.forward)  # type: ignore[method-assign]
+        batch = host_batch(setup, bench.scale)
+        self.batch = (
+            batch if setup.mask == "left out" else MaskedBatch(**{f.name: getattr(batch, f.name) for f in fields(batch)})
+        )
         self.stage = self._stage(bench)
         if setup.cuda_graphs:
             self._capture()
         arguments = (self.state, config, Ranks(0, 1), device, 10**6)
-        if setup.inputs in ("pageable", "pinned"):
+        if setup.inputs == "library":
             self.train_step = TrainStep(*arguments)
         else:
-            if not hasattr(TrainStep, "_inputs"):
-                raise AttributeError("TrainStep has no _inputs to take the place of; adapt StagedStep to it")
             staged = StagedStep(*arguments)
             staged.stage = self.stage
             self.train_step = staged
+        torch.backends.cudnn.benchmark = False  # TrainStep sets it for the process; `flags` sets it for the step
 
     def _stage(self, bench: Bench) -> Callable[[], Inputs]:
-        if self.setup.inputs == "side stream":
-            host = random_clips(self.setup, bench.scale, torch.device("cpu"))
-            frames, joints, labels = (tensor.pin_memory() for tensor in host)
-            return SideStream((frames, joints, labels), self.device)
-        inputs = random_clips(self.setup, bench.scale, self.device)
-        return lambda: inputs
+        """The clips in the order of the batch that the model sees."""
+        ordered, _ = self.batch.by_bodies()
+        arrays = (ordered.frames, ordered.joints, ordered.labels)
+        host = tuple(torch.from_numpy(array) for array in arrays)
+        if self.setup.inputs == "pageable":
+            return lambda: tuple(tensor.to(self.device) for tensor in host)  # type: ignore[return-value]
+        inputs = tuple(tensor.to(self.device) for tensor in host)
+        return lambda: inputs  # type: ignore[return-value]
 
     def _capture(self) -> None:
         """Put the model's forward and backward pass into CUDA graphs."""
@@ -189,19 +180,16 @@ class Step:
 
     def _step(self) -> Tensor:
         with self.flags():
-            return self._library_step() if self.setup.loop == "library" else self._lean_step()
+            return self._lean_step() if self.setup.loop == "lean" else self._library_step()
 
     def _library_step(self) -> Tensor:
         """What the library's training loop does with a batch on one worker, its guards included."""
         state, step = self.state, self.train_step
         sums = step.gradients(self.batch)
-        bad = bool((~sums.loss.isfinite()).to(sums.loss.dtype) > 0)
-        if state.guard.judge(state.step, bad or not step.clip()) is Verdict.GOOD:
-            step.apply()
-        else:
-            step.drop()
-            self.dropped += 1
-        return sums.loss
+        state.guard.note(state.step, step.apply())
+        judged = state.guard.verdicts(but=0 if self.setup.loop == "waiting" else 1)
+        self.dropped += sum(verdict is not Verdict.GOOD for _, verdict in judged)
+        return sums.tensor[0]
 
     def _lean_step(self) -> Tensor:
         """Forward, backward and optimizer, without guards."""
@@ -228,16 +216,17 @@ class Step:
             if self.varlen:
                 stack.enter_context(patch.object(attention_module, "scaled_dot_product_attention", self.varlen))
             torch.backends.cudnn.benchmark = setup.cudnn_benchmark
+            torch.use_deterministic_algorithms(setup.deterministic)
             try:
                 yield
             finally:
                 torch.backends.cudnn.benchmark = before
+                torch.use_deterministic_algorithms(False)
 
 
 def needs_gpu(setup: Setup) -> str | None:
     """The option of a setup that only a GPU has, or that takes too long elsewhere; None if it has none."""
     wanted = {  # by the reason
-        "page-locked memory": setup.inputs in ("pinned", "side stream"),
         f"attention {setup.attention!r}": setup.attention != "auto",
         "variable-length attention": setup.mask == "varlen",
         "torch.compile here": setup.compile != "off",
@@ -246,28 +235,8 @@ def needs_gpu(setup: Setup) -> str | None:
     return next((reason for reason, is_wanted in wanted.items() if is_wanted), None)
 
 
-def add_mask_hook(model: StarTransformer, setup: Setup) -> None:
-    """Change what the tokenizer returns, for `Setup.mask` "none" and "left out"."""
-    clips = CLIPS[setup.data]
-    if setup.mask == "none":
-        model.tokens.register_forward_hook(without_mask)
-    elif setup.mask == "left out":
-        model.tokens.register_forward_hook(AbsentBodiesLeftOut(clips.absent_bodies * clips.joints))
-
-
-def replace_optimizer(state: TrainingState, setup: Setup) -> None:
-    """The optimizer of a setup over the library's parameter groups."""
-    groups = [{key: group[key] for key in ("params", "weight_decay", "lr_scale")} for group in state.optimizer.param_groups]
-    if setup.optimizer == "sgd fused":
-        state.optimizer = torch.optim.SGD(groups, lr=setup.lr, momentum=0.9, fused=True)
-    elif setup.optimizer == "adamw":
-        state.optimizer = torch.optim.AdamW(groups, lr=setup.lr, foreach=True)
-
-
-def compile_regions(model: StarTransformer) -> None:
-    """Compile the backbone and every layer on its own; layers of the same structure share their code."""
-    regions: list[nn.Module] = [*model.encoder, *model.decoder]
-    if model.backbone is not None:
-        regions.append(model.backbone)
-    for region in regions:
-        region.compile(dynamic=False)
+def leave_pixels(backbone: Backbone) -> None:
+    """Let the first convolution read 3 channels."""
+    for module in backbone.modules():
+        if isinstance(module, PixelConvolution):
+            module.forward = partial(torch.nn.Conv3d.forward, module)  # type: ignore[method-assign]

@@ -11,8 +11,9 @@ from typing import Any
 
 from gpu.measure import synchronize
 from gpu.report import Row, guarded
-from gpu.setup import CLIPS, Bench, Setup
+from gpu.setup import Bench, Setup
 from gpu.step import Step
+from gpu.training import PLAIN_DATA
 from torch.profiler import ProfilerActivity, profile, record_function
 
 STEPS = 3
@@ -39,7 +40,7 @@ class Span:
 
 def profile_rows(bench: Bench) -> Iterator[Row]:
     """The plain steps of both data sets."""
-    for data in CLIPS:
+    for data in PLAIN_DATA:
         setup = Setup(clips=bench.scale.clips[0], data=data)
         yield guarded(f"plain bf16, {data}, batch {setup.clips}", partial(profile_figures, setup, bench))
 
@@ -69,8 +70,9 @@ def figures_of(events: list[Any], *, on_gpu: bool) -> Row:
     calls = [span_of(event) for event in host if WAITING.search(event.name)]
     waits = [call for call in calls if any(mark.start_us <= call.start_us < mark.end_us for mark in marks)]
     if on_gpu:
-        marked = {event.name for event in host}  # such marks are on the device's timeline too, and are no kernels
-        kernels = [span_of(event) for event in events if event.device_type.name == "CUDA" and event.name not in marked]
+        # Marks are on the device's timeline too, and are no kernels.
+        on_device = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
+        kernels = [span_of(event) for event in on_device]
         times = [(kernel.name, kernel.us) for kernel in kernels]
     else:
         kernels = marks

@@ -19,8 +19,10 @@ from gpu.measure import (
     upload_bytes_per_second,
 )
 from gpu.report import Row, guarded
-from gpu.setup import CLIPS, Bench, Setup, training_flops
+from gpu.setup import Bench, Data, Setup, training_flops
 from gpu.step import Step
+
+PLAIN_DATA: tuple[Data, ...] = ("penn", "ntu")
 
 
 def card_rows(bench: Bench) -> Iterator[Row]:
@@ -58,7 +60,7 @@ def uploaded(num_bytes: int, bench: Bench, pinned: bool) -> Row:
 def training_rows(bench: Bench) -> Iterator[Row]:
     """Clips per second, memory and share of the card's matrix rate, without any improvement."""
     for clips in bench.scale.clips:
-        for data in CLIPS:
+        for data in PLAIN_DATA:
             for precision in ("bf16", "fp16", "fp32"):
                 setup = Setup(clips=clips, data=data, precision=precision)
                 yield guarded(f"{data}, {precision}, batch {clips}", partial(training_row, setup, bench))
@@ -115,8 +117,7 @@ def memory_figures(run: Run, before: int, setup: Setup, bench: Bench) -> Row:
 def rate_figures(setup: Setup, seconds: float, bench: Bench) -> Row:
     """Step time, clips per second, FLOP/s, and their share of the measured matrix rate where that is known."""
     clips_per_second = setup.clips / seconds
-    plain = replace(setup, class_rows_last=False, checkpointing=False)  # FLOP saved or repeated count as the plain model's
-    flops = clips_per_second * training_flops(plain, bench.scale)
+    flops = clips_per_second * training_flops(replace(setup, checkpointing=False), bench.scale)  # repeated work does not count
     rate = bench.matrix_rates.get("tf32" if setup.tf32 and setup.precision == "fp32" else setup.precision)
     figures = {"step_ms": 1e3 * seconds, "clips_per_second": clips_per_second, "tflops": flops / 1e12}
     return figures | ({"mfu": flops / rate} if rate else {})
