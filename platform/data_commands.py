@@ -203,7 +203,7 @@ def stats(
     if joints:
         from starlab.platform.pose.health import joint_health
 
-        for line in joint_health((row.clip_id, source.joints(row)) for row in source.clips).lines():
+        for line in joint_health((row.clip_id, source.joints(row), None) for row in source.clips).lines():
             print(line)
 
 

@@ -48,12 +48,13 @@ class ClipHealth:
     """Times that a body changes its height by more than the factor `SUDDEN` from one frame to the next."""
 
 
-def clip_health(clip_id: str, joints: NDArray[np.float32]) -> ClipHealth:
+def clip_health(clip_id: str, joints: NDArray[np.float32], track_ids: NDArray[np.int32] | None = None) -> ClipHealth:
     """Look at the joints of one clip.
 
     Args:
         clip_id: Its name.
         joints: (T, M, N, 3): x and y as fractions of the frame, and the confidence; 0 where not seen.
+        track_ids: (T, M): the person in each slot, -1 where nobody is; None takes each slot for one person.
     """
     seen = joints[..., 2] > 0
     there: NDArray[np.bool_] = np.any(seen, axis=2)
@@ -71,7 +72,7 @@ def clip_health(clip_id: str, joints: NDArray[np.float32]) -> ClipHealth:
         heights=_histogram(height[there]),
         confidences=_histogram(joints[..., 2][seen]),
         joints_unseen=int((~seen[there]).sum()),
-        jumps=int(slot_jumps(joints).sum()) if joints.shape[1] > 1 else 0,
+        jumps=_jumps(joints, track_ids),
         sudden=int((there[1:] & there[:-1] & (large > SUDDEN * small)).sum()),
     )
 
@@ -131,9 +132,21 @@ class JointHealth:
         return sum(getattr(clip, name) for clip in self.clips)
 
 
-def joint_health(clips: Iterable[tuple[str, NDArray[np.float32]]]) -> JointHealth:
-    """Look at (clip id, joints) pairs, joints as (T, M, N, 3)."""
-    return JointHealth([clip_health(clip_id, joints) for clip_id, joints in clips])
+def joint_health(clips: Iterable[tuple[str, NDArray[np.float32], NDArray[np.int32] | None]]) -> JointHealth:
+    """Look at (clip id, joints, track ids) of many clips, as `clip_health` takes them."""
+    return JointHealth([clip_health(clip_id, joints, track_ids) for clip_id, joints, track_ids in clips])
+
+
+def _jumps(joints: NDArray[np.float32], track_ids: NDArray[np.int32] | None) -> int:
+    num_frames, num_slots = joints.shape[:2]
+    if num_slots < 2:
+        return 0
+    jumps = slot_jumps(joints)
+    if track_ids is not None:  # a slot that is used again by another person is no mistake
+        there = np.where(track_ids >= 0, np.arange(num_frames)[:, None], -1)
+        before = np.maximum.accumulate(there, axis=0)[:-1]
+        jumps &= track_ids[1:] == track_ids[before, np.arange(num_slots)]
+    return int(jumps.sum())
 
 
 def _histogram(values: NDArray[np.float32]) -> Counts:

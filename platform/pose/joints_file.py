@@ -120,8 +120,10 @@ def write_joints_file(path: Path, clips: Iterable[pa.Table], settings: PoseSetti
             writer.write_table(pa.concat_tables(group))
 
 
-def read_clips(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Clip id and joints (T, M, N, 3) of every clip in a file of estimated joints, whoever wrote it.
+def read_clips(path: Path) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.int32] | None]]:
+    """Clip id, joints (T, M, N, 3) and track ids (T, M) of every clip in a file of estimated joints, whoever wrote it.
+
+    The track ids are None where the file has none.
 
     Raises:
         DataError: the file is missing or has other columns.
@@ -142,7 +144,10 @@ def read_clips(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
                 f"the estimated joints {path}: clip {row['clip_id']} has {flat.size} numbers, which fit no skeleton"
             )
         joints = flat.reshape(num_frames, num_bodies, -1, 3) if flat.size else np.zeros((num_frames, 0, 1, 3), np.float32)
-        yield row["clip_id"].as_py(), joints
+        ids = None
+        if "track_ids" in row:
+            ids = np.asarray(row["track_ids"].values, np.int32).reshape(num_frames, num_bodies)
+        yield row["clip_id"].as_py(), joints, ids
 
 
 def _schema(settings: PoseSettings) -> pa.Schema:

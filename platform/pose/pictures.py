@@ -32,7 +32,7 @@ def write_pictures(clips: Clips, joints_file: Path, folder: Path) -> int:
     numbers = {clip_id: number for number, clip_id in enumerate(clips.clip_ids)}
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
-    for clip_id, joints in read_clips(joints_file):
+    for clip_id, joints, _ in read_clips(joints_file):
         picked = set(np.linspace(0, len(joints) - 1, min(FRAMES, len(joints))).round().astype(int).tolist())
         try:
             tiles = [

@@ -88,7 +88,7 @@ def standing(num_frames: int = 20, people: int = 1, height: float = 0.5) -> np.n
 
 
 def test_the_health_of_good_joints_names_nothing() -> None:
-    report = joint_health([("a", standing()), ("b", standing(people=2))])
+    report = joint_health([("a", standing(), None), ("b", standing(people=2), None)])
     assert report.problems() == []
     text = "\n".join(report.lines())
     assert "2 clips, 40 frames, 1.5 people a frame, at most 2" in text
@@ -100,8 +100,8 @@ def test_the_health_of_good_joints_names_nothing() -> None:
 def test_clips_without_people_with_gaps_and_with_small_people_are_named_the_worst_first() -> None:
     gap, larger_gap = standing(), standing()
     gap[:5], larger_gap[:9] = 0, 0
-    clips = [("gap", gap), ("larger_gap", larger_gap), ("none", standing(people=0)), ("far", standing(height=0.05))]
-    problems = joint_health(clips).problems()
+    clips = {"gap": gap, "larger_gap": larger_gap, "none": standing(people=0), "far": standing(height=0.05)}
+    problems = joint_health((name, joints, None) for name, joints in clips.items()).problems()
     assert problems == [
         "nobody was found in 1 clip: none",
         "nobody in 20% or more of the frames of 2 clips: larger_gap, gap",
@@ -113,11 +113,15 @@ def test_people_who_swap_slots_and_bodies_that_jump_in_size_are_counted() -> Non
     swapped = standing(people=2)
     swapped[10:] = swapped[10:, ::-1]
     assert clip_health("a", swapped).jumps == 2
+    ids = np.repeat(np.array([[0, 1]], np.int32), 20, axis=0)
+    assert clip_health("a", swapped, ids).jumps == 2
+    ids[10:] = (2, 3)  # other people have the slots then
+    assert clip_health("a", swapped, ids).jumps == 0
     jumping = standing()
     jumping[::2, :, :, 1] *= 0.5
     found = clip_health("b", jumping)
     assert (found.jumps, found.sudden) == (0, 19)
-    assert joint_health([("a", swapped), ("b", jumping)]).problems() == [
+    assert joint_health([("a", swapped, None), ("b", jumping, None)]).problems() == [
         "people seem to be mixed up in 1 clip: a",
         "people change their height suddenly in 1 clip: b",
     ]
@@ -126,10 +130,10 @@ def test_people_who_swap_slots_and_bodies_that_jump_in_size_are_counted() -> Non
 def test_an_estimator_without_confidences_is_named() -> None:
     joints = standing()
     joints[..., 2] = 1
-    assert joint_health([("a", joints)]).problems() == ["every confidence is the same: does the estimator give none?"]
+    assert joint_health([("a", joints, None)]).problems() == ["every confidence is the same: does the estimator give none?"]
 
 
 def test_a_file_in_which_nobody_is_has_lines_all_the_same() -> None:
-    lines = joint_health([("a", standing(people=0))]).lines()
+    lines = joint_health([("a", standing(people=0), None)]).lines()
     assert lines[1] == "nobody     in 20 frames (100.0%)"
     assert lines[2:] == ["LOOK       nobody was found in 1 clip: a"]
