@@ -93,7 +93,7 @@ class Spec:
     def run_id(self, fingerprint: str) -> str:
         """Name + 8 hex digits over data, model and train; where the data are and where it computes do not matter."""
         resolved = self.to_dict()
-        for place in ("store", "source", "decode", "estimated_joints"):
+        for place in ("store", "source", "decode", "cache", "estimated_joints"):
             del resolved["data"][place]
         del resolved["train"]["profile"]
         resolved["data"]["fingerprint"] = fingerprint

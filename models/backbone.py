@@ -130,34 +130,7 @@ def mc3_18_trunk() -> nn.Module:
     # Imported here because torchvision takes longer to import than torch, and mc3_tiny does not need it.
     from torchvision.models.video import mc3_18
 
-    trunk = cast(nn.Module, mc3_18(weights=None))
-    stem = cast(nn.Sequential, trunk.get_submodule("stem"))
-    stem[0] = PixelConvolution(cast(nn.Conv3d, stem[0]).weight)
-    return trunk
-
-
-class PixelConvolution(nn.Conv3d):
-    """The first convolution, which reads pixels.
-
-    On a GPU its 3 channels are padded with zeros to 8: tensor cores take multiples of 8, and cuDNN takes ten times as long
-    without them (13.3 ms of a step of 16 clips of 16 × 224² on an H100 in bf16).
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        """`weight`: the parameter (C, 3, 3, 7, 7) of torchvision's first convolution."""
-        with torch.device("meta"):  # draws no random numbers
-            super().__init__(weight.shape[1], weight.shape[0], (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False)
-        self.weight = cast(nn.Parameter, weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, T, H, W) → (B, C, T, H / 2, W / 2)."""
-        return self.padded(x) if x.is_cuda else super().forward(x)
-
-    def padded(self, x: Tensor) -> Tensor:
-        """The same result with 8 channels."""
-        missing = (0, 0, 0, 0, 0, 0, 0, -x.shape[1] % 8)
-        x, weight = nn.functional.pad(x, missing), nn.functional.pad(self.weight, missing)
-        return nn.functional.conv3d(x, weight, None, self.stride, self.padding)
+    return cast(nn.Module, mc3_18(weights=None))
 
 
 class TinyTrunk(nn.Module):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from starlab.pipelines.augment import fit
 from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import ClipSource, UnreadableClipError
+from starlab.pipelines.decoded_cache import DecodedCache
 from starlab.pipelines.sampling import pick_frames
 from starlab.pipelines.schedule import Plan
 from starlab.pipelines.sources import DataConfig
@@ -61,14 +62,21 @@ class LoadClips:
                 break
             clip, rng = source.clips[choice.clip], choice.rng
             drawn = rng if config.augment == "standard" else None
+            frames, joints = columns["frames"][slot], columns["joints"][slot]
+            cache = DecodedCache.of(source, config, rng)
+            if cache and cache.read(choice.clip, choice.view, frames, joints):
+                label, index = clip.label, choice.clip
+                break
             try:
                 picked = pick_frames(clip.num_frames, config.frames, drawn, choice.view)
                 decoded = source.read(clip, picked.tolist(), config.size)
             except UnreadableClipError as error:
                 problems.append(f"{clip.clip_id}\t{error}")
                 continue
-            out, mirror = columns["frames"][slot], source.skeleton.mirror
-            _, columns["joints"][slot] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, out)
+            mirror = source.skeleton.mirror
+            _, joints[:] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, frames)
+            if cache:
+                cache.write(choice.clip, choice.view, frames, joints)
             label, index = clip.label, choice.clip
             break
         columns["label"][slot], columns["clip"][slot], columns["position"][slot] = label, index, position

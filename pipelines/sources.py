@@ -83,6 +83,9 @@ class DataConfig:
     decode: Literal["cluster", "worker"] = "cluster"
     """Where clips are decoded: in Ray Data tasks on any node with free CPUs, or in threads of the training worker, on its own
     CPUs. The bytes are the same. Not part of the run's identity."""
+    cache: str | None = None
+    """A folder on each node's own disk that keeps the decoded frames of clips that look the same in every epoch: all clips with
+    `augment` none, else those of evaluations. Runs share it. The bytes are the same. Not part of the run's identity."""
     max_unreadable_fraction: float = 0.05
     """The run stops when more of the clips drawn so far than this could not be read."""
     custom: CustomData | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ KEYS = (
     "clamp_confidence",
 )
 SKELETON_KEYS = ("name", "joints", "pairs", "bones")
+
+_SIDE = re.compile(r"(?<![A-Za-z])(?:left|LEFT|right|RIGHT)(?![a-z])|(?:Left|Right)(?![a-z])")
+"""A word of a class's name that is a side: raise_left, TurnRight, but not upright."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +84,7 @@ def describe(root: Path) -> Description:
     classes = _classes(given.get("classes"), clips, path)
     sided = given.get("sided_classes")
     if sided is None:
-        sided = [name for name in classes if {"left", "right"} & set(name.lower().replace("-", " ").replace("_", " ").split())]
+        sided = [name for name in classes if _SIDE.search(name)]
     for name in _names(sided, "sided_classes", path):
         _known(name, classes, "sided_classes", path)
     joints = _is(given.get("joints"), str, "the name of a Parquet file", "joints", path)

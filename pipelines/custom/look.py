@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import statistics
 import time
@@ -174,7 +175,7 @@ def _description_text(root: Path, say: Callable[[str], None]) -> str:
     lines += [
         "max_bodies: 1",
         "flip: true                 # whether a mirrored clip could be real",
-        f"sided_classes: [{', '.join(sided)}]          # classes that name a side, for which no clip is mirrored",
+        f"sided_classes: {json.dumps(sided, ensure_ascii=False)}    # classes that name a side: none is mirrored",
         "test_fraction: 0.2         # of the clips whose list names no split: whole subjects, else clip by clip",
         "split_seed: 0",
     ]

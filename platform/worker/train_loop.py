@@ -44,6 +44,8 @@ from starlab.platform.worker.step_timer import StepTimer
 from starlab.platform.worker.tasks import TrainTask
 from starlab.platform.worker.watchdog import Watchdog
 
+STEPS_AHEAD = {"cuda": 1}  # a GPU always has work if the host judges each step one step later
+
 
 def train_loop(config: dict[str, TrainTask]) -> None:
     """Train from the newest checkpoint (or from the start) to the end, then evaluate the test part once."""
@@ -94,7 +96,6 @@ class _Worker:
         bad_steps = ranks.first(self.folder.read(BadSteps)) or BadSteps()
         self.state.guard.left_out, self.state.guard.rollbacks = set(bad_steps.left_out), bad_steps.rollbacks
         self.local = Sums.zero(device)  # this rank's sums since they were last folded into `pending`
-        self.steps_ahead = 1 if device.type == "cuda" else 0  # a GPU always has work if the host judges a step one step later
         if checkpoint:
             self.state.restore(checkpoint.step, checkpoint.tensors, checkpoint.state)
         self.evaluator = Evaluator(task, ranks, self.state, device, self.writer)
@@ -120,12 +121,11 @@ class _Worker:
             self.profile.step()
             if self._is_logged(self.state.step) or self.state.step in self.checkpoint_at:
                 self._judge()  # which may go back to an earlier step
-            step, evaluation_due = self.state.step, self.state.step in self.evaluate_at
-            logged = self._is_logged(step)
+            step, logged = self.state.step, self._is_logged(self.state.step)
             if logged:
                 self._log_curve(timer)
                 timer.restart(step)
-            if evaluation_due:
+            if step in self.evaluate_at:
                 self._evaluate(self.evaluate_at[step])
                 timer.restart(step)
             elif step in self.checkpoint_at and not self.state.guard.streak:  # a roll-back must go back to before the bad steps
@@ -150,7 +150,7 @@ class _Worker:
         bad = self.optimization.apply()
         self.local.add(sums, unless=bad)
         state.guard.note(step, bad)
-        self._judge(but=self.steps_ahead)
+        self._judge(but=STEPS_AHEAD.get(self.device.type, 0))
 
     def _judge(self, but: int = 0) -> None:
         """Wait until the device has done all steps but the last few, and act on those that were bad."""

@@ -19,7 +19,7 @@ from torch.autograd import DeviceType
 from torch.nn.functional import scaled_dot_product_attention
 
 HERE = Path(__file__).parent
-PARTS = ["card", "correctness", "training", "profile", "gains", "combined"]
+PARTS = ["card", "correctness", "shipped", "gains", "training", "profile"]
 BARE = """
 import runpy, sys
 sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
@@ -212,6 +212,7 @@ class Event:
     device_type: DeviceType
     start: float
     end: float
+    is_user_annotation: bool = False
 
     @property
     def time_range(self) -> Event:
@@ -227,9 +228,11 @@ def test_a_trace_gives_kernels_idle_time_and_the_waits_inside_steps() -> None:
         at = 100.0 * step
         events += [
             Event(MARK, cpu, at, at + 100),
-            Event(MARK, gpu, at, at + 100),
+            Event(MARK, gpu, at, at + 100, is_user_annotation=True),
             Event("Optimizer.step#SGD.step", cpu, at + 80, at + 90),
-            Event("Optimizer.step#SGD.step", gpu, at, at + 100),  # a mark and no kernel
+            Event("Optimizer.step#SGD.step", gpu, at, at + 100, is_user_annotation=True),  # a mark and no kernel
+            Event("triton_poi_fused", cpu, at + 3, at + 4),  # the launch of a compiled kernel has the kernel's name
+            Event("triton_poi_fused", gpu, at + 35, at + 45),
             Event("cudaStreamSynchronize", cpu, at + 50, at + 70),
             Event("cudaLaunchKernel", cpu, at + 1, at + 2),
             Event("pytorch_flash::flash_fwd_kernel", gpu, at + 10, at + 40),
@@ -241,29 +244,17 @@ def test_a_trace_gives_kernels_idle_time_and_the_waits_inside_steps() -> None:
     assert figures["synchronisations_per_step"] == 1
     assert figures["attention_kernels"] == ["pytorch_flash::flash_fwd_kernel"]
     assert [(row["name"], row["calls_per_step"], row["share"]) for row in figures["kernels"]] == [
-        ("pytorch_flash::flash_fwd_kernel", 1, pytest.approx(0.6)),
-        ("gemm", 1, pytest.approx(0.4)),
+        ("pytorch_flash::flash_fwd_kernel", 1, pytest.approx(0.5)),
+        ("gemm", 1, pytest.approx(1 / 3)),
+        ("triton_poi_fused", 1, pytest.approx(1 / 6)),
     ]
 
 
-def test_only_exact_improvements_that_won_are_combined_and_the_best_of_those_that_exclude_each_other() -> None:
-    from gpu.gains import winners
+def test_parts_can_be_chosen() -> None:
+    import bench_gpu
 
-    def row(gain: float, change: dict[str, Any], kind: str = "exact", reached: bool = True, base: Any = None) -> dict[str, Any]:
-        return {"kind": kind, "reached": reached, "base": base or {}, "gain_low": gain, "gain": gain, "change": change}
-
-    rows = [
-        row(1.2, {"layout": "maps"}),
-        row(1.3, {"layout": "maps and weights"}),
-        row(1.5, {"compile": "forward"}),
-        row(1.1, {"cuda_graphs": True}),
-        row(1.005, {"optimizer": "sgd fused"}),
-        row(2.0, {"grid": 7}, kind="departure"),
-        row(2.0, {"attention": "cudnn"}, reached=False),
-        row(1.4, {"mask": "varlen"}, base={"data": "ntu"}),
-    ]
-    assert winners(rows, {}) == {"layout": "maps and weights", "compile": "forward"}
-    assert winners(rows, {"data": "ntu"}) == {"mask": "varlen"}
+    assert [part.name for part in bench_gpu.parts_of(None, ["gains", "card"])] == ["card", "gains"]  # type: ignore[arg-type]
+    assert [part.name for part in bench_gpu.parts_of(None, [])] == PARTS  # type: ignore[arg-type]
 
 
 def test_every_improvement_is_an_option_of_a_setup_and_changes_it() -> None:

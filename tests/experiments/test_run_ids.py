@@ -16,6 +16,7 @@ RUN_IDS = {
     "ntu60_xsub": "ntu60_xsub-ddca17e1",
     "ntu60_xview": "ntu60_xview-1913d367",
     "penn_action": "penn_action-c38ee06a",
+    "penn_action_fast": "penn_action_fast-98a83cde",
     "penn_action_modern": "penn_action_modern-2b94b91f",
 }
 SEARCH_IDS = {"demo_search": "demo_search-98c26dfe", "search_depth_and_pairing": "search_depth_and_pairing-411395f8"}

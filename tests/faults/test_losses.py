@@ -19,9 +19,10 @@ from starlab.platform.worker.tasks import TrainTask
 pytestmark = pytest.mark.timeout(900)  # a hang guard for a busy machine; a quiet one needs a tenth of it
 
 
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+@pytest.fixture(params=[0, 1], ids=["judged at once", "judged a step later"])
+def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that makes the loss and the batch-norm statistics of some steps NaN, on one rank."""
+    ahead = request.param
 
     def plan(steps: set[int], rank: int = 1) -> None:
         def loop(config: dict[str, TrainTask]) -> None:
@@ -29,6 +30,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             from starlab.platform.recipe.train_step import TrainStep
             from starlab.platform.worker import train_loop
 
+            train_loop.STEPS_AHEAD["cpu"] = ahead  # 1 as on a GPU
             original, entropy = TrainStep.gradients, train_step.cross_entropy
 
             def gradients(self: TrainStep, batch: object) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The shared CNN: shapes, weights from a file, what is frozen, memory options that change no result."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,8 @@ from starlab.models.backbone import (
     BackboneName,
     BackboneOptions,
     LocalLayer,
-    PixelConvolution,
     batch_norms,
     load_kinetics400,
-    mc3_18_trunk,
 )
 
 
@@ -61,19 +58,6 @@ def test_mc3_18_equals_torchvisions_trunk_on_normalised_frames(channels_last: bo
         expected_global = reference.layer4(reference.layer3(expected_local))
     torch.testing.assert_close(local_map, expected_local, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(global_map, expected_global, rtol=1e-4, atol=1e-4)
-
-
-def test_the_first_convolution_padded_for_tensor_cores_gives_the_same_maps_and_gradient() -> None:
-    first = mc3_18_trunk().get_submodule("stem.0").double()
-    assert isinstance(first, PixelConvolution)
-    pixels = torch.rand(2, 3, 4, 16, 16, dtype=torch.float64)
-    for plain, padded in zip(*(_with_gradient(first, call, pixels) for call in (first, first.padded)), strict=True):
-        torch.testing.assert_close(padded, plain)
-
-
-def _with_gradient(module: nn.Module, call: Callable[[Tensor], Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
-    output = call(pixels)
-    return output, torch.autograd.grad(output.square().sum(), next(module.parameters()))[0]
 
 
 def test_the_first_stages_mix_frames_and_the_later_ones_do_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import struct
@@ -15,8 +16,9 @@ import pytest
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from starlab.pipelines import recording
+from starlab.pipelines import recording, retry
 from starlab.pipelines.recording import Cut, count_frames, look_at, read_recording
+from starlab.pipelines.retry import StorageError
 
 FRAMES, HEIGHT, WIDTH = 20, 96, 160
 FULL = 10_000
@@ -548,3 +550,29 @@ def test_a_real_video_is_read_as_a_player_shows_it_or_refused(name: str) -> None
     about = look_at(SAMPLES / name)
     assert (about.num_frames, about.height, about.width) == expected
     assert sum(1 for _ in read_recording(SAMPLES / name, expected[0], 64)) == expected[0]
+
+
+class FailingFile(io.BytesIO):
+    """Storage that fails after some reads."""
+
+    def __init__(self, data: bytes, reads: int) -> None:
+        super().__init__(data)
+        self.reads = reads
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads -= 1
+        if self.reads < 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("reads", [1, 3, 6, 10])
+def test_a_failure_of_the_storage_is_never_taken_for_the_end_of_a_video(
+    long_video: Path, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    data = long_video.read_bytes()
+    monkeypatch.setattr(recording, "HELD_BYTES", 0)
+    monkeypatch.setattr(retry, "SECONDS_BETWEEN_TRIES", ())
+    monkeypatch.setattr(Path, "open", lambda self, mode: FailingFile(data, reads))
+    with pytest.raises(StorageError, match="a failure of the storage and not of the file"):
+        count_frames(long_video)

@@ -265,7 +265,6 @@ def exactness_rows(bench: Bench) -> Iterator[Row]:
     rows, mixed = replace(penn, class_rows_last=True), replace(ntu, data="ntu mixed", clips=4)
     pairs = {
         "last layer for class rows only, fp32: gradients": (penn, rows),
-        "first convolution with 8 channels, fp32: gradients": (penn, replace(penn, padded_pixels=True)),
         "absent bodies left out, fp32: gradients": (ntu, replace(ntu, mask="left out")),
         "absent bodies left out of some clips, fp32: gradients": (mixed, replace(mixed, mask="left out")),
         "activation checkpointing, fp32: gradients": (rows, replace(rows, checkpointing=True)),

@@ -39,7 +39,6 @@ LAST: Mapping[str, Any] = {"layout": "maps"}
 
 IMPROVEMENTS = (
     Improvement("nothing changed (noise)", {}, kind="bound"),
-    Improvement("first convolution with 8 channels, with channels_last_3d", {"padded_pixels": True}, LAST),
     Improvement("bad steps judged one step later", {"loop": "library"}),
     Improvement("no guard", {"loop": "lean"}, kind="bound"),
     Improvement("clips copied beside the step", {"inputs": "library", "loop": "library"}, HOST),

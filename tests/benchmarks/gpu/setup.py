@@ -112,8 +112,6 @@ class Setup:
     cudnn_benchmark: bool = False
     layout: Literal["first", "maps"] = "first"
     """What of the backbone is in channels_last_3d."""
-    padded_pixels: bool = False
-    """Whether the first convolution reads 8 channels instead of 3."""
     tf32: bool = False
     deterministic: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -136,7 +134,6 @@ class Setup:
 SHIPPED: Mapping[str, Any] = {
     "cudnn_benchmark": True,
     "layout": "maps",
-    "padded_pixels": True,
     "inputs": "library",
     "loop": "library",
     "mask": "left out",

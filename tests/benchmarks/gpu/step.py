@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
-from functools import partial
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -22,7 +21,6 @@ from torch.nn.functional import cross_entropy
 
 from starlab.experiments.sections import TrainConfig
 from starlab.models import attention as attention_module
-from starlab.models.backbone import Backbone, PixelConvolution
 from starlab.models.star import StarTransformer
 from starlab.pipelines.batch import Batch
 from starlab.platform.recipe.loss_guard import Verdict
@@ -131,8 +129,6 @@ class Step:
         torch.manual_seed(0)
         with torch.device(device):
             self.model = (StarTransformer if setup.class_rows_last else EveryRowStar)(model_config(setup, bench.scale)).train()
-        if not setup.padded_pixels and self.model.backbone is not None:
-            leave_pixels(self.model.backbone)
         if setup.mask == "none":
             self.model.tokens.register_forward_hook(without_mask)
         config = TrainConfig(
@@ -233,10 +229,3 @@ def needs_gpu(setup: Setup) -> str | None:
         "a CUDA graph": setup.cuda_graphs,
     }
     return next((reason for reason, is_wanted in wanted.items() if is_wanted), None)
-
-
-def leave_pixels(backbone: Backbone) -> None:
-    """Let the first convolution read 3 channels."""
-    for module in backbone.modules():
-        if isinstance(module, PixelConvolution):
-            module.forward = partial(torch.nn.Conv3d.forward, module)  # type: ignore[method-assign]

@@ -28,6 +28,27 @@ def test_without_a_description_there_are_no_joints_and_a_class_that_names_a_side
     assert (found.joints, found.test_fraction, found.split_seed) == (None, 0.2, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "sided"),
+    [
+        ("raise_left_arm", True),
+        ("turn right", True),
+        ("TurnLeft", True),
+        ("left-handed", True),
+        ("RIGHT", True),
+        ("a left, twice", True),
+        ("upright", False),
+        ("Brighten", False),
+        ("leftover", False),
+        ("Righteous", False),
+        ("theft", False),
+    ],
+)
+def test_a_class_names_a_side_by_a_word_of_its_own(root: Path, name: str, sided: bool) -> None:
+    (root / "sit").rename(root / name)
+    assert (name in describe(root).facts.sided_classes) == sided
+
+
 def test_a_description_gives_classes_joints_skeleton_and_flip(root: Path) -> None:
     (root / DESCRIPTION).write_text(
         "classes: [sit, upright, raise left arm]\njoints: joints.parquet\nskeleton: coco\nmax_bodies: 2\nflip: false\n"

@@ -96,9 +96,10 @@ def test_a_pickle_of_joints_in_the_folder_is_converted_and_its_skeleton_found(fo
 
 
 def test_a_class_that_names_a_side_switches_the_flip_off(folder: Path) -> None:
-    (folder / "sit").rename(folder / "turn left")
+    (folder / "sit").rename(folder / "turn: left, twice")
     experiment, _ = init(folder)
-    assert "sided_classes: [turn left]" in (folder / "data.yaml").read_text()
+    assert 'sided_classes: ["turn: left, twice"]' in (folder / "data.yaml").read_text()
+    assert CustomSource(folder).facts.sided_classes == ("turn: left, twice",)
     assert not load_spec(str(experiment)).data.flip
 
 

@@ -1,0 +1,84 @@
+"""Keeps decoded clips on a node's own disk, for clips that look the same in every epoch (`data.cache`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.sampling import View
+from starlab.pipelines.sources import DataConfig
+
+FREE_SHARE = 0.1
+"""Share of the disk that stays free. Further clips are then decoded as without a cache."""
+_CHECKSUM = np.uint32
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedCache:
+    """One file per clip and view: frames, joints, checksum. All processes of a node may share it."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, source: ClipSource, config: DataConfig, rng: np.random.Generator | None) -> DecodedCache | None:
+        """Return the cache of a source's clips as `config` decodes them.
+
+        None if `data.cache` is null, or if `rng`, the generator of a training clip (None in an evaluation), changes the clip.
+        """
+        if config.cache is None or (rng is not None and config.augment == "standard"):
+            return None
+        # A prepared store has the fingerprint of the files that it was made from, but other pixels: hence its kind and place.
+        source_key = (source.fingerprint, type(source).__name__, config.store)
+        decoding = (*source_key, config.frames, config.size, config.test_crop if rng is None else None)
+        key = hashlib.sha256(repr(decoding).encode()).hexdigest()[:16]
+        return cls(Path(config.cache).expanduser() / key)
+
+    def read(self, clip: int, view: View, frames: NDArray[np.uint8], joints: NDArray[np.float32]) -> bool:
+        """Fill `frames` and `joints` with a clip. Returns False if it is not there or damaged; they then hold anything."""
+        path, checksum = self._path(clip, view), np.empty(1, _CHECKSUM)
+        try:
+            with path.open("rb", buffering=0) as file:
+                whole = all(file.readinto(memoryview(part).cast("B")) == part.nbytes for part in (frames, joints, checksum))
+        except OSError:
+            return False
+        if whole and checksum[0] == _checksum(frames, joints):
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def write(self, clip: int, view: View, frames: NDArray[np.uint8], joints: NDArray[np.float32]) -> None:
+        """Keep a clip. Does nothing if the disk is nearly full or cannot be written to: the cache only saves time."""
+        partial = self.folder / f"{os.getpid()}-{threading.get_ident()}.partial"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            disk = shutil.disk_usage(self.folder)
+            if disk.free - frames.nbytes < FREE_SHARE * disk.total:
+                return
+            with partial.open("wb", buffering=0) as file:
+                for part in (frames, joints, np.array([_checksum(frames, joints)], _CHECKSUM)):
+                    file.write(part.data)
+            partial.replace(self._path(clip, view))
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def _path(self, clip: int, view: View) -> Path:
+        return self.folder / f"{clip}-{view.time}of{view.times}-{view.place}of{view.places}"
+
+
+def _checksum(*parts: NDArray[Any]) -> int:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part.data, checksum)
+    return checksum
