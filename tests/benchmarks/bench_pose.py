@@ -1,4 +1,4 @@
-"""What pose estimation costs and finds at each input size, and what two workers give: bench_pose.py VIDEO_OR_PICTURE…
+"""What pose estimation costs and finds at each input size, and what two workers give: bench_pose.py [--scaling] VIDEO_OR_PICTURE…
 
 Wants the model (`starlab data pose-model`) and a quiet machine. Processor time is that of one thread.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -22,8 +24,8 @@ from starlab.platform.pose.clips import Video, VideoFiles
 from starlab.platform.pose.extract import extract, make_estimator, pose_settings
 
 SIZES_PX = (192, 256, 320, 384, 512, 640, 768)
-FRAMES = 24
-"""Frames of each file, spread over it."""
+FRAMES, SCALING_FRAMES = 24, 80
+"""Frames of each file, spread over it, for the sizes; and frames of each copy for the workers."""
 
 
 def some_frames(path: Path) -> list[NDArray[np.uint8]]:
@@ -69,11 +71,19 @@ def difference(found: list[NDArray[np.float32]], best: list[NDArray[np.float32]]
     return float(np.median(distances)) if distances else float("nan")
 
 
+class Beginning(VideoFiles):
+    """The first frames of videos."""
+
+    def frames(self, number: int) -> Iterator[NDArray[np.uint8]]:
+        """The first `SCALING_FRAMES` frames."""
+        return islice(super().frames(number), SCALING_FRAMES)
+
+
 def scaling(path: Path) -> None:
-    """Frames a second with one and with two workers, on four copies of a video."""
+    """Frames a second with one and with two workers, on the beginning of four copies of a video."""
     connect(num_cpus=2)
     quiet_ray_data()
-    videos = VideoFiles({f"copy{number}": Video(path) for number in range(4)})
+    videos = Beginning({f"copy{number}": Video(path) for number in range(4)})
     rates: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for workers in (2, 1, 2):  # the first starts the processes
@@ -87,9 +97,10 @@ def scaling(path: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    paths = [Path(argument) for argument in sys.argv[1:]]
-    for path in paths:
-        sizes(path)
+    paths = [Path(argument) for argument in sys.argv[1:] if argument != "--scaling"]
+    if "--scaling" not in sys.argv:
+        for path in paths:
+            sizes(path)
     for path in paths:
         if path.name.lower().endswith(VIDEO_ENDINGS):
             scaling(path)
