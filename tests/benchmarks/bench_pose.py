@@ -1,4 +1,6 @@
-"""What pose estimation costs and finds at each input size, and what two workers give: bench_pose.py [--scaling] VIDEO_OR_PICTURE…
+"""What pose estimation costs and finds at each input size, and what two workers give.
+
+bench_pose.py [--scaling] VIDEO_OR_PICTURE… (--scaling measures the workers alone)
 
 Wants the model (`starlab data pose-model`) and a quiet machine. Processor time is that of one thread.
 """
