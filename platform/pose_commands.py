@@ -38,7 +38,7 @@ def pose(
 ) -> None:
     """Estimate the joints of people in videos, or go on with it: starlab data pose videos/ joints.parquet"""
     from starlab.platform.pose.clips import open_clips
-    from starlab.platform.pose.extract import pose_settings
+    from starlab.platform.pose.estimators import pose_settings
 
     settings = pose_settings(estimator, skeleton, size, every)
     clips = open_clips(source, dataset and dataset.replace("-", "_"))

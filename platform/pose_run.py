@@ -11,7 +11,8 @@ from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.quiet import quiet_ray_data
 from starlab.platform.errors import UserError
 from starlab.platform.pose.clips import Clips, open_clips
-from starlab.platform.pose.extract import Extraction, PoseProgress, extract, pose_settings
+from starlab.platform.pose.estimators import pose_settings
+from starlab.platform.pose.extract import Extraction, PoseProgress, extract
 from starlab.platform.pose.health import joint_health
 from starlab.platform.pose.joints_file import PoseSettings, read_clips, settings_of
 

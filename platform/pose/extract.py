@@ -7,12 +7,10 @@ The result has the clips in the order of their names, so it is the same for any 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,14 @@ from numpy.typing import NDArray
 from starlab.pipelines.clip import DataError, UnreadableClipError
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS
 from starlab.pipelines.prefetch import Prefetch
+from starlab.pipelines.retry import StorageError
 from starlab.platform.errors import UserError
 from starlab.platform.pose.clips import Clips
 from starlab.platform.pose.estimate import Estimator, estimate_clip
+from starlab.platform.pose.estimators import MOVENET, import_estimator
 from starlab.platform.pose.joints_file import PoseSettings, clip_digests, row_bytes, settings_of, tables, write_joints_file
 from starlab.platform.pose.model_file import load_model
 
-MOVENET = "movenet"
 PARTS = ".parts"
 """What the name of the folder with finished videos ends in."""
 Columns = dict[str, NDArray[Any]]
@@ -73,42 +72,6 @@ class Extraction:
     """Videos that cannot be read, and why."""
 
 
-def pose_settings(estimator: str = MOVENET, skeleton: str = "coco", long_side_px: int = 384, every: int = 1) -> PoseSettings:
-    """Check settings, and whether the estimator can be used here.
-
-    Args:
-        estimator: "movenet", or `module:function` for another one (`estimate.Estimator`), importable from the current folder.
-        skeleton: The skeleton of its joints.
-        long_side_px: Long side of the frames that MoveNet sees.
-        every: 2 estimates every second frame and interpolates between them.
-
-    Raises:
-        UserError: a value is out of range, the model was not fetched, or the function cannot be imported.
-    """
-    if every < 1:
-        raise UserError(f"every {every} frames cannot be estimated; the least is 1, which estimates all")
-    if not 64 <= long_side_px <= 2048:
-        raise UserError(f"a long side of {long_side_px} px is not sensible; it must be from 64 to 2048")
-    if skeleton not in ESTIMATOR_SKELETONS:
-        raise UserError(f"unknown skeleton '{skeleton}'; there are: {', '.join(ESTIMATOR_SKELETONS)}")
-    if estimator == MOVENET:
-        if skeleton != "coco":
-            raise UserError(f"MoveNet finds the joints of the skeleton coco, not {skeleton}: remove --skeleton")
-        model = load_model().sha256[:12]
-        return PoseSettings(estimator=estimator, skeleton=skeleton, model=model, long_side_px=long_side_px, every=every)
-    _import_estimator(estimator)
-    return PoseSettings(estimator=estimator, skeleton=skeleton, model="", long_side_px=0, every=every)
-
-
-def make_estimator(settings: PoseSettings) -> Estimator:
-    """The estimator that the settings name, for use in this process; MoveNet is read from the cache folder."""
-    if settings.estimator != MOVENET:
-        return _import_estimator(settings.estimator)
-    from starlab.platform.pose.movenet import MoveNet  # loads torch
-
-    return MoveNet(load_model(), settings.long_side_px)
-
-
 def extract(
     clips: Clips,
     path: Path,
@@ -135,6 +98,7 @@ def extract(
 
     Raises:
         DataError: the file has joints by other settings, or none of the videos can be read.
+        UserError: the estimator failed, or returned something else than `Estimator` says.
         StorageError: the storage failed; the same call resumes.
     """
     parts = path.with_name(f"{path.name}{PARTS}")
@@ -156,7 +120,7 @@ def extract(
         if estimator is None and settings.estimator == MOVENET:
             files = ray.put(load_model())
         elif estimator is None:
-            estimator = _import_estimator(settings.estimator)
+            estimator = import_estimator(settings.estimator)
         work = _EstimateVideo(clips, digests, settings, estimator, files, ray.remote(num_cpus=0)(_Counter).remote())
         try:
             bad = _run(work, todo, places, workers, on_progress)
@@ -165,7 +129,7 @@ def extract(
     if len(bad) == len(clips.clip_ids):
         first = next(iter(sorted(bad.items())))
         raise DataError(f"none of the {len(bad)} videos can be read; the first, {first[0]}: {first[1]}")
-    if todo or set(earlier) != set(clips.clip_ids):
+    if todo or set(earlier) != set(clips.clip_ids) or any(place.is_file() for place in places.values()):
         found = _gather(clips.clip_ids, places, path if earlier else None, bad)
         write_joints_file(path, found, settings)
     shutil.rmtree(parts, ignore_errors=True)
@@ -186,9 +150,9 @@ class _EstimateVideo:
     """The actor that counts frames."""
 
     def __call__(self, tasks: Columns) -> Columns:
-        """The columns number, row (a file with one clip) and problem (why the video cannot be read) of `tasks["number"]`."""
+        """The columns number, row (a file with one clip), problem (why it cannot be read) and failure (of the estimator)."""
         [number] = tasks["number"].tolist()
-        row, problem = b"", ""
+        row, problem, failure = b"", "", ""
         try:
             found = estimate_clip(
                 self.clips.frames(number),
@@ -200,7 +164,16 @@ class _EstimateVideo:
             row = row_bytes(self.clips.clip_ids[number], self.digests[number], found, self.settings)
         except UnreadableClipError as error:
             problem = str(error)
-        return {"number": np.array([number]), "row": np.array([row], object), "problem": np.array([problem])}
+        except UserError as error:
+            failure = str(error)
+        except StorageError:
+            raise
+        except Exception as error:
+            if self.estimator is None:
+                raise
+            failure = f"the estimator failed on {self.clips.clip_ids[number]}: {type(error).__name__}: {error}"
+        columns = {"number": number, "row": row, "problem": problem, "failure": failure}
+        return {name: np.array([value], object if name == "row" else None) for name, value in columns.items()}
 
     def _estimator(self) -> Estimator:
         import torch
@@ -233,6 +206,8 @@ def _run(
     try:
         for row in rows.poll():
             if row is not None:
+                if row["failure"]:
+                    raise UserError(row["failure"])
                 finished += 1
                 clip_id = clip_ids[row["number"]]
                 if row["problem"]:
@@ -295,7 +270,7 @@ def _keep(place: Path, row: bytes) -> None:
     draft.replace(place)
 
 
-def _gather(clip_ids: Any, places: dict[str, Path], earlier: Path | None, bad: dict[str, str]) -> Iterator[pa.Table]:
+def _gather(clip_ids: Sequence[str], places: dict[str, Path], earlier: Path | None, bad: dict[str, str]) -> Iterator[pa.Table]:
     """The rows of all clips in the order of their names: the new ones, else those of the earlier file."""
     old = {} if earlier is None else {table["clip_id"][0].as_py(): table for table in tables(earlier)}
     for clip_id in clip_ids:
@@ -305,28 +280,3 @@ def _gather(clip_ids: Any, places: dict[str, Path], earlier: Path | None, bad: d
             yield from tables(places[clip_id])
         else:
             yield old[clip_id]
-
-
-def _import_estimator(name: str) -> Estimator:
-    """The function that `module:function` names. A module of the current folder is sent to the tasks as a whole.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
-    module, _, function = name.partition(":")
-    if not function:
-        raise UserError(f"unknown estimator '{name}': name movenet, or a function of yours as module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        loaded = importlib.import_module(module)
-        found = getattr(loaded, function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the estimator {name} cannot be imported from {here}: {error}") from error
-    if not callable(found):
-        raise UserError(f"the estimator {name} is no function")
-    if (loaded.__file__ or "").startswith(here):
-        ray.cloudpickle.register_pickle_by_value(loaded)  # so that no node needs the file
-    estimator: Estimator = found
-    return estimator

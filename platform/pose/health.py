@@ -58,8 +58,8 @@ def clip_health(clip_id: str, joints: NDArray[np.float32], track_ids: NDArray[np
     """
     seen = joints[..., 2] > 0
     there: NDArray[np.bool_] = np.any(seen, axis=2)
-    lowest = np.where(seen, joints[..., 1], -np.inf).max(axis=2)
-    highest = np.where(seen, joints[..., 1], np.inf).min(axis=2)
+    lowest = np.where(seen, joints[..., 1], -np.inf).max(axis=2, initial=-np.inf)
+    highest = np.where(seen, joints[..., 1], np.inf).min(axis=2, initial=np.inf)
     height = np.where(there, lowest - highest, 0)
     small, large = np.minimum(height[1:], height[:-1]), np.maximum(height[1:], height[:-1])
     people = there.sum(axis=1)

@@ -20,7 +20,8 @@ from starlab.pipelines.estimated_joints import EstimatedJoints
 from starlab.pipelines.skeletons import COCO
 from starlab.platform.errors import UserError
 from starlab.platform.pose.clips import open_clips
-from starlab.platform.pose.extract import Extraction, PoseProgress, extract, pose_settings
+from starlab.platform.pose.estimators import pose_settings
+from starlab.platform.pose.extract import Extraction, PoseProgress, extract
 from starlab.platform.pose.joints_file import read_clips, settings_of
 from starlab.platform.pose.pictures import write_pictures
 
@@ -40,6 +41,12 @@ def brightness(frames):
     joints[..., 0] += frames.mean(axis=(1, 2, 3))[:, None, None] / 600
     joints[:, 1] = 0
     return joints
+
+def wrong(frames):
+    return np.zeros((len(frames), 1, 5, 3))
+
+def failing(frames):
+    raise RuntimeError("out of ideas")
 """
 NAME = "brightness_estimator:brightness"
 WriteVideo = Callable[..., None]
@@ -144,6 +151,22 @@ def test_videos_that_cannot_be_read_are_listed_and_the_others_estimated(code: Pa
     with pytest.raises(DataError, match="none of the 5 videos can be read; the first, v0: "):
         run(videos, tmp_path / "none.parquet")
     assert not (tmp_path / "none.parquet").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("wrong", r"shape \(8, 1, 5, 3\) for 8 frames"),
+        ("failing", r"^the estimator failed on v\d: RuntimeError: out of ideas$"),
+    ],
+)
+def test_an_estimator_that_fails_ends_the_call_with_one_line(
+    code: Path, videos: Path, tmp_path: Path, name: str, says: str
+) -> None:
+    settings = pose_settings(f"brightness_estimator:{name}")
+    with pytest.raises(UserError, match=says):
+        extract(open_clips(str(videos)), tmp_path / "joints.parquet", settings)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -16,7 +16,7 @@ from starlab.pipelines.skeletons import COCO
 from starlab.platform.errors import UserError
 from starlab.platform.pose.clips import Clips, open_clips
 from starlab.platform.pose.estimate import ClipJoints, estimate_clip
-from starlab.platform.pose.extract import make_estimator, pose_settings
+from starlab.platform.pose.estimators import make_estimator, pose_settings
 from starlab.platform.pose.health import clip_health
 from starlab.platform.pose.model_file import load_model
 
