@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from starlab.pipelines.skeletons import COCO
 from starlab.platform.errors import UserError
@@ -24,11 +26,16 @@ pytestmark = pytest.mark.longer
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _model() -> None:
+def _model() -> Iterator[None]:
+    """One thread, as in a task; skips where the model is not in the cache folder."""
     try:
         load_model()
     except UserError as error:
         pytest.skip(f"{error}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fetched(command: list[str], folder: Path, pattern: str) -> Path:
@@ -71,20 +78,20 @@ def estimate(clips: Clips, clip_id: str, num_frames: int, every: int = 1) -> Cli
 
 
 def test_pedestrians_are_found_in_every_frame_and_their_tracks_are_stable(pedestrians: Clips) -> None:
-    found = estimate(pedestrians, "vtest", 200)
+    found = estimate(pedestrians, "vtest", 120)
     people = (found.track_ids >= 0).sum(axis=1)
     assert people.min() >= 1
     assert people.mean() >= 3
-    health = clip_health("vtest", found.joints)
+    health = clip_health("vtest", found.joints, found.track_ids)
     assert health.jumps <= 2
     lengths = sorted(np.bincount(found.track_ids[found.track_ids >= 0]), reverse=True)
-    assert sum(lengths[:12]) > 0.85 * sum(lengths)  # a dozen people walk by in these frames
-    assert lengths[2] > 100
+    assert sum(lengths[:7]) > 0.85 * sum(lengths)  # seven people walk by
+    assert lengths[3] > 60
 
 
 def test_interpolating_every_second_frame_stays_near_estimating_all(pedestrians: Clips) -> None:
     """People move by a few percent of their height between two frames, at ten frames a second."""
-    every, all_frames = (estimate(pedestrians, "vtest", 61, every=step) for step in (2, 1))
+    every, all_frames = (estimate(pedestrians, "vtest", 31, every=step) for step in (2, 1))
     distances = []
     for bodies, others in zip(every.joints[1::2], all_frames.joints[1::2], strict=True):
         for body in bodies[(bodies[..., 2] > 0).sum(axis=1) > 8]:
