@@ -47,6 +47,8 @@ ESTIMATOR_SKELETONS = {"coco": COCO, "penn_action": PENN_ACTION, "ntu": NTU}
 SCHEMA = pa.schema(
     [("clip_id", pa.string()), ("num_frames", pa.int32()), ("num_bodies", pa.int32()), ("joints", pa.list_(pa.float32()))]
 )
+TRACKED = b"starlab.pose"
+"""A key in the metadata of a file whose people a tracker has kept apart already (`starlab data pose`)."""
 MAX_ROW_GROUP_BYTES = 32 * 2**20
 CLIPS_PER_ROW_GROUP = 8
 """Fewer make the file's footer, which every process keeps, large; more make a clip slow to read."""
@@ -126,6 +128,7 @@ class EstimatedJoints:
         )
         for problem in joint_problems(path, kept, skeleton, clamp):
             raise DataError(f"the estimated joints {path}: {problem}")
+        self._tracked = TRACKED in (pq.read_schema(path).metadata or {})
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         stat = path.stat()
@@ -186,7 +189,7 @@ class EstimatedJoints:
         if not ((joints[..., 2] >= 0) & (joints[..., 2] <= 1)).all():
             raise UnreadableClipError(f"{where}: a confidence lies outside [0, 1]")
         joints = np.where(np.isfinite(joints).all(axis=-1, keepdims=True) & (joints[..., 2:] > 0), joints, np.float32(0))
-        joints = follow_bodies(joints)
+        joints = joints if self._tracked else follow_bodies(joints)
         # The people with the highest confidence over the whole clip, in their original order.
         best = np.sort(np.argsort(-joints[..., 2].sum(axis=(0, 2)), kind="stable")[: self.max_bodies])
         packed = np.zeros((shape[0], self.max_bodies, *shape[2:]), np.float32)

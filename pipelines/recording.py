@@ -77,13 +77,13 @@ class About:
 
 
 def read_recording(
-    path: Path, num_frames: int, short_side_px: int, only: Collection[int] | None = None, cut: Cut = WHOLE
+    path: Path, num_frames: int | None, short_side_px: int, only: Collection[int] | None = None, cut: Cut = WHOLE
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Decode a video, or a part of it, on one thread and yield (frame number, frame), ascending.
 
     Args:
         path: The file, with one of `VIDEO_ENDINGS`.
-        num_frames: How many frames the part must have, as `count_frames` counts them.
+        num_frames: How many frames the part must have, as `count_frames` counts them; None takes any number.
         short_side_px: Frames are shrunk to this short side by averaging over areas; never enlarged.
         only: Frame numbers (0-based, within the part) to yield instead of all; the others are decoded and checked as well.
         cut: The part.
@@ -102,7 +102,7 @@ def read_recording(
         for count, frame in enumerate(video.frames(cut), start=1):
             if only is None or count - 1 in only:
                 yield count - 1, developer.develop(frame, video.pixel_aspect)
-    if count != num_frames:
+    if num_frames is not None and count != num_frames:
         raise ValueError(f"it has {count} frames, {num_frames} expected: was the file changed?")
 
 

@@ -160,6 +160,22 @@ class StoreSource:
             self._decode(row, jpegs, index, NO_SHRINK)
         return EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
 
+    def joints(self, row: ClipRow) -> Joints:
+        """The joints of a whole clip, (n, M, N, 3), without reading its frames.
+
+        Raises:
+            UnreadableClipError: they cannot be read.
+        """
+        shard, number = self._place(row)
+        where = self._where(shard, number)
+        try:
+            group = read_patiently(lambda: self._row_group(shard, number, ("joints",)), where)
+            flat = group.column("joints").chunk(0)[0].values.to_numpy()
+            found: Joints = flat.reshape(row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
+        except (*MISSING, pa.ArrowException, ValueError, IndexError) as error:
+            raise UnreadableClipError(f"{where}: {error}") from error
+        return found
+
     def check(self, stored: StoredClip, decode: bool) -> None:
         """Read a whole clip and compare it with the index.
 

@@ -15,6 +15,7 @@ from starlab.platform import (
     data_commands,
     explain_commands,
     plan_commands,
+    pose_commands,
     result_commands,
     serving_commands,
 )
@@ -231,6 +232,8 @@ app.command()(serving_commands.predict)
 app.command()(serving_commands.export)
 app.command()(serving_commands.promote)
 app.command()(serving_commands.serve)
+data_commands.data.command("pose")(pose_commands.pose)
+data_commands.data.command("pose-model")(pose_commands.pose_model)
 app.add_typer(data_commands.data)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 import time
@@ -33,11 +32,18 @@ def prepare(
         Path | None, typer.Option(help="Store the joints of this Parquet file instead of the data set's own.")
     ] = None,
     skeleton: Annotated[str | None, typer.Option(help="Their skeleton: coco, penn_action or ntu.")] = None,
+    pose: Annotated[
+        bool, typer.Option("--pose", help="Estimate the joints first, as starlab data pose, into STORE.joints.parquet.")
+    ] = False,
 ) -> None:
     """Check every clip and write a store that trains fast, or resume: starlab prepare penn-action Penn_Action data/penn"""
     from starlab.pipelines.browse import open_to_prepare
 
     name = dataset.replace("-", "_")
+    if pose:
+        from starlab.platform.pose_run import joints_for_store
+
+        joints, skeleton = joints_for_store(name, source, store, given=joints or skeleton), "coco"
     opened, about = open_to_prepare(name, source, joints, skeleton)
     left_out = f", {len(opened.skipped)} left out" if opened.skipped else ""
     print(f"source   {source}: {len(opened.clips):,} clips of {len(opened.classes)} classes{left_out}", flush=True)
@@ -46,9 +52,10 @@ def prepare(
     from starlab.pipelines import prepare as preparing
     from starlab.pipelines.statistics import note_lines
     from starlab.platform.cluster.connect import connect
+    from starlab.platform.cluster.quiet import quiet_ray_data
 
     connect()
-    _quiet_ray_data()
+    quiet_ray_data()
     result = preparing.prepare(
         opened,
         name,
@@ -81,10 +88,11 @@ def verify(
     from starlab.pipelines.statistics import note_lines
     from starlab.pipelines.store import StoreSource
     from starlab.platform.cluster.connect import connect
+    from starlab.platform.cluster.quiet import quiet_ray_data
 
     StoreSource(store)  # a wrong folder is reported before Ray starts
     connect()
-    _quiet_ray_data()
+    quiet_ray_data()
     source, problems = preparing.verify(store, decode=decode, on_progress=_Line("verify"))
     for line in note_lines(sorted(source.notes.items())) if source.notes else []:
         print(line)
@@ -156,8 +164,19 @@ def show(
 
 
 @data.command()
-def stats(store: Store) -> None:
-    """Print statistics of a store: classes by split, lengths, missing joints, quarantine."""
+def stats(
+    store: Annotated[str, typer.Argument(help="A prepared store, or a Parquet file of joints.")],
+    joints: Annotated[
+        bool, typer.Option("--joints", help="Also read every joint of the store and say what looks wrong.")
+    ] = False,
+) -> None:
+    """Print statistics: of a store its classes, lengths, missing joints, quarantine; of a file of joints, how they look."""
+    if store.endswith(".parquet"):
+        from starlab.platform.pose_run import file_health_lines
+
+        for line in file_health_lines(Path(store)):
+            print(line)
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -181,13 +200,11 @@ def stats(store: Store) -> None:
         protocol = (*DATASETS[dataset].protocols, None)[0]  # the split that its clips were prepared with
         if difference := differs_from_official(dataset, protocol, everything.train, everything.test):
             print(f"official   {difference}")
+    if joints:
+        from starlab.platform.pose.health import joint_health
 
-
-def _quiet_ray_data() -> None:
-    """Silence Ray Data on the screen, where it would break up the progress line; it also logs to a file."""
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.ERROR)
+        for line in joint_health((row.clip_id, source.joints(row), None) for row in source.clips).lines():
+            print(line)
 
 
 class _Line:

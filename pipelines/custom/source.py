@@ -123,8 +123,8 @@ class CustomSource:
         """
         path, jpegs, largest = self._path(row), [], 0
         if path.is_dir():
-            for name in self._pictures(path):
-                data, frame = self._picture(path / name, NO_SHRINK)
+            for name in picture_names(path):
+                data, frame = read_picture(path / name, NO_SHRINK)
                 largest = max(largest, min(frame.shape[:2]))
                 kept = name.lower().endswith((".jpg", ".jpeg"))
                 jpegs.append(data if kept else _jpeg(_shrunk(frame, short_side_px)))
@@ -143,7 +143,7 @@ class CustomSource:
         path = self.root / clip.path
         try:
             if path.is_dir():
-                sizes = read_patiently(lambda: {name: (path / name).stat().st_size for name in self._pictures(path)}, path)
+                sizes = read_patiently(lambda: {name: (path / name).stat().st_size for name in picture_names(path)}, path)
                 num_frames, seen = len(sizes), tuple(sorted(sizes.items()))
                 if not num_frames:
                     return None, f"{path}: no picture ({', '.join(IMAGE_ENDINGS)}) in it"
@@ -171,39 +171,46 @@ class CustomSource:
     def _path(self, row: ClipRow) -> Path:
         return self.root / self._clip(row).path
 
-    def _pictures(self, folder: Path) -> list[str]:
-        names = (path.name for path in folder.iterdir() if not path.name.startswith(SYSTEM_NAMES))
-        return sorted((name for name in names if name.lower().endswith(IMAGE_ENDINGS)), key=_natural)
-
-    def _picture(self, path: Path, min_side_px: int) -> tuple[bytes, NDArray[np.uint8]]:
-        """The file and its pixels, RGB, upright."""
-        try:
-            data = read_file(path)
-            if path.name.lower().endswith((".jpg", ".jpeg")):
-                return data, decode_jpeg(data, min_side_px)
-            frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            if frame is None:
-                raise ValueError("not a readable picture")
-        except (*MISSING, ValueError, cv2.error) as error:
-            raise UnreadableClipError(f"{path}: {error}") from error
-        return data, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-
     def _frames(self, row: ClipRow, short_side_px: int, only: set[int] | None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         clip = self._clip(row)
         path = self.root / clip.path
         try:
             if path.is_dir():
-                names = self._pictures(path)
+                names = picture_names(path)
                 if len(names) != row.num_frames:
                     raise ValueError(f"{len(names)} pictures, {row.num_frames} when it was indexed")
                 for index in sorted(only) if only is not None else range(len(names)):
-                    _, frame = self._picture(path / names[index], short_side_px)
+                    _, frame = read_picture(path / names[index], short_side_px)
                     is_jpeg = names[index].lower().endswith((".jpg", ".jpeg"))
                     yield index, frame if is_jpeg else _shrunk(frame, short_side_px)
             else:
                 yield from read_recording(path, row.num_frames, short_side_px, only, clip.cut)
         except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{path}: {error}") from error
+
+
+def picture_names(folder: Path) -> list[str]:
+    """The pictures in a folder, in the order in which a person counts them."""
+    names = (path.name for path in folder.iterdir() if not path.name.startswith(SYSTEM_NAMES))
+    return sorted((name for name in names if name.lower().endswith(IMAGE_ENDINGS)), key=_natural)
+
+
+def read_picture(path: Path, min_side_px: int) -> tuple[bytes, NDArray[np.uint8]]:
+    """The file and its pixels, (H, W, 3), RGB, upright.
+
+    Raises:
+        UnreadableClipError: it is missing or damaged.
+    """
+    try:
+        data = read_file(path)
+        if path.name.lower().endswith((".jpg", ".jpeg")):
+            return data, decode_jpeg(data, min_side_px)
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if frame is None:
+            raise ValueError("not a readable picture")
+    except (*MISSING, ValueError, cv2.error) as error:
+        raise UnreadableClipError(f"{path}: {error}") from error
+    return data, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
 def _split(
