@@ -23,6 +23,8 @@ class Verb:
     """What follows its first argument are paths, which mean the user's own folders as typed."""
     flags: tuple[str, ...] = ()
     """Options of such a command that take no value."""
+    path_options: tuple[str, ...] = ()
+    """Options of such a command whose value is a path."""
 
 
 VERBS = {
@@ -30,7 +32,8 @@ VERBS = {
     "search": Verb(load=load_search, needs=1),
     "ablate": Verb(load=load_ablation, needs=1),
     "evaluate": Verb(needs=1),
-    "prepare": Verb(needs=3, has_paths=True, flags=("--retry",)),
+    "prepare": Verb(needs=3, has_paths=True, flags=("--retry", "--pose"), path_options=("--joints",)),
+    "predict": Verb(needs=2, has_paths=True, flags=("--json",), path_options=("--joints", "--video", "--parquet")),
     "doctor": Verb(),
 }
 
@@ -64,6 +67,7 @@ def with_absolute_paths(arguments: Sequence[str], verb: Verb) -> list[str]:
     resolved, before = list(arguments[:2]), ""
     for argument in arguments[2:]:
         takes_value = before.startswith("-") and "=" not in before and before not in verb.flags
-        resolved.append(argument if takes_value or argument.startswith("-") else absolute(argument))
+        is_path = before in verb.path_options if takes_value else not argument.startswith("-")
+        resolved.append(absolute(argument) if is_path else argument)
         before = argument
     return resolved

@@ -427,6 +427,11 @@ def test_the_paths_of_prepare_mean_this_folder_and_values_of_options_stay(tmp_pa
     expected = ["prepare", "ntu60", f"{tmp_path}/raw", "--shard", "32", "--retry", f"{tmp_path}/store", "--max-bad=0.1"]
     assert with_absolute_paths(arguments, VERBS["prepare"]) == expected
     assert with_absolute_paths(["prepare", "ntu60", "/raw", "s3://bucket/x"], VERBS["prepare"])[3] == "s3://bucket/x"
+    predict = ["predict", "demo-1a2b3c4d", "film.mp4", "--top", "3", "--joints", "joints.parquet", "--json", "more"]
+    assert with_absolute_paths(predict, VERBS["predict"]) == [
+        *("predict", "demo-1a2b3c4d", f"{tmp_path}/film.mp4", "--top", "3"),
+        *("--joints", f"{tmp_path}/joints.parquet", "--json", f"{tmp_path}/more"),
+    ]
     assert with_absolute_paths(["train", "demo", "data.store=x"], VERBS["train"])[2] == f"data.store={tmp_path}/x"
 
 
