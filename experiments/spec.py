@@ -6,7 +6,6 @@ keys laid over it (overrides.py); a `space` makes it a search (space.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from starlab.experiments.catalog import SpecError, parse_value
 from starlab.experiments.credentials import without_password
+from starlab.experiments.identity import run_id
 from starlab.experiments.overrides import flatten, read_layers, resolve_paths, set_key
 from starlab.experiments.search_rules import check_search
 from starlab.experiments.sections import ResourcesConfig, SearchConfig, TrackingConfig, TrainConfig
@@ -24,22 +24,6 @@ from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 
 __all__ = ["SearchSpec", "Spec", "SpecError", "flatten", "load_search", "load_spec", "override_spec", "spec_from_dict"]
-
-_ADDED_LATER: tuple[tuple[str, str, object], ...] = (
-    ("train", "select_by", "top1"),
-    ("train", "backbone_lr_scale", 1.0),
-    ("train", "stop_after_epochs", None),
-    ("train", "init_from", None),
-    ("train", "init_digest", None),
-    ("train", "init_lr_scale", 1.0),
-    ("train", "extends", None),
-    ("train", "tf32", False),
-    ("train", "deterministic", False),
-    ("data", "clamp_confidence", False),
-    ("data", "train_fraction", 1.0),
-    ("data", "custom", None),
-)
-"""Keys (section, key, default) that do not count for a run's identity at their default, so that earlier runs keep their ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,18 +80,7 @@ class Spec:
 
     def run_id(self, fingerprint: str) -> str:
         """Name + 8 hex digits over data, model and train; where the data are and where it computes do not matter."""
-        resolved = self.to_dict()
-        for place in ("store", "source", "decode", "cache", "estimated_joints"):
-            del resolved["data"][place]
-        del resolved["train"]["profile"]
-        resolved["train"]["init_from"] = None if self.train.init_digest else self.train.init_from  # not the weights' name
-        resolved["data"]["fingerprint"] = fingerprint
-        identity = {section: resolved[section] for section in ("data", "model", "train")}
-        for section, key, default in _ADDED_LATER:
-            if identity[section].get(key) == default:
-                del identity[section][key]
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return run_id(self.name, self.to_dict(), fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from starlab.platform.recipe.calibration import expected_calibration_error, fit_temperature
 from starlab.platform.recipe.metrics import Evaluation
-from starlab.platform.runs.records import Calibration
+from starlab.platform.runs.calibration import Calibration
 from starlab.platform.worker.predictions import read_predictions, write_predictions
 from starlab.platform.worker.tasks import TrainTask
 

@@ -105,8 +105,6 @@ class _Worker:
         self.optimization = TrainStep(self.state, self.spec.train, ranks, device, self.steps.schedule_steps)
         self.profile = StepProfile(self.folder.artifacts / "trace.json.gz", ranks.rank == 0 and self.spec.train.profile)
 
-    # ------------------------------------------------------------------ the loop
-
     def train(self) -> bool:
         """Train on the rest of the stream. Returns False if the run was asked to end before that."""
         if self.state.step in self.evaluate_at:  # the checkpoint was saved before an evaluation that did not finish
@@ -187,8 +185,6 @@ class _Worker:
     def _trial_is_given_up(self) -> bool:
         """Return whether the search asked this trial to end. Without an evaluation there is no result yet, so it continues."""
         return self.ranks.first(bool(self.state.best) and read_early_end(self.folder) is not None)
-
-    # ------------------------------------------------------------------ curve, evaluations, end
 
     def _log_curve(self, timer: StepTimer) -> None:
         self._fold()
@@ -271,8 +267,6 @@ class _Worker:
                 not_official=not_official(self.spec.data.dataset, self.spec.data.protocol, self.task.source.clips),
             )
         )
-
-    # ------------------------------------------------------------------ small parts
 
     def _save(self) -> None:
         self._fold()

@@ -17,7 +17,8 @@ from starlab.models.star import StarTransformer
 from starlab.pipelines.estimated_joints import write_joints
 from starlab.pipelines.generated.penn_action import write_penn_action
 from starlab.platform.cluster.connect import Cluster
-from starlab.platform.runs.records import Calibration, Result
+from starlab.platform.runs.calibration import Calibration
+from starlab.platform.runs.records import Result
 from starlab.platform.serving.recogniser import Place, Recogniser, locate
 from starlab.platform.serving.registry import write_model
 from starlab.platform.trainer import RunResult, train
