@@ -17,7 +17,6 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import (
-    SYSTEM_NAMES,
     ClipRow,
     ClipSource,
     DataError,
@@ -32,11 +31,12 @@ from starlab.pipelines.clip import (
 )
 from starlab.pipelines.custom.description import Description, describe, skeleton_to_dict
 from starlab.pipelines.custom.listing import IMAGE_ENDINGS, ListedClip
-from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
+from starlab.pipelines.custom.pictures import picture_names, read_picture
+from starlab.pipelines.decode import NO_SHRINK
 from starlab.pipelines.estimated_joints import EstimatedJoints, clip_lengths
 from starlab.pipelines.ntu_files import TAIL_BYTES, file_ends
 from starlab.pipelines.recording import check_length, count_frames, read_recording
-from starlab.pipelines.retry import MISSING, read_file, read_patiently
+from starlab.pipelines.retry import MISSING, read_patiently
 from starlab.pipelines.splits import split_rows
 from starlab.pipelines.video import shrunk_size
 
@@ -189,30 +189,6 @@ class CustomSource:
             raise UnreadableClipError(f"{path}: {error}") from error
 
 
-def picture_names(folder: Path) -> list[str]:
-    """The pictures in a folder, in the order in which a person counts them."""
-    names = (path.name for path in folder.iterdir() if not path.name.startswith(SYSTEM_NAMES))
-    return sorted((name for name in names if name.lower().endswith(IMAGE_ENDINGS)), key=_natural)
-
-
-def read_picture(path: Path, min_side_px: int) -> tuple[bytes, NDArray[np.uint8]]:
-    """The file and its pixels, (H, W, 3), RGB, upright.
-
-    Raises:
-        UnreadableClipError: it is missing or damaged.
-    """
-    try:
-        data = read_file(path)
-        if path.name.lower().endswith((".jpg", ".jpeg")):
-            return data, decode_jpeg(data, min_side_px)
-        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if frame is None:
-            raise ValueError("not a readable picture")
-    except (*MISSING, ValueError, cv2.error) as error:
-        raise UnreadableClipError(f"{path}: {error}") from error
-    return data, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-
-
 def _split(
     clips: Sequence[ListedClip], rows: Sequence[ClipRow], description: Description
 ) -> tuple[list[ClipRow], tuple[str, ...]]:
@@ -268,22 +244,6 @@ def _shrunk(frame: NDArray[np.uint8], short_side_px: int) -> NDArray[np.uint8]:
 
 def _jpeg(frame: NDArray[np.uint8]) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=JPEG_QUALITY, colorsubsampling="420"))
-
-
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts frame_2.jpg before frame_10.jpg."""
-    parts: list[tuple[int, int, str]] = []
-    for is_number, text in _runs(name):
-        parts.append((0, int(text), text) if is_number else (1, 0, text))
-    return tuple(parts)
-
-
-def _runs(name: str) -> Iterator[tuple[bool, str]]:
-    start = 0
-    for place in range(1, len(name) + 1):
-        if place == len(name) or name[place].isdecimal() != name[start].isdecimal():
-            yield name[start].isdecimal(), name[start:place]
-            start = place
 
 
 def split_lines(source: ClipSource) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from starlab.pipelines.browse import open_place
 from starlab.pipelines.clip import ClipSource, DataError, UnreadableClipError, short_digest
 from starlab.pipelines.custom.listing import LIST, read_clips, videos_below
-from starlab.pipelines.custom.source import picture_names, read_picture
+from starlab.pipelines.custom.pictures import picture_names, read_picture
 from starlab.pipelines.decode import NO_SHRINK
 from starlab.pipelines.ntu import VIDEO_ENDING
 from starlab.pipelines.ntu_files import folders_below
