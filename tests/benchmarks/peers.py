@@ -185,7 +185,7 @@ def litdata(store: Path, threads: int) -> Epoch:
     folder = Path(tempfile.mkdtemp(prefix="litdata-", dir=store.parent))
     optimize(_LitClip(store), list(range(len(reader.index))), str(folder), chunk_bytes="64MB", num_workers=1, verbose=False)
 
-    class Clips(StreamingDataset):  # type: ignore[misc]
+    class Clips(StreamingDataset):
         def __getitem__(self, index: Any) -> Any:
             clip = super().__getitem__(index)
             ends, data, count = clip["ends"], memoryview(clip["jpegs"]), len(clip["ends"]) - 1
