@@ -30,6 +30,7 @@ check: setup ## Format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
 # Two processes that share no file of tests, no Ray, no port and no folder.
