@@ -129,7 +129,7 @@ class StoreSource:
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """Load the clip in one read; see `clip.ClipSource.read`. Each frame is decoded when it is taken from the result.
 
-        A frame that is used at once is still in the processor's cache: 16 frames of 456 × 256 to 224² take an eighth less time.
+        A frame that is resized at once is still in the processor's cache: a clip of 16 frames takes 6 % less processor time.
         """
         jpegs, joints, _ = self._load(row, ("frames", "joints"))
         decode = partial(self._decode, row, jpegs, min_side_px=min_side_px)
