@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchTrainer
 
 from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.failures import explain, is_lack_of_room
+from starlab.platform.cluster.lean_trainer import LeanTrainer
 from starlab.platform.cluster.network import NodeAddressTorchConfig
 from starlab.platform.cluster.placement import Placement, worker_group
 from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, wait_for_room
@@ -142,7 +142,7 @@ def _fit(
     callbacks: tuple[UserCallback, ...],
 ) -> None:
     is_training = isinstance(task, TrainTask)
-    trainer = _Trainer if is_training else TorchTrainer  # Ctrl-C in an evaluation is Ray's, which aborts the workers
+    trainer = _Trainer if is_training else LeanTrainer  # Ctrl-C in an evaluation is Ray's, which aborts the workers
     with _ray_folder(task.folder, "train" if is_training else "evaluate") as ray_folder:
         trainer(
             loop,
@@ -207,7 +207,7 @@ def _newest_step(folder: RunFolder) -> int:
     return max(checkpoint_steps(folder.stored_checkpoints), default=-1)
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(LeanTrainer):
     """Leaves Ctrl-C to preemption.py, which asks for a checkpoint; Ray's own handler would abort the workers."""
 
     def _register_sigint_handler(self, controller: object) -> None:

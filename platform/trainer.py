@@ -19,7 +19,7 @@ from starlab.platform.attempt import train_to_end
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.placement import Placement, place
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
-from starlab.platform.preflight import check_spec, join_cluster, open_data
+from starlab.platform.preflight import check_spec, join_cluster, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
 from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
@@ -119,7 +119,7 @@ def train(
     """
     root = runs_folder(runs)
     check_spec(spec)
-    source, parts = open_data(spec, root, say)
+    source, parts = open_data_while_ray_starts(spec, root, say)
     for abandoned in close_abandoned_everywhere(root):
         say(f"closed   {abandoned.path.name}: its driver had died")
     with Lease.claim(root / spec.run_id(source.fingerprint)):  # refuse a second process now, not when the cluster has room
