@@ -46,7 +46,7 @@ test-all: setup ray-token ## All tests but those of many minutes: also faults an
 ray-token: setup # Where Ray has no token for local clusters yet, two processes that start at once would make two
 	@$(BIN)/ray get-auth-token --generate > /dev/null
 
-test-faults: setup ## Every fault of docs/reliability.md (half an hour; measures go to runs/faults.json)
+test-faults: setup ## Every fault of docs/reliability.md (an hour; measures go to runs/faults.json)
 	$(BIN)/python -m pytest tests/faults tests/platform/runs/test_checkpoint.py tests/platform/runs/test_checkpoint_writer.py \
 	  tests/platform/runs/test_lease.py tests/platform/worker/test_watchdog.py tests/platform/recipe/test_loss_guard.py tests/platform/test_trainer.py \
 	  tests/pipelines/test_fault_table.py tests/platform/search/test_lost_node.py -m "slow_fault or not slow_fault"
@@ -71,6 +71,9 @@ bench-compare: setup ## Measure the statistics of `starlab compare` and its spee
 	$(BIN)/python tests/benchmarks/bench_statistics.py
 	$(BIN)/python tests/benchmarks/bench_compare.py
 
+bench-search: setup ## Does TPE + ASHA find the grid's best cell with a third of its steps? (an hour the first time)
+	$(BIN)/python tests/benchmarks/bench_search.py
+
 wheel: setup ## Build dist/starlab-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -82,4 +85,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all ray-token test-faults bench-compare bench-data bench-gpu bench-model bench-quick bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-search bench-compare bench-data bench-gpu bench-model bench-quick bench-train wheel lock format

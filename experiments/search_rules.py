@@ -24,12 +24,8 @@ def check_search(spec: SearchSpec, where: str) -> None:
         )
     if spec.base.data.validation_fraction == 0:
         raise SpecError(
-            f"{where}: data.validation_fraction is 0, so there is no validation part to compare the trials on; give it a share"
-        )
-    if spec.base.data.validation_fraction == 0:
-        raise SpecError(
-            f"{where}: data.validation_fraction is 0, so there are no clips to compare trials on; give it a share, "
-            "and train the winner on all clips afterwards"
+            f"{where}: data.validation_fraction is 0, so there is no validation part to compare the trials on; give it a "
+            "share, and train the winner on all clips afterwards"
         )
     for values in spec.edges():
         key, value = list(values.items())[-1]

@@ -50,7 +50,7 @@ class TrainConfig:
     """Bad steps in a row that are skipped before a roll-back."""
     max_rollbacks: int = 2
     precision: Literal["fp32", "fp16", "bf16", "auto"] = "auto"
-    """"auto" takes bf16 or fp16 on a GPU; on a CPU with bf16 units it measures once and keeps the faster."""
+    """"auto" takes bf16 or fp16 on a GPU, and fp32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the training step. "auto" takes it on GPUs of compute capability 8.0 or more, so not on a V100."""
     tf32: bool = False
@@ -67,6 +67,15 @@ class TrainConfig:
     """Besides the checkpoints at every epoch's end and at every evaluation; null writes none in between."""
     log_every_steps: int = 10
     """Steps between two points of the training curve."""
+    init_from: str | None = None
+    """Model whose weights the run starts from, where they fit: a run, a .safetensors file, a model's folder, or an MLflow
+    address such as models:/demo@best. The name is not part of the run's identity; `init_digest` is."""
+    init_digest: str | None = None
+    """SHA-256 of these weights; null fills it in when the run starts. Other weights under the same name are then refused."""
+    init_lr_scale: float = 1.0
+    """The learning rate of the weights that were taken from `init_from` over that of the rest; 0 freezes them."""
+    extends: str | None = None
+    """SHA-256 of the last checkpoint of the run that this one trains longer; `starlab train --extend RUN` sets it."""
     profile: bool = False
     """Trace a few steps of rank 0 into the run's artifacts. Not part of the run's identity."""
 
@@ -93,6 +102,13 @@ class TrainConfig:
         _require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "be above 0 or null")
         _require(self.mixup >= 0, "train.mixup", self.mixup, "be 0 or more")
         _require(self.ema is None or 0 < self.ema < 1, "train.ema", self.ema, "be above 0 and below 1, or null")
+        _require(self.init_lr_scale >= 0, "train.init_lr_scale", self.init_lr_scale, "be 0 or more; 0 freezes what was taken")
+        _require(
+            self.init_from is not None or (self.init_digest is None and self.init_lr_scale == 1),
+            "train.init_from",
+            self.init_from,
+            "name a model where train.init_digest or train.init_lr_scale is set",
+        )
         for name in ("max_bad_steps", "max_rollbacks"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "be 0 or more")
         for name in ("global_batch", "accumulate", "reference_batch", "evaluate_every_epochs", "log_every_steps"):
@@ -100,14 +116,30 @@ class TrainConfig:
         every = self.checkpoint_every_steps
         _require(every is None or every >= 1, "train.checkpoint_every_steps", every, "be 1 or more, or null")
         _require(self.seed >= 0, "train.seed", self.seed, "be 0 or more")
+        both = self.deterministic and self.compile == "on"
+        _require(not both, "train.compile", "on", 'be "auto" or "off" with train.deterministic: compiled kernels are timed')
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerRange:
+    """A number of workers that may change while the run trains: `{min: 2, max: 8}`."""
+
+    min: int
+    """The run starts, and goes on after a lost node, as soon as there is room for so many."""
+    max: int
+    """The run takes up room for more workers until it has so many."""
+
+    def __post_init__(self) -> None:
+        _require(self.min >= 1, "resources.workers.min", self.min, "be 1 or more")
+        _require(self.max >= self.min, "resources.workers.max", self.max, f"be at least resources.workers.min, {self.min}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesConfig:
     """The `resources` section: where a run computes. Not part of the run's identity."""
 
-    workers: int = 1
-    """Ray Train workers, one model replica each."""
+    workers: int | WorkerRange = 1
+    """Ray Train workers, one model replica each. With `{min: 2, max: 8}` their number follows the room in the cluster."""
     gpus_per_worker: int = 0
     cpus_per_worker: float | None = None
     """CPUs reserved by each worker; null leaves half of the cluster's CPUs to decoding, 1 at most per worker."""
@@ -128,8 +160,13 @@ class ResourcesConfig:
     """Folder or URI (s3://bucket/path) that takes the checkpoints, in a folder of the run's own; null is the run's folder.
     Where a run keeps them is settled when it is new."""
 
+    @property
+    def collective_seconds(self) -> int:
+        """Time-out of a collective: ranks that wait for a stuck rank must not fail before the watchdog finds it."""
+        return math.ceil(self.stuck_after_seconds) + 120
+
     def __post_init__(self) -> None:
-        _require(self.workers >= 1, "resources.workers", self.workers, "be 1 or more")
+        _require(self.min_workers >= 1, "resources.workers", self.workers, "be 1 or more")
         _require(
             self.gpus_per_worker in (0, 1),
             "resources.gpus_per_worker",
@@ -152,6 +189,16 @@ class ResourcesConfig:
         )
         for name in ("wait_for_room_seconds", "stuck_after_seconds", "grace_seconds"):
             _require(getattr(self, name) > 0, f"resources.{name}", getattr(self, name), "be above 0")
+
+    @property
+    def min_workers(self) -> int:
+        """The smallest number of workers with which the run trains."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def max_workers(self) -> int:
+        """The largest number of workers with which the run trains."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

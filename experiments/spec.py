@@ -29,10 +29,15 @@ _ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
     ("train", "backbone_lr_scale", 1.0),
     ("train", "stop_after_epochs", None),
+    ("train", "init_from", None),
+    ("train", "init_digest", None),
+    ("train", "init_lr_scale", 1.0),
+    ("train", "extends", None),
     ("train", "tf32", False),
     ("train", "deterministic", False),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
+    ("data", "custom", None),
 )
 """Keys (section, key, default) that do not count for a run's identity at their default, so that earlier runs keep their ids."""
 
@@ -52,16 +57,21 @@ class Spec:
         fine = all(c.isascii() and (c.isalnum() or c in "_.-") for c in self.name) and self.name[:1].isalnum()
         if not fine:
             raise ValueError(f"name is {self.name!r}; it names folders, so use letters, digits, '_', '.' and '-'")
-        if self.resources.workers > self.train.global_batch:
+        if self.resources.max_workers > self.train.global_batch:
             raise ValueError(
-                f"resources.workers is {self.resources.workers}, above train.global_batch, {self.train.global_batch}: "
+                f"resources.workers is {self.resources.max_workers}, above train.global_batch, {self.train.global_batch}: "
                 "each worker needs a clip per step; use fewer workers or a larger batch"
             )
-        if self.train.accumulate > self.train.global_batch // self.resources.workers:
+        if self.train.accumulate > self.train.global_batch // self.resources.max_workers:
             raise ValueError(
                 f"train.accumulate is {self.train.accumulate}, but a worker has only "
-                f"{self.train.global_batch // self.resources.workers} clips per step (train.global_batch "
-                f"{self.train.global_batch} over {self.resources.workers} resources.workers); use a smaller one"
+                f"{self.train.global_batch // self.resources.max_workers} clips per step (train.global_batch "
+                f"{self.train.global_batch} over {self.resources.max_workers} resources.workers); use a smaller one"
+            )
+        if self.model.modality != "rgb" and not self.data.has_joints():
+            raise ValueError(
+                f"model.modality is {self.model.modality}, but {self.data.store} has no joints: use model.modality=rgb, which "
+                "needs none, or give joints (data.estimated_joints and data.estimated_skeleton, or joints in data.yaml)"
             )
         if self.model.batch_norm == "sync" and not self.resources.gpus_per_worker:
             raise ValueError(
@@ -90,6 +100,7 @@ class Spec:
         for place in ("store", "source", "decode", "cache", "estimated_joints"):
             del resolved["data"][place]
         del resolved["train"]["profile"]
+        resolved["train"]["init_from"] = None if self.train.init_digest else self.train.init_from  # not the weights' name
         resolved["data"]["fingerprint"] = fingerprint
         identity = {section: resolved[section] for section in ("data", "model", "train")}
         for section, key, default in _ADDED_LATER:

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,7 +32,7 @@ def read_section(kind: type[T], raw: object, path: str, where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         # Where a value may be of several kinds, pydantic puts the kind it tried into the place: literal['balanced'], dict[…].
-        place = [str(part) for part in (*path.split("."), *first["loc"]) if part != "" and "[" not in str(part)]
+        place = [str(part) for part in (*path.split("."), *first["loc"]) if part not in ("", "int") and "[" not in str(part)]
         key = ".".join(place)
         if first["type"] == "value_error":  # a config's own check: it names the key itself
             message = str(first["ctx"]["error"])
@@ -65,3 +65,7 @@ def refuse_unknown_keys(kind: type, raw: object, path: str, where: str) -> None:
             raise SpecError(f"{where}: unknown key '{dotted}'; {hint}")
         if is_dataclass(hints[key]) and isinstance(hints[key], type):
             refuse_unknown_keys(hints[key], value, dotted, where)
+        elif isinstance(value, Mapping):  # of a key that takes a number or a mapping, such as resources.workers
+            for part in get_args(hints[key]):
+                if isinstance(part, type) and is_dataclass(part):
+                    read_section(part, value, dotted, where)

@@ -1,6 +1,6 @@
 """FAttn, ZAttn and BAttn (Eq. 5-10): one operation with three groupings of the frame axis.
 
-Letters: B clips, T frames, S tokens per frame, R of them, D width; G groups, L tokens per group, K keys per group, H heads.
+Letters: B clips, T frames, S tokens per frame, R selected ones, D width; G groups, L tokens and K keys per group, H heads.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SpatioTemporalAttention(nn.Module):
         Args:
             tokens: T is a multiple of the pattern's groups.
             key_mask: bool (B, T, S), False for a token that no token may attend to. Every group needs one True key.
-            rows: Indices of the tokens of every frame that attend; None means all. All tokens are attended to in any case.
+            rows: Indices of the tokens of every frame that attend; None means all. Keys and values always come from all tokens.
 
         Raises:
             ValueError: T does not divide into the pattern's groups.

@@ -1,6 +1,6 @@
 """One STAR layer (Eq. 11-14), the MLP in it, and stochastic depth.
 
-Letters: B clips, T frames, S tokens per frame, R of them, D width.
+Letters: B clips, T frames, S tokens per frame, R selected ones, D width.
 """
 
 from __future__ import annotations

@@ -34,6 +34,25 @@ def load_state(model: StarTransformer, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(dict(state))
 
 
+def fitting(expected: Shapes, given: Shapes) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Compare the state dict of a model with that of another one.
+
+    Args:
+        expected: Shapes of the model's state dict, by name.
+        given: Shapes of the other model's.
+
+    Returns:
+        The names of the entries that have equal shapes, and for each other entry of the model why it cannot be taken.
+    """
+    taken = tuple(name for name, shape in expected.items() if given.get(name) == shape)
+    new = {
+        name: f"{given[name]} there, {shape} here" if name in given else "not there"
+        for name, shape in expected.items()
+        if name not in taken
+    }
+    return taken, new
+
+
 def with_unseen_joints(model: StarTransformer, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Complete a state dict from before unseen joints had a learned token: with what such a joint's token was then.
 

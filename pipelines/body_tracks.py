@@ -28,7 +28,7 @@ def follow_bodies(joints: Floats) -> Floats:
     Returns:
         The same joints, (T, M, N, 3); the same array if no slot seems to change its person.
     """
-    if joints.shape[1] < 2 or not _any_slot_jumps(joints):
+    if joints.shape[1] < 2 or not slot_jumps(joints).any():
         return joints
     from scipy.optimize import linear_sum_assignment  # takes a fifth of a second, and few files need it
 
@@ -36,28 +36,36 @@ def follow_bodies(joints: Floats) -> Floats:
     last = np.zeros_like(joints[0])
     for frame, bodies in enumerate(joints):
         here = bodies[np.any(bodies[..., 2] > 0, axis=1)]
-        cost = _distances(here[:, None], last[None])
+        cost = body_distances(here[:, None], last[None])
         cost[:, ~np.any(last[..., 2] > 0, axis=1)] = NEW_TRACK
         slots, tracks = linear_sum_assignment(cost)
         followed[frame, tracks] = last[tracks] = here[slots]
     return followed
 
 
-def _any_slot_jumps(joints: Floats) -> bool:
-    """Whether a slot jumps to where another slot's body was, from one of its frames to the next."""
+def slot_jumps(joints: Floats) -> NDArray[np.bool_]:
+    """Where a slot jumps to where another slot's body was, from one of its frames to the next.
+
+    Args:
+        joints: (T, M, N, 3): x, y and confidence, 0 where not seen.
+
+    Returns:
+        (T - 1, M): whether slot m seems to hold another person in frame t + 1 than before.
+    """
     num_frames, num_slots = joints.shape[:2]
     present: NDArray[np.bool_] = np.any(joints[..., 2] > 0, axis=2)
     last = np.maximum.accumulate(np.where(present, np.arange(num_frames)[:, None], -1), axis=0)[:-1]
     before, now = joints[last, np.arange(num_slots)], joints[1:]
-    apart = _distances(before[:, :, None], now[:, None])  # (T - 1, slot before, slot now)
+    apart = body_distances(before[:, :, None], now[:, None])  # (T - 1, slot before, slot now)
     apart[last < 0] = np.inf
     moved = np.diagonal(apart, axis1=1, axis2=2)
     moved = np.where(last < 0, NEW_TRACK, moved)
     apart[:, np.arange(num_slots), np.arange(num_slots)] = np.inf
-    return bool(np.any(present[1:] & (moved > JUMP) & (apart.min(axis=1) < CLEARLY_NEARER * moved)))
+    jumps: NDArray[np.bool_] = present[1:] & (moved > JUMP) & (apart.min(axis=1) < CLEARLY_NEARER * moved)
+    return jumps
 
 
-def _distances(one: Floats, other: Floats) -> NDArray[np.float64]:
+def body_distances(one: Floats, other: Floats) -> NDArray[np.float64]:
     """Mean distance of the joints that two bodies (…, N, 3) share, in sizes of the larger; of their middles if none."""
     seen_one, seen_other = one[..., 2:] > 0, other[..., 2:] > 0
     both = (one[..., 2] > 0) & (other[..., 2] > 0)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.custom.listing import is_custom
+from starlab.pipelines.custom.source import CustomSource, split_lines
 from starlab.pipelines.datasets import find_dataset
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
 from starlab.pipelines.generated.folder import MARKER
 from starlab.pipelines.ntu import SKELETON_ENDING, VIDEO_ENDING
+from starlab.pipelines.sources import open_authors_files
 from starlab.pipelines.store import StoreSource, is_store
 
 
@@ -49,6 +52,35 @@ def open_place(
     return EstimatedJoints(source, estimated_joints, ESTIMATOR_SKELETONS[estimated_skeleton])
 
 
+def open_to_prepare(dataset: str, root: Path, joints: Path | None, skeleton: str | None) -> tuple[ClipSource, tuple[str, ...]]:
+    """Index the files of a data set for `starlab prepare`; also returns lines about where the splits come from.
+
+    Args:
+        dataset: Its name.
+        root: Its folder.
+        joints: A file of joints to store with clips of one's own.
+        skeleton: The skeleton of these joints; required with them.
+
+    Raises:
+        DataError: no such data set or folder, only one of the two is given, or joints for another data set.
+    """
+    if joints is None and skeleton is None:
+        source = open_authors_files(dataset, root)
+    elif dataset != "custom":
+        raise DataError(
+            f"--joints is for data sets of your own (custom); {dataset} keeps its own joints in a store, and takes others when "
+            "it trains: data.estimated_joints and data.estimated_skeleton"
+        )
+    elif joints is None or skeleton is None:
+        raise DataError(f"give both, --joints and --skeleton ({', '.join(ESTIMATOR_SKELETONS)}), or neither")
+    elif skeleton not in ESTIMATOR_SKELETONS:
+        raise DataError(f"unknown skeleton '{skeleton}'; there are: {', '.join(ESTIMATOR_SKELETONS)}")
+    else:
+        frames = CustomSource(root, lengths=clip_lengths(joints))
+        source = EstimatedJoints(frames, joints, ESTIMATOR_SKELETONS[skeleton], in_digests=True)
+    return source, split_lines(source)
+
+
 def _dataset_in(root: Path) -> str:
     """The data set whose files are in a folder.
 
@@ -63,4 +95,9 @@ def _dataset_in(root: Path) -> str:
     depths = ("", "*/", "*/*/")
     if any(next(root.glob(f"{depth}S*{ending}"), None) for depth in depths for ending in (VIDEO_ENDING, SKELETON_ENDING)):
         return "synthetic_ntu" if generated else "ntu120"
-    raise DataError(f"{root} is neither a prepared store nor a folder with files of Penn Action or NTU RGB+D")
+    if is_custom(root):
+        return "custom"
+    raise DataError(
+        f"{root} is neither a prepared store nor a folder with files of Penn Action or NTU RGB+D, and has no list or folders "
+        "of your own: starlab data init looks at what is there"
+    )

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 
 from starlab.pipelines.skeletons import Skeleton
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
+
+
+def as_split(name: str | None) -> Split:
+    """The split of that name; "test" where it is neither "train" nor "validation"."""
+    return "train" if name == "train" else "validation" if name == "validation" else "test"
+
 
 SYSTEM_NAMES = (".", "__MACOSX", "@eaDir", "lost+found")
 """Names of files and folders that operating systems leave behind begin so; none is a sample."""
@@ -41,7 +47,7 @@ class ClipRow:
     label: int
     """Index into the source's `classes`."""
     split: Split
-    """The official split; the validation part is drawn from "train" (`splits.py`)."""
+    """The official split. Where no clip is "validation", that part is drawn from "train" (`splits.py`)."""
     subject: str | None
     """The person who acts; None where the data set does not say (Penn Action)."""
     num_frames: int

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError
+from starlab.pipelines.custom.source import CustomSource, open_custom
 from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu
 from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.pipelines.ntu import NtuSource
 from starlab.pipelines.ntu_names import NTU60_CLASSES, NTU60_SETUPS, NTU120_CLASSES, NTU120_SETUPS, Protocol
 from starlab.pipelines.penn_action import PENN_ACTION_CLASSES, PennActionSource
-from starlab.pipelines.skeletons import NTU, PENN_ACTION, Skeleton
+from starlab.pipelines.skeletons import COCO, NO_JOINTS, NTU, PENN_ACTION, Skeleton
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +39,7 @@ class Dataset:
     """What is known of a data set before a file of it is read, and how its files are opened."""
 
     classes: tuple[str, ...]
+    """Empty for a data set of one's own, whose folder says them (`DataConfig.facts`)."""
     skeleton: Skeleton
     max_bodies: int
     open: Callable[[Path, Protocol | None], ClipSource]
@@ -66,6 +68,14 @@ def _open_ntu(
     lengths: Mapping[str, int] | None = None,
 ) -> ClipSource:
     return NtuSource(root, protocol or "xsub", classes=classes, setups=setups, lengths=lengths)
+
+
+def _open_custom(root: Path, _: Protocol | None) -> ClipSource:
+    return open_custom(root)
+
+
+def _open_custom_frames(root: Path, _: Protocol | None, lengths: Mapping[str, int]) -> ClipSource:
+    return CustomSource(root, lengths=lengths)
 
 
 def _penn_action_clips(settings: SyntheticConfig) -> tuple[int, int]:
@@ -101,6 +111,13 @@ DATASETS = {
         open_without_joints=partial(_open_ntu, NTU120_CLASSES, NTU120_SETUPS),
         protocols=("xsub", "xset"),
         official_counts={"xsub": (63_026, 50_919), "xset": (54_468, 59_477)},
+    ),
+    "custom": Dataset(
+        classes=(),
+        skeleton=NO_JOINTS,
+        max_bodies=1,
+        open=_open_custom,
+        open_without_joints=_open_custom_frames,
     ),
     "synthetic_penn_action": Dataset(
         classes=SYNTHETIC_CLASSES,
@@ -176,7 +193,7 @@ def find_skeleton(name: str) -> Skeleton:
     Raises:
         DataError: no data set has it.
     """
-    skeletons = {dataset.skeleton.name: dataset.skeleton for dataset in DATASETS.values()}
+    skeletons = {dataset.skeleton.name: dataset.skeleton for dataset in DATASETS.values()} | {COCO.name: COCO}
     if name not in skeletons:
         raise DataError(f"unknown skeleton '{name}'; the data sets have: {', '.join(skeletons)}")
     return skeletons[name]

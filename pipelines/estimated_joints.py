@@ -27,7 +27,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from starlab.pipelines.body_tracks import follow_bodies
-from starlab.pipelines.clip import ClipRow, ClipSource, DataError, DecodedClip, EncodedClip, SkippedClip, UnreadableClipError
+from starlab.pipelines.clip import (
+    ClipRow,
+    ClipSource,
+    DataError,
+    DecodedClip,
+    EncodedClip,
+    SkippedClip,
+    UnreadableClipError,
+    identity,
+    short_digest,
+)
 from starlab.pipelines.joint_checks import flat_numbers, joint_problems
 from starlab.pipelines.retry import MISSING, read_patiently
 from starlab.pipelines.rows import Subset
@@ -37,6 +47,8 @@ ESTIMATOR_SKELETONS = {"coco": COCO, "penn_action": PENN_ACTION, "ntu": NTU}
 SCHEMA = pa.schema(
     [("clip_id", pa.string()), ("num_frames", pa.int32()), ("num_bodies", pa.int32()), ("joints", pa.list_(pa.float32()))]
 )
+TRACKED = b"starlab.pose"
+"""A key in the metadata of a file whose people a tracker has kept apart already (`starlab data pose`)."""
 MAX_ROW_GROUP_BYTES = 32 * 2**20
 CLIPS_PER_ROW_GROUP = 8
 """Fewer make the file's footer, which every process keeps, large; more make a clip slow to read."""
@@ -72,7 +84,9 @@ def clip_lengths(path: Path) -> dict[str, int]:
 class EstimatedJoints:
     """A data set's clips and frames with an estimator's joints (`clip.ClipSource`); picklable, holds no joints."""
 
-    def __init__(self, source: ClipSource, path: Path, skeleton: Skeleton, *, clamp: bool = False) -> None:
+    def __init__(
+        self, source: ClipSource, path: Path, skeleton: Skeleton, *, clamp: bool = False, in_digests: bool = False
+    ) -> None:
         """Read the whole file once: its hash, its columns, and the ranges of its joints.
 
         Args:
@@ -80,13 +94,15 @@ class EstimatedJoints:
             path: The Parquet file.
             skeleton: The skeleton of its joints.
             clamp: Clamp confidences to [0, 1] instead of refusing others.
+            in_digests: Put the file's digest into that of each clip, so that a store prepared from these clips has the
+                fingerprint of this source.
 
         Raises:
             DataError: the file is missing, has other columns, names a clip twice, has row groups too large to read one per
                 clip, fits none of the clips, or has joints of another number, in pixels, or with a confidence outside
                 [0, 1]. A clip that it lacks, or has at another length, is listed in `skipped`.
         """
-        self._source, self._path, self._clamp = source, path, clamp
+        self.source, self._path, self._clamp = source, path, clamp
         self.classes, self.max_bodies, self.skeleton = source.classes, source.max_bodies, skeleton
         places: dict[str, tuple[int, int, int]] = {}
         for group, at, clip_id, num_frames, _ in _index(path):
@@ -112,17 +128,27 @@ class EstimatedJoints:
         )
         for problem in joint_problems(path, kept, skeleton, clamp):
             raise DataError(f"the estimated joints {path}: {problem}")
+        self._tracked = TRACKED in (pq.read_schema(path).metadata or {})
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         stat = path.stat()
         self._stamp = stat.st_size, stat.st_mtime_ns
         clamped = " clamped" if clamp else ""
+        self._clips: Sequence[ClipRow] = (
+            source.clips if len(self._kept) == len(source.clips) else Subset(source.clips, self._kept)
+        )
+        if in_digests:
+            self._clips = tuple(
+                replace(row, digest=short_digest(row.digest, skeleton.name, digest, clamped)) for row in self._clips
+            )
+            self.fingerprint = identity(self.classes, self._clips)
+            return
         self.fingerprint = hashlib.sha256(f"{source.fingerprint} {skeleton.name} {digest}{clamped}".encode()).hexdigest()
 
     @property
     def clips(self) -> Sequence[ClipRow]:
         """See `clip.ClipSource.clips`."""
-        return self._source.clips if len(self._kept) == len(self._source.clips) else Subset(self._source.clips, self._kept)
+        return self._clips
 
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """The data set's frames with the estimator's joints. See `clip.ClipSource.read`.
@@ -132,13 +158,13 @@ class EstimatedJoints:
             StorageError: the storage failed; nothing is known about the clip.
         """
         joints = self._joints(row)
-        decoded = self._source.read(row, frame_indices, min_side_px)
+        decoded = self.source.read(row, frame_indices, min_side_px)
         return replace(decoded, joints=joints[np.asarray(frame_indices)])
 
     def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
         """The data set's frames with the estimator's joints, which have no depth. See `clip.ClipSource.encode`."""
         joints = self._joints(row)
-        return replace(self._source.encode(row, short_side_px), joints=joints, joints_3d=None)
+        return replace(self.source.encode(row, short_side_px), joints=joints, joints_3d=None)
 
     def _joints(self, row: ClipRow) -> NDArray[np.float32]:
         """(frames, `max_bodies`, joints, 3)."""
@@ -163,7 +189,7 @@ class EstimatedJoints:
         if not ((joints[..., 2] >= 0) & (joints[..., 2] <= 1)).all():
             raise UnreadableClipError(f"{where}: a confidence lies outside [0, 1]")
         joints = np.where(np.isfinite(joints).all(axis=-1, keepdims=True) & (joints[..., 2:] > 0), joints, np.float32(0))
-        joints = follow_bodies(joints)
+        joints = joints if self._tracked else follow_bodies(joints)
         # The people with the highest confidence over the whole clip, in their original order.
         best = np.sort(np.argsort(-joints[..., 2].sum(axis=(0, 2)), kind="stable")[: self.max_bodies])
         packed = np.zeros((shape[0], self.max_bodies, *shape[2:]), np.float32)

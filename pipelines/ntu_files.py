@@ -50,17 +50,17 @@ def look_at_clip(video: str, skeleton: str | int) -> tuple[int, str]:
     """
     path = video
     try:
-        video_bytes, *video_ends = read_patiently(lambda: _ends(video, TAIL_BYTES[0]), video)
+        video_bytes, *video_ends = read_patiently(lambda: file_ends(video, TAIL_BYTES[0]), video)
         if video_bytes == 0:
             return 0, f"{video}: empty"
         in_video = frames_in_avi_index(video_ends[1])
         if in_video is None and video_bytes > TAIL_BYTES[0]:
-            in_video = frames_in_avi_index(read_patiently(lambda: _ends(video, TAIL_BYTES[1]), video)[2])
+            in_video = frames_in_avi_index(read_patiently(lambda: file_ends(video, TAIL_BYTES[1]), video)[2])
         if isinstance(skeleton, int):
             in_skeleton, skeleton_bytes, skeleton_ends = skeleton, 0, [b"", b""]
         else:
             path = skeleton
-            skeleton_bytes, *skeleton_ends = read_patiently(lambda: _ends(skeleton, HEAD_BYTES), skeleton)
+            skeleton_bytes, *skeleton_ends = read_patiently(lambda: file_ends(skeleton, HEAD_BYTES), skeleton)
             in_skeleton = read_num_frames(skeleton_ends[0])
     except (*MISSING, ValueError) as error:
         return 0, f"{path}: {error}"
@@ -69,7 +69,7 @@ def look_at_clip(video: str, skeleton: str | int) -> tuple[int, str]:
     return min(in_video, in_skeleton), short_digest(video_bytes, *video_ends, skeleton_bytes, *skeleton_ends)
 
 
-def _ends(path: str, tail_bytes: int) -> tuple[int, bytes, bytes]:
+def file_ends(path: str, tail_bytes: int) -> tuple[int, bytes, bytes]:
     """The size of a file, its first bytes and its last ones."""
     with open(path, "rb") as file:  # noqa: PTH123 (once per clip of 114,480)
         head = file.read(HEAD_BYTES)

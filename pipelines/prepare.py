@@ -23,6 +23,8 @@ import ray.data
 from numpy.typing import NDArray
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, UnreadableClipError, identity
+from starlab.pipelines.custom.description import DESCRIPTION
+from starlab.pipelines.custom.source import facts_to_dict
 from starlab.pipelines.shards import INDEX, StoredClip, is_of, shard_name, whole_shard, write_index, write_shard
 from starlab.pipelines.storage import PART, Folder
 from starlab.pipelines.store import FORMAT, MANIFEST, PLAN, StoreSource
@@ -98,7 +100,7 @@ def prepare(
             with the reasons.
     """
     folder = Folder(uri)
-    plan = {
+    plan: dict[str, Any] = {
         "format": FORMAT,
         "dataset": dataset,
         "classes": list(source.classes),
@@ -109,6 +111,8 @@ def prepare(
         "short_side_px": layout.short_side_px,
         "clips_per_shard": layout.clips_per_shard,
     }
+    if dataset == "custom":
+        plan["custom"] = facts_to_dict(source)
     _claim(folder, plan, retry)
     if folder.read_json(MANIFEST) is not None:
         if not retry:
@@ -214,7 +218,7 @@ def _claim(folder: Folder, plan: dict[str, Any], retry: bool) -> None:
             raise DataError(f"{folder.uri} holds {there[0]} and no {PLAN}, so it is no store: name a new folder")
         folder.write_json(PLAN, plan)
         return
-    of_files = ("fingerprints", "source_fingerprint")
+    of_files = ("fingerprints", "source_fingerprint", "custom")
     different = [key for key, value in plan.items() if earlier.get(key) != value]
     for key in different:
         if key not in of_files:
@@ -229,7 +233,12 @@ def _claim(folder: Folder, plan: dict[str, Any], retry: bool) -> None:
             f"{folder.uri} was begun by another version of starlab, whose fingerprints differ: prepare it again with --retry, "
             "or name a new folder"
         )
-    elif different == ["source_fingerprint"]:
+    elif different == ["custom"]:
+        raise DataError(
+            f"{folder.uri} was begun with other settings than {DESCRIPTION} and the list give now: take them over with "
+            "--retry, or name a new folder"
+        )
+    elif different and "fingerprints" not in different:
         raise DataError(
             f"{folder.uri} was begun with source_fingerprint {earlier['source_fingerprint']!r}, now it is "
             f"{plan['source_fingerprint']!r}: other files, or files that have changed. Use the same again, rewrite the shards "

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipRow, ClipSource, DataError, EncodedClip, Split, UnreadableClipError
+from starlab.pipelines.clip import ClipRow, ClipSource, DataError, EncodedClip, UnreadableClipError, as_split
 from starlab.pipelines.decode import jpeg_size
 from starlab.pipelines.rows import Rows
 from starlab.pipelines.storage import Draft, Folder
@@ -69,11 +69,10 @@ class StoredClip:
 
     def row_in_source(self) -> ClipRow:
         """The clip as the authors' files have it."""
-        split: Split = "train" if self.split == "train" else "test"
         return ClipRow(
             clip_id=self.clip_id,
             label=self.label,
-            split=split,
+            split=as_split(self.split),
             subject=self.subject,
             num_frames=self.num_frames,
             digest=self.digest or "",

@@ -173,3 +173,6 @@ COCO = Skeleton(
     ),
 )
 """The 17 keypoints of the COCO data set, in its order, which most pose estimators return; left is the person's own."""
+
+NO_JOINTS = Skeleton(name="none", joints=("none",), mirror=(0,), bones=())
+"""For data without joints: one joint that is never seen, so that arrays keep their form. A model of pixels alone takes it."""

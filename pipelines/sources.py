@@ -13,11 +13,15 @@ from typing import Literal
 
 from starlab.pipelines.augment import AugmentConfig
 from starlab.pipelines.clip import ClipSource, DataError
+from starlab.pipelines.custom.description import CustomData
+from starlab.pipelines.custom.facts import check_facts, read_facts
+from starlab.pipelines.custom.source import split_lines
 from starlab.pipelines.datasets import DATASETS, Dataset, Generator, find_dataset
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
 from starlab.pipelines.generated.ntu import SyntheticNtuConfig
 from starlab.pipelines.generated.penn_action import SyntheticConfig
 from starlab.pipelines.ntu_names import Protocol
+from starlab.pipelines.skeletons import NO_JOINTS
 from starlab.pipelines.store import StoreSource, is_store
 
 
@@ -84,6 +88,9 @@ class DataConfig:
     `augment` none, else those of evaluations. Runs share it. The bytes are the same. Not part of the run's identity."""
     max_unreadable_fraction: float = 0.05
     """The run stops when more of the clips drawn so far than this could not be read."""
+    custom: CustomData | None = None
+    """What the folder of a data set of your own says of it: classes, skeleton, flip. Read from `store` when it is left out. The
+    stored spec of a run has it, so that results can be read without the data."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of synthetic_penn_action."""
     synthetic_ntu: SyntheticNtuConfig = SyntheticNtuConfig()
@@ -94,6 +101,11 @@ class DataConfig:
             facts = find_dataset(self.dataset)
         except DataError as error:
             raise ValueError(f"data.dataset: {error}") from None
+        if self.dataset != "custom" and self.custom is not None:
+            raise ValueError(f"data.custom is given, but data.dataset is {self.dataset}: remove the key")
+        if self.dataset == "custom" and self.custom is None and self.store is not None:
+            object.__setattr__(self, "custom", read_facts(self.store))
+        facts = self._with_own(facts)
         protocols = facts.protocols
         if protocols and self.protocol not in protocols:
             raise ValueError(f"data.protocol is {self.protocol}; {self.dataset} is split by one of: {', '.join(protocols)}")
@@ -126,6 +138,8 @@ class DataConfig:
                 f"data.flip is true, but {self.dataset} has classes that name a side ({', '.join(facts.sided_classes)}): "
                 "mirrored they would be labelled wrong; use data.flip=false"
             )
+        if self.flip and self.augment == "standard" and self.custom is not None and not self.custom.may_flip:
+            raise ValueError("data.flip is true, but data.yaml says flip: false; use data.flip=false")
         if isinstance(self.oversample, dict):
             _check_weights(self.oversample, facts.classes)
         temporal, spatial = self.test_views
@@ -138,17 +152,30 @@ class DataConfig:
                 f"data.test_views asks for {spatial} views of the picture, but with data.test_crop 1 all of them are the whole "
                 "frame; use e.g. data.test_crop=0.875"
             )
+        own = self.dataset == "custom"
         if self.store is None and facts.generator is None:
             raise ValueError(
-                f"data.store is missing: name the folder that holds {self.dataset}, e.g. data.store=data/{self.dataset}"
+                f"data.store is missing: name the folder that holds {'your videos' if own else self.dataset}, e.g. "
+                f"data.store=data/{'my_videos' if own else self.dataset}"
             )
 
     def facts(self) -> Dataset:
         """The data set's entry, with the estimator's skeleton where joints are estimated."""
-        facts = DATASETS[self.dataset]
+        facts = self._with_own(DATASETS[self.dataset])
         if self.estimated_skeleton is None:
             return facts
         return replace(facts, skeleton=ESTIMATOR_SKELETONS[self.estimated_skeleton])
+
+    def has_joints(self) -> bool:
+        """Whether the clips come with joints; without, a model can read pixels alone."""
+        return self.facts().skeleton != NO_JOINTS
+
+    def _with_own(self, facts: Dataset) -> Dataset:
+        own = self.custom
+        if own is None:
+            return facts
+        kept = replace(facts, classes=own.classes, skeleton=own.skeleton)
+        return replace(kept, max_bodies=own.max_bodies, sided_classes=own.sided_classes)
 
     def augmentation(self) -> AugmentConfig:
         """The settings of a training clip's augmentation."""
@@ -171,10 +198,15 @@ def open_source(config: DataConfig, runs: Path, say: Callable[[str], None] = lam
         DataError: the folder is missing, empty, not such a data set, or not what `data.source` says.
     """
     source = _open_dataset(config, runs, say)
+    for line in source.about if isinstance(source, StoreSource) else split_lines(source):
+        say(f"split    {line}")
+    if config.custom is not None:
+        check_facts(source, config.custom, str(config.store), joints_too=config.estimated_joints is None)
     if config.estimated_joints is None:
         return source
     path, skeleton = Path(config.estimated_joints).expanduser(), config.facts().skeleton
-    return EstimatedJoints(source, path, skeleton, clamp=config.clamp_confidence)
+    own = config.dataset == "custom"
+    return EstimatedJoints(source, path, skeleton, clamp=config.clamp_confidence, in_digests=own)
 
 
 def _open_dataset(config: DataConfig, runs: Path, say: Callable[[str], None]) -> ClipSource:

@@ -29,6 +29,9 @@ def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -
     to `validation_fraction` and leaves every class at least one training clip. A class is given one validation clip
     where it can spare one, however small the fraction.
 
+    Where some clips are "validation" officially, these are the part and nothing is drawn; with `validation_fraction` 0 they are
+    trained on.
+
     Raises:
         ValueError: `validation_fraction` is outside [0, 1).
         DataError: no group is small enough to be moved.
@@ -37,9 +40,12 @@ def split_rows(rows: Sequence[ClipRow], validation_fraction: float, seed: int) -
         raise ValueError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
     rows = tuple(rows)  # a store makes a row whenever one is used
     test = tuple(index for index, row in enumerate(rows) if row.split == "test")
-    train = [index for index, row in enumerate(rows) if row.split == "train"]
+    train = [index for index, row in enumerate(rows) if row.split != "test"]
     if validation_fraction == 0 or not train:
         return Parts(train=tuple(train), validation=(), test=test)
+    official = tuple(index for index in train if rows[index].split == "validation")
+    if official:
+        return Parts(train=tuple(index for index in train if rows[index].split == "train"), validation=official, test=test)
 
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for index in train:

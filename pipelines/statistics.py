@@ -17,6 +17,7 @@ class ClassCount:
 
     name: str
     train: int
+    """Clips of the official training part, validation included."""
     test: int
     mean_frames: float
     joints_unseen: float
@@ -58,7 +59,9 @@ class StoreStatistics:
         lines = [
             f"frames     {shortest} to {longest} a clip, median {median:.0f}, mean {mean:.1f}, 95 % below {high:.0f}",
             f"sizes      {named}{more}",
-            f"joints     {unseen:,} frames of {clips:,} clips have none",
+            "joints     none"
+            if self.classes[-1].joints_unseen == 1
+            else f"joints     {unseen:,} frames of {clips:,} clips have none",
         ]
         if self.outside is not None and self.outside[0]:
             count, where = self.outside
@@ -129,7 +132,7 @@ def _count(name: str, clips: list[StoredClip]) -> ClassCount:
     frames = sum(clip.num_frames for clip in clips)
     return ClassCount(
         name=name,
-        train=sum(clip.split == "train" for clip in clips),
+        train=sum(clip.split != "test" for clip in clips),
         test=sum(clip.split == "test" for clip in clips),
         mean_frames=frames / max(1, len(clips)),
         joints_unseen=sum(clip.joints_unseen * clip.num_frames for clip in clips) / max(1, frames),

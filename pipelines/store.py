@@ -33,10 +33,11 @@ from starlab.pipelines.clip import (
     DecodedClip,
     EncodedClip,
     SkippedClip,
-    Split,
     UnreadableClipError,
+    as_split,
     find_clip,
 )
+from starlab.pipelines.custom.description import CustomData, skeleton_from_dict
 from starlab.pipelines.datasets import find_skeleton
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
 from starlab.pipelines.ntu_names import Protocol, parse_name
@@ -75,6 +76,20 @@ def is_store(uri: str | Path) -> bool:
     return any(folder.size(name) is not None for name in (MANIFEST, PLAN))
 
 
+def read_custom(manifest: Mapping[str, Any]) -> CustomData | None:
+    """What a store says of a data set of one's own; None where it was prepared from another one."""
+    given = manifest.get("custom")
+    if given is None:
+        return None
+    return CustomData(
+        classes=tuple(manifest["classes"]),
+        skeleton=skeleton_from_dict(given["skeleton"]),
+        max_bodies=manifest["max_bodies"],
+        may_flip=given["may_flip"],
+        sided_classes=tuple(given["sided_classes"]),
+    )
+
+
 class StoreSource:
     """The clips of a store (`clip.ClipSource`). It pickles as its address; each process opens the store once and keeps it."""
 
@@ -91,7 +106,8 @@ class StoreSource:
         self.folder = Folder(uri)
         self.manifest = read_manifest(self.folder)
         self.classes: tuple[str, ...] = tuple(self.manifest["classes"])
-        self.skeleton = find_skeleton(self.manifest["skeleton"])
+        self.custom = read_custom(self.manifest)
+        self.skeleton = self.custom.skeleton if self.custom else find_skeleton(self.manifest["skeleton"])
         self.max_bodies: int = self.manifest["max_bodies"]
         self.fingerprint: str = self.manifest["fingerprint"]
         for shard in range(len(self.manifest["shards"])):
@@ -102,6 +118,8 @@ class StoreSource:
         self.skipped = tuple(SkippedClip(clip_id=name, reason=why) for name, why in sorted(self.manifest["quarantine"].items()))
         self.notes: Mapping[str, str] = self.manifest.get("notes", {})
         """What a user should know of clips that are used all the same, by clip id."""
+        self.about: tuple[str, ...] = tuple((self.manifest.get("custom") or {}).get("about", ()))
+        """What a user should know of the splits."""
         self._threads = threading.local()  # a Parquet reader serves one thread
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,6 +159,22 @@ class StoreSource:
         for index in range(len(jpegs)):
             self._decode(row, jpegs, index, NO_SHRINK)
         return EncodedClip(tuple(jpeg.as_py() for jpeg in jpegs), joints, joints_3d)
+
+    def joints(self, row: ClipRow) -> Joints:
+        """The joints of a whole clip, (n, M, N, 3), without reading its frames.
+
+        Raises:
+            UnreadableClipError: they cannot be read.
+        """
+        shard, number = self._place(row)
+        where = self._where(shard, number)
+        try:
+            group = read_patiently(lambda: self._row_group(shard, number, ("joints",)), where)
+            flat = group.column("joints").chunk(0)[0].values.to_numpy()
+            found: Joints = flat.reshape(row.num_frames, self.max_bodies, len(self.skeleton.joints), 3)
+        except (*MISSING, pa.ArrowException, ValueError, IndexError) as error:
+            raise UnreadableClipError(f"{where}: {error}") from error
+        return found
 
     def check(self, stored: StoredClip, decode: bool) -> None:
         """Read a whole clip and compare it with the index.
@@ -275,11 +309,10 @@ def _opened(uri: str, fingerprint: str, protocol: Protocol | None) -> StoreSourc
 
 
 def _row(values: dict[str, Any], protocol: Protocol | None) -> ClipRow:
-    stored: Split = "train" if values["split"] == "train" else "test"
     return ClipRow(
         clip_id=values["clip_id"],
         label=values["label"],
-        split=stored if protocol is None else parse_name(values["clip_id"]).split(protocol),
+        split=as_split(values["split"]) if protocol is None else parse_name(values["clip_id"]).split(protocol),
         subject=values["subject"],
         num_frames=values["num_frames"],
     )

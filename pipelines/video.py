@@ -79,7 +79,7 @@ def _decode(
         size = (stream.codec_context.height, stream.codec_context.width)
         target = shrunk_size(*size, short_side_px)
         count = 0
-        packets = _checked(container.demux(stream), stream.codec_context.name)
+        packets = checked_packets(container.demux(stream), stream.codec_context.name)
         for frame in (frame for packet in packets for frame in packet.decode()):
             if frame.is_corrupt:
                 raise ValueError(f"frame {count} is corrupt")
@@ -97,7 +97,7 @@ def _decode(
             raise ValueError(f"it ends after {count} frames, {wanted} expected")
 
 
-def _checked(packets: Iterator[av.Packet], codec: str) -> Iterator[av.Packet]:
+def checked_packets(packets: Iterator[av.Packet], codec: str) -> Iterator[av.Packet]:
     """The packets of a stream; decoders conceal much damage without a word, so the bytes are looked at as well.
 
     Raises:

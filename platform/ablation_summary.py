@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +10,10 @@ from starlab.pipelines.sources import generated_folder, is_generated
 from starlab.platform.dry_run import amount, forecast
 from starlab.platform.errors import UserError
 from starlab.platform.reports.compare import compare
+from starlab.platform.reports.formats import render
 from starlab.platform.reports.report import FILE
 from starlab.platform.reports.results import read_results
 from starlab.platform.runs.folder import RunFolder, runs_folder
-from starlab.platform.runs.search_records import AblationRecord
 from starlab.platform.search.ablate import AblationResult, check_ablation, open_all_data, plan_cells
 from starlab.platform.search.cells import count_states
 from starlab.platform.summary import tracking_lines
@@ -32,10 +30,10 @@ def ablation_lines(result: AblationResult) -> list[str]:
     """The table, the cells that failed, and where the results are."""
     name = result.folder.name
     looks = f"; {result.looks_at_test} trials of searches looked at the test part" if result.looks_at_test else ""
+    missing = sum(not _is_tested(RunFolder(result.runs / cell.folder)) for cell in result.record.cells)
     return [
-        result.record.claim,
-        *table_lines(result.record, result.runs),
-        *(f"  {line}" for line in verdict_lines(result.folder)),
+        *table_lines(result.folder),
+        *([f"{missing} of {len(result.record.cells)} cells have no result yet"] if missing else []),
         *(f"  failed   {run_id}: {reason}" for run_id, reason in sorted(result.failed.items())),
         *(["the same command tries the failed ones again"] if result.failed else []),
         "",
@@ -46,29 +44,12 @@ def ablation_lines(result: AblationResult) -> list[str]:
     ]
 
 
-def verdict_lines(folder: Path) -> list[str]:
-    """What can be said of each row against the reference, in a sentence each (docs/comparing.md)."""
+def table_lines(folder: Path) -> list[str]:
+    """The table, the verdicts and the notes that `starlab compare` prints of an ablation (docs/comparing.md)."""
     try:
-        return list(compare(read_results([RunFolder(folder)], costs=False)).sentences)
+        return render(compare(read_results([RunFolder(folder)])), "terminal").splitlines()
     except UserError as error:  # no cell has finished
         return [str(error)]
-
-
-def table_lines(record: AblationRecord, runs: Path) -> list[str]:
-    """Mean and standard deviation over seeds of the metric in each row, beside the paper's number."""
-    width = max(len(row.name) for row in record.rows) + 2
-    scale, unit = (1.0, "") if record.metric == "loss" else (100.0, ", %")
-    lines = [f"  {'row':<{width}}{record.metric + unit:>16}{'paper':>8}   seeds"]
-    for row in record.rows:
-        folders = [RunFolder(runs / cell.folder) for cell in record.cells if cell.row == row.name]
-        values = [scale * value for value in (_metric(folder, record.metric) for folder in folders) if value is not None]
-        paper = "" if row.paper is None else f"{row.paper:.1f}"
-        spread = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        text = spread or (f"{values[0]:.1f}" if values else "-")
-        count = f"{len(values)} of {len(folders)}" if len(values) < len(folders) else f"{len(values)}"
-        mark = "   reference" if row.name == record.reference else ""
-        lines.append(f"  {row.name:<{width}}{text:>16}{paper:>8}   {count}{mark}")
-    return lines
 
 
 def forecast_lines(spec: AblationSpec, names: Sequence[str] = (), runs: str | Path | None = None) -> list[str]:
@@ -104,7 +85,6 @@ def forecast_lines(spec: AblationSpec, names: Sequence[str] = (), runs: str | Pa
     return lines
 
 
-def _metric(folder: RunFolder, metric: str) -> float | None:
+def _is_tested(folder: RunFolder) -> bool:
     result = folder.result
-    value = (result.test or {}).get(metric) if result else None
-    return None if value is None or math.isnan(value) else value
+    return result is not None and result.test is not None

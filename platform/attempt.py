@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchTrainer
 
 from starlab.platform.cluster.connect import connect
-from starlab.platform.cluster.failures import explain, is_lack_of_room
-from starlab.platform.cluster.lean_trainer import LeanTrainer
+from starlab.platform.cluster.controllers import ReusingTrainer
+from starlab.platform.cluster.failures import explain, explain_process, is_lack_of_room
 from starlab.platform.cluster.network import NodeAddressTorchConfig
-from starlab.platform.cluster.placement import Placement, worker_group
-from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, wait_for_room
+from starlab.platform.cluster.placement import Placement, demand_of, place, worker_group
+from starlab.platform.cluster.room import NoRoomError, could_hold, wait_for_room
+from starlab.platform.cluster.spare_room import count_room
 from starlab.platform.errors import RunFailedError
+from starlab.platform.group_watch import watched
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs import events
 from starlab.platform.runs.checkpoint import checkpoint_steps
-from starlab.platform.runs.end_request import read_request
+from starlab.platform.runs.end_request import clear_request, read_request
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.records import Outcome
@@ -33,8 +37,20 @@ from starlab.platform.worker.tasks import EvaluationTask, TrainTask
 from starlab.platform.worker.train_loop import train_loop
 
 
-def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCallback, ...]) -> None:
+def train_to_end(
+    task: TrainTask,
+    placement: Placement,
+    callbacks: tuple[UserCallback, ...],
+    next_fence: Callable[[], int] | None = None,
+) -> None:
     """Train to the end, on other nodes if some go away. Workers that fail start again from the newest checkpoint.
+
+    Args:
+        task: The training.
+        placement: Its share of the cluster.
+        callbacks: Callbacks for Ray Train.
+        next_fence: Returns a new fencing number for the workers that follow on failed ones, which may still be alive on a node
+            that was cut off. None keeps the task's.
 
     Raises:
         RunFailedError: the workers failed more than `resources.max_failures` times without a new checkpoint, the cluster had
@@ -43,11 +59,12 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
         LeaseLostError: another process has taken the run over.
     """
     folder, resources = task.folder, task.spec.resources
-    failures, reached, left = 0, _newest_step(folder), None
+    failures, reached, left, first = 0, _newest_step(folder), None, True
     while True:
         folder.remove(Outcome)
+        _forget_resize(folder)
         try:
-            _run_workers(train_loop, task, placement, callbacks)
+            _run_workers(train_loop, task, placement, callbacks, first=first)
         except _NoRoomForWorkersError as error:
             if left is None:
                 raise
@@ -56,20 +73,23 @@ def train_to_end(task: TrainTask, placement: Placement, callbacks: tuple[UserCal
                 f"goes on from there. {error.cause}"
             ) from None
         except _WorkersFailedError as error:
-            newest = _newest_step(folder)
+            newest, first = _newest_step(folder), False
             failures, reached = (1, newest) if newest > reached else (failures + 1, reached)
             _end_if_asked(folder)
             if failures > resources.max_failures:
                 raise
             count = f"{failures} of {resources.max_failures} failures without a new checkpoint"
+            task = replace(task, fence=next_fence()) if next_fence else task
             events.record(folder.path, "restarted", f"{error.cause}; the workers start again ({count})")
             continue
-        outcome = folder.read(Outcome)
+        outcome, first = folder.read(Outcome), False
         if outcome is None or outcome.kind != "preempted":
             break
-        left = outcome
         request = read_request(folder)
-        if request or (connect().local and not could_hold(_demand(task, placement))):
+        if request and request.resize:
+            continue
+        left = outcome
+        if request or (connect().local and not could_hold(demand_of(task.spec, placement))):
             raise RunPreemptedError(
                 f"run {folder.path.name} ended at step {outcome.step} because {outcome.reason}; {outcome.kept} and the same "
                 "command goes on from there",
@@ -115,24 +135,50 @@ def _run_workers(
     placement: Placement,
     callbacks: tuple[UserCallback, ...] = (),
     say: Callable[[str], None] = lambda _: None,
+    *,
+    first: bool = True,
 ) -> None:
-    """Run `loop` once on a group of workers. Waits while the cluster has no room for them, and says so."""
+    """Run `loop` once on a group of workers. Waits while the cluster has no room for them, and says so.
+
+    Unless this is the `first` group of a run, a node may be gone: then it does not even try before there is room.
+    """
     what, again = f"run {task.folder.path.name} failed", "it goes on from its newest checkpoint when started again"
     if isinstance(task, EvaluationTask):
         what, again = f"the evaluation of {task.folder.path.name} failed", "the run itself is as it was"
     deadline = time.monotonic() + task.spec.resources.wait_for_room_seconds
+    has_room = first or could_hold(demand_of(task.spec, placement))
     while True:
         try:
-            _fit(loop, task, placement, callbacks)
+            if not has_room:
+                _wait_for_room(task, placement, deadline, say)
+            sized = _size(task, placement)
+            with watched(task, sized) if isinstance(task, TrainTask) else nullcontext():
+                _fit(loop, replace(task, limits=sized.limits), sized, callbacks)
+        except NoRoomError as error:
+            raise _NoRoomForWorkersError(f"{what}; {again}", str(error)) from None
         except TrainingFailedError as error:
             if not is_lack_of_room(error):
                 raise _WorkersFailedError(f"{what}; {again}", explain(error)) from error
+            has_room = False
+        except RayActorError as error:
+            raise _WorkersFailedError(f"{what}; {again}", f"Ray Train's controller: {explain_process(error)}") from error
         else:
             return
-        try:
-            _wait_for_room(task, placement, deadline, say)
-        except NoRoomError as error:
-            raise _NoRoomForWorkersError(f"{what}; {again}", str(error)) from None
+
+
+def _size(task: TrainTask | EvaluationTask, placement: Placement) -> Placement:
+    """The placement of the next group. An elastic run takes as many workers as there is room for."""
+    resources = task.spec.resources
+    if isinstance(resources.workers, int):
+        return placement
+    most = place(task.spec, connect(), placement.share)
+    there = count_room(demand_of(task.spec, most), most.workers or resources.max_workers)
+    workers = max(there, resources.min_workers)
+    if isinstance(task, TrainTask):
+        line = f"{workers} of {resources.max_workers} start (resources.workers.max; {resources.min_workers} at least)"
+        events.record(task.folder.path, "workers", line)
+    # Of fewer workers each could have more CPUs, which need not be on one node.
+    return replace(place(task.spec, connect(), placement.share, workers), cpus_per_worker=most.cpus_per_worker)
 
 
 def _fit(
@@ -142,13 +188,12 @@ def _fit(
     callbacks: tuple[UserCallback, ...],
 ) -> None:
     is_training = isinstance(task, TrainTask)
-    trainer = _Trainer if is_training else LeanTrainer  # Ctrl-C in an evaluation is Ray's, which aborts the workers
+    trainer = _Trainer if is_training else TorchTrainer  # Ctrl-C in an evaluation is Ray's, which aborts the workers
     with _ray_folder(task.folder, "train" if is_training else "evaluate") as ray_folder:
         trainer(
             loop,
             train_loop_config={"task": task},
-            # Longer than the watchdog waits: ranks that wait for a stuck rank must not fail before it is found.
-            torch_config=NodeAddressTorchConfig(timeout_s=math.ceil(task.spec.resources.stuck_after_seconds) + 120),
+            torch_config=NodeAddressTorchConfig(timeout_s=task.spec.resources.collective_seconds),
             scaling_config=worker_group(task.spec, placement),
             run_config=RunConfig(
                 name=ray_folder.name,
@@ -176,7 +221,7 @@ def _wait_for_room(
     queues = isinstance(task, TrainTask) and task.queues
     left = task.spec.resources.wait_for_room_seconds if queues else max(0.0, deadline - time.monotonic())
     wait_for_room(
-        _demand(task, placement),
+        demand_of(task.spec, placement),
         timeout_seconds=left,
         say=say,
         queue=queues,
@@ -184,30 +229,26 @@ def _wait_for_room(
     )
 
 
-def _demand(task: TrainTask | EvaluationTask, placement: Placement) -> Demand:
-    resources = task.spec.resources
-    return Demand(
-        resources.workers,
-        cpus_per_worker=placement.cpus_per_worker,
-        gpus_per_worker=resources.gpus_per_worker,
-        accelerator=resources.accelerator if resources.gpus_per_worker else None,
-    )
-
-
 def _end_if_asked(folder: RunFolder) -> None:
     """Raise `RunPreemptedError` if the run was asked to end while no worker was there to see it."""
-    if request := read_request(folder):
+    if (request := read_request(folder)) and not request.resize:
         raise RunPreemptedError(
             f"run {folder.path.name} ended because {request.reason}; the same command goes on from its newest checkpoint",
             by=request.signal,
         )
 
 
+def _forget_resize(folder: RunFolder) -> None:
+    """Remove the driver's own request for a larger group, which the next group would follow at once."""
+    if (request := read_request(folder)) and request.resize:
+        clear_request(folder)
+
+
 def _newest_step(folder: RunFolder) -> int:
     return max(checkpoint_steps(folder.stored_checkpoints), default=-1)
 
 
-class _Trainer(LeanTrainer):
+class _Trainer(ReusingTrainer):
     """Leaves Ctrl-C to preemption.py, which asks for a checkpoint; Ray's own handler would abort the workers."""
 
     def _register_sigint_handler(self, controller: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from starlab.platform import data_commands, explain_commands, result_commands
+from starlab.platform import (
+    cluster_commands,
+    data_commands,
+    explain_commands,
+    plan_commands,
+    pose_commands,
+    result_commands,
+    serving_commands,
+)
 
 app = typer.Typer(
     name="starlab",
@@ -43,11 +52,16 @@ def train(
     refit: Annotated[
         bool, typer.Option("--refit", help="Choose the epoch on the validation part, then train on all of train and test that.")
     ] = False,
+    extend: Annotated[
+        str | None, typer.Option(help="Train this finished run on, to train.epochs counted from its beginning.")
+    ] = None,
 ) -> None:
     """Train an experiment, or continue its run: starlab train demo train.epochs=2"""
     from starlab.experiments.spec import load_spec
 
     spec = load_spec(experiment, overrides or [])
+    if extend is not None and (refit or dry_run):
+        raise typer.BadParameter("goes with neither --refit nor --dry-run", param_hint="--extend")
     if dry_run:
         from starlab.platform.dry_run import forecast
         from starlab.platform.errors import UserError
@@ -66,8 +80,11 @@ def train(
     from starlab.platform.summary import result_lines
     from starlab.platform.trainer import train as train_run
 
-    start = refit_run if refit else train_run
-    _print(result_lines(start(spec, runs=runs, fresh=fresh, say=_say, live=sys.stdout.isatty())))
+    live = sys.stdout.isatty()
+    if refit:
+        _print(result_lines(refit_run(spec, runs=runs, fresh=fresh, say=_say, live=live)))
+    else:
+        _print(result_lines(train_run(spec, runs=runs, fresh=fresh, say=_say, live=live, extend=extend)))
 
 
 @app.command()
@@ -160,35 +177,19 @@ def ui(runs: Runs = None, port: Annotated[int, typer.Option(help="Port on this m
     serve(runs_folder(runs), port, _say)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
-def submit(
-    command: Annotated[list[str], typer.Argument(help="Command to run there, after --: train demo train.epochs=1")],
-    address: Annotated[
-        str | None,
-        typer.Option(help="Dashboard of the cluster. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else local port 8265."),
-    ] = None,
-    runs: Annotated[str | None, typer.Option(help="Runs folder that every node of the cluster shares (absolute path).")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for the job; no secrets. Repeatable.")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="Another file to copy into the job's folder. Repeatable.")] = None,
-    job: Annotated[str | None, typer.Option("--id", help="Name of the job.")] = None,
-    follow: Annotated[bool, typer.Option(help="Print the log until the job ends.")] = True,
-    insecure: Annotated[bool, typer.Option(help="Accept a remote cluster that asks for no token.")] = False,
-) -> None:
-    """Run a command as a job on a Ray cluster and follow its log: starlab submit -- train demo train.epochs=1"""
-    from starlab.platform.cluster.submit import JobRequest
-    from starlab.platform.cluster.submit import submit as send
-
-    request = JobRequest(arguments=command, runs=runs, environment=env or [], files=file or [], submission_id=job)
-    raise typer.Exit(send(request, address=address, follow=follow, insecure=insecure))
-
-
 @app.command()
 def doctor(
     runs: Runs = None,
-    cost: Annotated[str | None, typer.Option(help="Also count the parameters and FLOPs of an experiment.")] = None,
+    cost: Annotated[
+        str | None, typer.Option(help="An experiment: count its parameters and FLOPs or, with --cluster, its decode cores.")
+    ] = None,
     overrides: Overrides = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check every node of a cluster instead, as a job there.")] = False,
+    storage: Annotated[list[str] | None, typer.Option(help="Another MLflow server or database to reach. Repeatable.")] = None,
+    address: cluster_commands.Address = None,
+    insecure: cluster_commands.Insecure = False,
 ) -> None:
-    """Check whether this machine can train, and what an experiment costs: starlab doctor --cost penn_action"""
+    """Check whether this machine, or a cluster, can train, and what an experiment costs: starlab doctor --cost penn_action"""
     from rich.console import Console
     from rich.table import Table
 
@@ -197,6 +198,9 @@ def doctor(
     from starlab.platform.runs.folder import runs_folder
 
     spec = load_spec(cost, overrides or []) if cost else None
+    if cluster:
+        cluster_commands.examine(spec, storage or [], cost, overrides or [], address=address, insecure=insecure)
+        return
     findings = list(examine(runs_folder(runs)))
     for finding in findings:
         _say(f"{'ok     ' if finding.fine else 'PROBLEM'}  {finding.name}: {finding.says}")
@@ -213,9 +217,23 @@ def doctor(
 
 app.command()(data_commands.prepare)
 app.command()(data_commands.verify)
+app.command()(plan_commands.plan)
 app.command()(result_commands.compare)
 app.command()(explain_commands.report)
 app.command()(explain_commands.explain)
+app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.submit)
+app.command()(cluster_commands.jobs)
+app.command()(cluster_commands.logs)
+app.command()(cluster_commands.stop)
+app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.slurm)
+app.command(context_settings={"ignore_unknown_options": True})(cluster_commands.kuberay)
+app.command()(cluster_commands.on_premise)
+app.command()(serving_commands.predict)
+app.command()(serving_commands.export)
+app.command()(serving_commands.promote)
+app.command()(serving_commands.serve)
+data_commands.data.command("pose")(pose_commands.pose)
+data_commands.data.command("pose-model")(pose_commands.pose_model)
 app.add_typer(data_commands.data)
 
 
@@ -225,6 +243,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
+        _open_secrets()
         app()
     except SystemExit as end:
         if end.code == 130:  # typer's exit code for Ctrl-C
@@ -236,6 +255,13 @@ def main() -> None:
             raise
         _complain(str(error))
         sys.exit(code)
+
+
+def _open_secrets() -> None:
+    if "STARLAB_SECRETS" in os.environ:  # in a submitted job only
+        from starlab.platform.cluster.job_secrets import open_secrets
+
+        open_secrets()
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -1,8 +1,7 @@
-"""The data commands: prepare, verify, data show, data stats."""
+"""The data commands: prepare, verify, data init, data joints, data show, data stats."""
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 import time
@@ -20,8 +19,8 @@ Store = Annotated[str, typer.Argument(help="A prepared store: a folder, or a URI
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="penn-action, ntu60, ntu120, … (a data set's name in a spec).")],
-    source: Annotated[Path, typer.Argument(help="The folder with the authors' files.")],
+    dataset: Annotated[str, typer.Argument(help="penn-action, ntu60, ntu120, …; custom for your own videos.")],
+    source: Annotated[Path, typer.Argument(help="The folder with the authors' files, or with your own.")],
     store: Annotated[str, typer.Argument(help="Where to: a new folder, or a URI such as s3://bucket/penn.")],
     short_side: Annotated[int, typer.Option(help="Pixels that a video's short side is scaled to.")] = 256,
     shard: Annotated[int, typer.Option(help="Clips per file.")] = 64,
@@ -29,20 +28,34 @@ def prepare(
     retry: Annotated[
         bool, typer.Option("--retry", help="Rewrite shards that are damaged, have bad clips, or whose files changed.")
     ] = False,
+    joints: Annotated[
+        Path | None, typer.Option(help="Store the joints of this Parquet file instead of the data set's own.")
+    ] = None,
+    skeleton: Annotated[str | None, typer.Option(help="Their skeleton: coco, penn_action or ntu.")] = None,
+    pose: Annotated[
+        bool, typer.Option("--pose", help="Estimate the joints first, as starlab data pose, into STORE.joints.parquet.")
+    ] = False,
 ) -> None:
     """Check every clip and write a store that trains fast, or resume: starlab prepare penn-action Penn_Action data/penn"""
-    from starlab.pipelines.sources import open_authors_files
+    from starlab.pipelines.browse import open_to_prepare
 
     name = dataset.replace("-", "_")
-    opened = open_authors_files(name, source)
+    if pose:
+        from starlab.platform.pose_run import joints_for_store
+
+        joints, skeleton = joints_for_store(name, source, store, given=joints or skeleton), "coco"
+    opened, about = open_to_prepare(name, source, joints, skeleton)
     left_out = f", {len(opened.skipped)} left out" if opened.skipped else ""
     print(f"source   {source}: {len(opened.clips):,} clips of {len(opened.classes)} classes{left_out}", flush=True)
+    for line in about:
+        print(f"split    {line}", flush=True)
     from starlab.pipelines import prepare as preparing
     from starlab.pipelines.statistics import note_lines
     from starlab.platform.cluster.connect import connect
+    from starlab.platform.cluster.quiet import quiet_ray_data
 
     connect()
-    _quiet_ray_data()
+    quiet_ray_data()
     result = preparing.prepare(
         opened,
         name,
@@ -63,7 +76,7 @@ def prepare(
         f"store    {result.folder.uri}: {len(result.clips):,} clips, {result.manifest['frames']:,} frames, "
         f"{megabytes:,.0f} MB, {len(result.skipped)} clips in quarantine; fingerprint {result.fingerprint[:12]}"
     )
-    print(f"train on it with data.store={store}")
+    print(f"train on it with data.store={shlex.quote(str(store))}")
 
 
 def verify(
@@ -75,10 +88,11 @@ def verify(
     from starlab.pipelines.statistics import note_lines
     from starlab.pipelines.store import StoreSource
     from starlab.platform.cluster.connect import connect
+    from starlab.platform.cluster.quiet import quiet_ray_data
 
     StoreSource(store)  # a wrong folder is reported before Ray starts
     connect()
-    _quiet_ray_data()
+    quiet_ray_data()
     source, problems = preparing.verify(store, decode=decode, on_progress=_Line("verify"))
     for line in note_lines(sorted(source.notes.items())) if source.notes else []:
         print(line)
@@ -89,6 +103,34 @@ def verify(
         raise typer.Exit(1)
     shards = len(source.manifest["shards"])
     print(f"ok       {source.folder.uri}: {len(source.clips):,} clips in {shards} shards are what was written")
+
+
+@data.command()
+def init(folder: Annotated[Path, typer.Argument(help="A folder of videos, best with one folder per class in it.")]) -> None:
+    """Look at a folder of videos; write its list, its settings and a first experiment: starlab data init my_videos"""
+    from starlab.pipelines.custom.look import init_folder
+
+    experiment = init_folder(folder, lambda line: print(line, flush=True))
+    if experiment is None:
+        return
+    prepared = shlex.quote(f"{str(folder).rstrip('/')}-prepared")
+    print(f"next     starlab prepare custom {shlex.quote(str(folder))} {prepared}")
+    print(f"         starlab train {shlex.quote(str(experiment))} data.store={prepared}")
+
+
+@data.command()
+def joints(
+    source: Annotated[
+        Path, typer.Argument(help="A pickle of PYSKL or MMAction2, or a folder of COCO JSON files, one a video.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+) -> None:
+    """Make one file of joints of others' annotations, without running code: starlab data joints hrnet.pkl joints.parquet"""
+    from starlab.pipelines.custom.annotations import convert_joints
+
+    made = convert_joints(source, out)
+    print(f"joints   {out}: {made.clips:,} clips, {made.num_joints} joints, up to {made.max_bodies} people a clip")
+    print(f"skeleton {made.skeleton or 'none that is known has so many joints: describe it in data.yaml'}")
 
 
 @data.command()
@@ -122,8 +164,19 @@ def show(
 
 
 @data.command()
-def stats(store: Store) -> None:
-    """Print statistics of a store: classes by split, lengths, missing joints, quarantine."""
+def stats(
+    store: Annotated[str, typer.Argument(help="A prepared store, or a Parquet file of joints.")],
+    joints: Annotated[
+        bool, typer.Option("--joints", help="Also read every joint of the store and say what looks wrong.")
+    ] = False,
+) -> None:
+    """Print statistics: of a store its classes, lengths, missing joints, quarantine; of a file of joints, how they look."""
+    if store.endswith(".parquet"):
+        from starlab.platform.pose_run import file_health_lines
+
+        for line in file_health_lines(Path(store)):
+            print(line)
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -147,13 +200,11 @@ def stats(store: Store) -> None:
         protocol = (*DATASETS[dataset].protocols, None)[0]  # the split that its clips were prepared with
         if difference := differs_from_official(dataset, protocol, everything.train, everything.test):
             print(f"official   {difference}")
+    if joints:
+        from starlab.platform.pose.health import joint_health
 
-
-def _quiet_ray_data() -> None:
-    """Silence Ray Data on the screen, where it would break up the progress line; it also logs to a file."""
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.ERROR)
+        for line in joint_health((row.clip_id, source.joints(row), None) for row in source.clips).lines():
+            print(line)
 
 
 class _Line:

@@ -24,6 +24,7 @@ from starlab.platform.preflight import check_spec, open_data
 from starlab.platform.recipe.step_plan import StepPlan
 from starlab.platform.runs.checkpoint import checkpoint_steps
 from starlab.platform.runs.folder import RunFolder, runs_folder
+from starlab.platform.serving.initial_weights import with_digest
 
 _OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
 """Number of values that an optimizer keeps per parameter: SGD's momentum, AdamW's two moments."""
@@ -59,8 +60,11 @@ def forecast(spec: Spec, runs: str | Path | None = None) -> Forecast:
     """
     root = runs_folder(runs)
     check_spec(spec)
+    spec = with_digest(spec, root)
     lines: list[str] = []
     source, parts = _data(spec, root, lines)
+    if spec.train.init_from is not None:
+        lines.append(f"init       {spec.train.init_from}: train.init_digest={spec.train.init_digest}")
     run_id = spec.run_id(source.fingerprint) if source else f"{spec.name}-…"
     folder = RunFolder(root / run_id)
     folder.place_checkpoints(spec.resources.checkpoints, "dry-run")  # a bad place is refused now rather than when it trains
@@ -185,18 +189,18 @@ def usable_cpus() -> int:
 
 def _resources(spec: Spec, cluster: Cluster, placement: Placement) -> str:
     wanted = spec.resources
-    decoding = cluster.cpus - wanted.workers * placement.cpus_per_worker
+    decoding = cluster.cpus - wanted.max_workers * placement.cpus_per_worker
     gpus = f" and {wanted.gpus_per_worker} GPU" if wanted.gpus_per_worker else ""
     where = "this machine" if cluster.local else f"the cluster of {cluster.nodes} nodes"
-    store = 2 * wanted.workers * placement.limits.object_store_bytes
+    store = 2 * wanted.max_workers * placement.limits.object_store_bytes
     return (
-        f"resources  {wanted.workers} workers of {placement.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of the "
+        f"resources  {wanted.max_workers} workers of {placement.cpus_per_worker:g} CPUs{gpus}; {decoding:g} of the "
         f"{cluster.cpus:g} CPUs of {where} decode; {store / 1e6:,.0f} MB of object store"
     )
 
 
 def _worker_bytes(spec: Spec, total: Cost) -> _WorkerBytes:
-    clips = math.ceil(math.ceil(spec.train.global_batch / spec.resources.workers) / spec.train.accumulate)
+    clips = math.ceil(math.ceil(spec.train.global_batch / spec.resources.max_workers) / spec.train.accumulate)
     model = 4 * total.parameters * (2 + _OPTIMIZER_COPIES[spec.train.optimizer] + (spec.train.ema is not None))
     half = spec.train.precision in ("fp16", "bf16") or (spec.train.precision == "auto" and spec.resources.gpus_per_worker > 0)
     activations = activation_bytes(spec.model, clips, spec.data.size) // (2 if half else 1)
@@ -214,7 +218,7 @@ def _memory_problems(spec: Spec, cluster: Cluster, worker: _WorkerBytes) -> list
         what = "a GPU"
     else:
         there = psutil.virtual_memory().available
-        need = spec.resources.workers * (worker.total + _PROCESS_BYTES) + _OBJECT_STORE_BYTES + _BESIDES_BYTES
+        need = spec.resources.max_workers * (worker.total + _PROCESS_BYTES) + _OBJECT_STORE_BYTES + _BESIDES_BYTES
         what = "this machine, free now,"
     if need <= there:
         return []

@@ -23,7 +23,7 @@ from starlab.platform.preflight import join_cluster, open_data
 from starlab.platform.runs.checkpoint import checkpoint_steps, find_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder, find_run, runs_folder
 from starlab.platform.runs.records import Choices, EvaluationRecord, RunInfo
-from starlab.platform.runs.search_records import SearchSummary
+from starlab.platform.runs.search_records import AblationRecord, SearchSummary
 from starlab.platform.tracking.sender import Sender
 from starlab.platform.worker.predictions import read_predictions
 from starlab.platform.worker.tasks import EvaluationTask
@@ -173,9 +173,12 @@ def one_run(root: Path, name: str, say: Callable[[str], None]) -> RunFolder:
     """Find the one run that `name` means.
 
     Raises:
-        UserError: There is none, there are several, or it is a search.
+        UserError: There is none, there are several, or it is a search or an ablation.
     """
     folder = find_run(root, name, say)
+    if ablation := folder.read(AblationRecord):
+        cells = ablation.cells
+        raise UserError(f"{folder.path.name} is an ablation of {len(cells)} cells; name one of them, e.g. {cells[0].run}")
     if trials := folder.trials():
         summary = folder.read(SearchSummary)
         best = summary.best if summary else trials[0].path.name

@@ -44,6 +44,7 @@ def explain(
     embedding: Annotated[bool, typer.Option("--embedding", help="Also project all clips to two dimensions (Fig. 1).")] = False,
     checkpoint: Annotated[str, typer.Option(help="best, last or the step of a checkpoint.")] = "best",
     clips: Annotated[int | None, typer.Option(min=1, help="Most clips to average over. Default: all of the test part.")] = None,
+    untrained: Annotated[int, typer.Option(help="Untrained models of the same wiring to compare with. 0: none.")] = 5,
     runs: Runs = None,
 ) -> None:
     """Measure which frames and joints a run looks at (Fig. 6): starlab explain demo-1a2b3c4d --embedding"""
@@ -52,6 +53,7 @@ def explain(
     find_runs(runs_folder(runs), run, _complain)  # reject a wrong name before heavy imports
     from starlab.platform.explain import explain_run
     from starlab.platform.reports.attention import MODEL, verdict
+    from starlab.platform.reports.untrained import against_untrained
 
     found = explain_run(
         run,
@@ -59,6 +61,7 @@ def explain(
         embedding=embedding,
         checkpoint=checkpoint,
         most_clips=clips,
+        untrained=untrained,
         overrides=overrides or [],
         runs=runs,
         say=lambda line: print(line, flush=True),
@@ -69,6 +72,8 @@ def explain(
         name = "model" if focus.pattern == MODEL else focus.pattern
         print(f"{name:<7} {_bars(values)}  {min(values):.1%} to {max(values):.1%} a frame")
         print(f"        {verdict(focus)[1]}")
+        if found.untrained:
+            print(f"        {against_untrained(focus, found.untrained)}")
     if found.unreadable:
         print(f"skipped {found.unreadable} clips that cannot be read")
     print(f"clip    {found.clip.clip_id} ({found.clip.true}): its frames, joints and importance are drawn")

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOMS = ("platform", "models", "pipelines", "experiments")
 """Top-level folders of the package. The packages below them are found automatically."""
 _COMMIT_FILE = "commit.json"
-_PATTERNS = ("*.py", "*.yaml", "*.css", "*.js", "py.typed")
+_PATTERNS = ("*.py", "*.yaml", "*.sh", "*.css", "*.js", "*.html", "py.typed")
 
 
 def package_root() -> Path:

@@ -15,7 +15,8 @@ from starlab.pipelines.datasets import differs_from_official
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows, thin_train
 from starlab.platform.cluster.connect import Cluster, check_ray_can_start, connect
-from starlab.platform.cluster.room import Demand, wait_for_room
+from starlab.platform.cluster.placement import demand_of
+from starlab.platform.cluster.room import wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import METRICS
 
@@ -28,9 +29,11 @@ def check_spec(spec: Spec) -> None:
 
     Raises:
         UserError: Ray could not write its files on this machine, the pre-trained weights are missing or damaged (the message
-            says what to download and where to put it), or the metric to select by does not exist.
+            says what to download and where to put it), the metric to select by does not exist, or `train.extends` is set.
     """
     check_ray_can_start()
+    if spec.train.extends is not None:
+        raise UserError("train.extends cannot be set by hand; name the finished run instead: starlab train … --extend RUN")
     if spec.train.select_by not in METRICS:
         near = difflib.get_close_matches(spec.train.select_by, METRICS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(METRICS)}"
@@ -62,7 +65,7 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
     if difference := differs_from_official(spec.data.dataset, spec.data.protocol, in_all, len(official.test)):
         say(f"         {difference}")
     share, asked = held_out / in_all if in_all else 0.0, spec.data.validation_fraction
-    if abs(share - asked) > 0.01:
+    if abs(share - asked) > 0.01 and not any(row.split == "validation" for row in source.clips):
         say(
             f"         validation is {share:.1%} of the official training part, {asked:.1%} asked: whole subjects or clips move"
         )
@@ -111,11 +114,5 @@ def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> C
     cluster = connect()
     if cluster.local:
         return cluster
-    wanted = spec.resources
-    demand = Demand(
-        wanted.workers * runs_at_once,
-        cpus_per_worker=wanted.cpus_per_worker or 1.0,
-        gpus_per_worker=wanted.gpus_per_worker,
-        accelerator=wanted.accelerator if wanted.gpus_per_worker else None,
-    )
-    return wait_for_room(demand, timeout_seconds=wanted.wait_for_room_seconds, say=say)
+    demand = demand_of(spec, groups=runs_at_once)
+    return wait_for_room(demand, timeout_seconds=spec.resources.wait_for_room_seconds, say=say)

@@ -17,6 +17,7 @@ from starlab.platform.recipe.step_plan import StepPlan
 from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.records import Result
+from starlab.platform.serving.initial_weights import with_digest
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
 from starlab.platform.trainer import RunRequest, RunResult, run_training
 
@@ -47,6 +48,7 @@ def refit(
         )
     root = runs_folder(runs)
     check_spec(spec)
+    spec = with_digest(spec, root)
     source, parts = open_data(spec, root, say)
     close_abandoned_everywhere(root)
     with Lease.claim(root / spec.run_id(source.fingerprint)):  # as in `trainer.train`

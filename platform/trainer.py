@@ -18,16 +18,18 @@ from starlab.pipelines.splits import Parts
 from starlab.platform.attempt import train_to_end
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.placement import Placement, place
+from starlab.platform.extension import extended_spec, extension_lines, seed_from
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.preflight import check_spec, join_cluster, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
-from starlab.platform.runs.folder import RunFolder, runs_folder
+from starlab.platform.runs.folder import RunFolder, find_run, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST, VAL
 from starlab.platform.runs.records import MlflowState, Result, RunInfo
 from starlab.platform.runs.system_metrics import SystemMetrics
+from starlab.platform.serving.initial_weights import initial_lines, place_initial_weights, with_digest
 from starlab.platform.serving.registry import write_best_model
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
 from starlab.platform.tracking.live_view import LiveView
@@ -58,6 +60,8 @@ class RunRequest:
     """Tags of the run besides those that every run has."""
     fresh: bool = False
     """Set aside an earlier run of this spec and start again."""
+    extends: RunFolder | None = None
+    """Finished run that this one trains longer."""
     callbacks: tuple[UserCallback, ...] = ()
     """Callbacks for Ray Train, for example one that reports metrics to Ray Tune."""
 
@@ -100,6 +104,7 @@ def train(
     fresh: bool = False,
     say: Callable[[str], None] = lambda _: None,
     live: bool = False,
+    extend: str | None = None,
 ) -> RunResult:
     """Train `spec` to its end, or continue where an earlier call stopped. The result of a finished run is only read.
 
@@ -109,6 +114,7 @@ def train(
         fresh: Set aside an earlier run of this spec and start again.
         say: Called with each line of output for the user.
         live: Show a view that is updated in place, on a terminal, instead of a line per epoch.
+        extend: Name of a finished run to train longer under the schedule of `spec`; see extension.py.
 
     Raises:
         DataError: The data set cannot be used.
@@ -119,12 +125,27 @@ def train(
     """
     root = runs_folder(runs)
     check_spec(spec)
+    spec = with_digest(spec, root)
+    finished = find_run(root, extend, say) if extend is not None else None
+    if finished is not None:
+        spec = extended_spec(spec, finished)
     source, parts = open_data_while_ray_starts(spec, root, say)
+    for line in extension_lines(spec, finished, source, len(parts.train)) if finished is not None else ():
+        say(line)
     for abandoned in close_abandoned_everywhere(root):
         say(f"closed   {abandoned.path.name}: its driver had died")
     with Lease.claim(root / spec.run_id(source.fingerprint)):  # refuse a second process now, not when the cluster has room
         cluster = join_cluster(spec, 1, say)
-    request = RunRequest(spec=spec, source=source, parts=parts, runs=root, cluster=cluster, fresh=fresh)
+    request = RunRequest(
+        spec=spec,
+        source=source,
+        parts=parts,
+        runs=root,
+        cluster=cluster,
+        extends=finished,
+        tags={"starlab.extends": finished.path.name} if finished is not None else {},
+        fresh=fresh,
+    )
     return run_training(request, say=say, live=live)
 
 
@@ -143,6 +164,11 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
         resumed = not was_complete and bool(folder.stored_checkpoints.folders())
         state = "complete already" if was_complete else "continues from its newest checkpoint" if resumed else "is new"
         say(f"run      {folder.path.name} {state}; {folder.path}")
+        if initial := place_initial_weights(folder, spec, request.runs):
+            for line in initial_lines(initial, spec.train.init_lr_scale):
+                say(line)
+        if request.extends is not None and state == "is new":
+            seed_from(request.extends, folder, spec)
         with Sender(folder, spec.tracking.address(request.runs)) as sender:
             try:
                 if not was_complete:
@@ -157,6 +183,8 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
             from starlab.platform.reports.figures import write_artifacts  # matplotlib takes seconds to import
 
             write_artifacts(folder)
+            if calibration := folder.require(Result).calibration:
+                say(calibration.line())
             if not request.is_trial:
                 write_best_model(folder)
             close_run(folder, "FINISHED")
@@ -186,7 +214,7 @@ def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callabl
         EventPrinter(folder.path, say),
         end_on_signal(folder, spec.resources.grace_seconds),
     ):
-        train_to_end(task, placement, request.callbacks)
+        train_to_end(task, placement, request.callbacks, lease.advance)
 
 
 def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str | None) -> RunResult:

@@ -27,17 +27,12 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line a train worker prints appears twice
     # Ray Train's 2 s between two looks at its workers: a finished group ended 4.5 s late (0.9 s at 0.3).
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own setting for its controller
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # a field of DataContext would not reach datasets built inside workers
     "RAY_AIR_NEW_OUTPUT": "0",  # search.py reports the progress; Tune's own tables would repeat it
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run starlab …` makes Ray ship the current folder to every worker
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow hold the metrics; no CSV, JSON, TensorBoard
 }
 """Environment variables for the driver and every worker. A variable that is already set keeps its value."""
-LOCAL_SETTINGS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that waits for single nodes to go away
-}
-"""More of them for a cluster on this machine."""
 _LOOPBACK = "localhost,127.0.0.1,::1"
 _TIMED_OUT = ("timed out during startup", "Failed to connect to GCS", "GCS server did not start")
 _IDLE_WORKERS = 32
@@ -73,8 +68,7 @@ def connect(*, num_cpus: int | None = None, object_store_bytes: int = 500_000_00
     """
     if not ray.is_initialized():
         spare_loopback()
-        settings = SETTINGS | (LOCAL_SETTINGS if _remote_address() is None else {})
-        missing = {name: value for name, value in settings.items() if name not in os.environ}
+        missing = {name: value for name, value in SETTINGS.items() if name not in os.environ}
         os.environ.update(missing)
         if (address := _remote_address()) is None:
             _start(num_cpus, object_store_bytes)

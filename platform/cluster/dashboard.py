@@ -1,20 +1,21 @@
-"""Finds a cluster's dashboard and checks its address, its token and its version of Ray."""
+"""Finds a cluster's dashboard and checks its address, its token and its versions of Ray and Python."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import os
+import platform
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import ray
 
 from starlab.platform.cluster.connect import spare_loopback
+from starlab.platform.cluster.token import find_token
 from starlab.platform.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -29,6 +30,10 @@ class Dashboard:
     """URL without a slash at the end."""
     headers: Mapping[str, str]
     """Headers of every request: the token, or nothing on a cluster without one."""
+    token: str | None = field(default=None, repr=False, compare=False)
+    """The token that the cluster accepted; None where it asks for none."""
+    session: str = field(default="", compare=False)
+    """Ray's name for this start of the head."""
 
 
 def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Dashboard:
@@ -39,14 +44,16 @@ def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Das
         insecure: accept a cluster on another machine that asks for no token.
 
     Raises:
-        UserError: nothing answers, the token is missing or wrong, the cluster asks for no token, or it runs another Ray.
+        UserError: nothing answers, the token is missing or wrong, the cluster asks for no token, or it runs another Ray or
+            Python.
     """
     spare_loopback()
     address = _resolve(address)
     status, body = _get(address, {})
     headers: dict[str, str] = {}
+    token = None
     if status in (401, 403):
-        token, source = _find_token()
+        token, source = find_token()
         if token is None:
             raise UserError(
                 f"the cluster at {address} asks for its token and there is none here: put it into ~/.ray/auth_token, "
@@ -62,7 +69,8 @@ def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Das
             "Restart it with RAY_AUTH_MODE=token (docs/cluster.md), or say --insecure"
         )
     try:
-        version = str(json.loads(body)["ray_version"])
+        answer = json.loads(body)
+        version, session = str(answer["ray_version"]), str(answer.get("session_name", ""))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{address} answers (HTTP {status}), but not as Ray does: check host and port") from None
     if version.split(".")[:2] != ray.__version__.split(".")[:2]:
@@ -70,7 +78,21 @@ def find_dashboard(address: str | None = None, *, insecure: bool = False) -> Das
             f"the cluster at {address} runs Ray {version}, starlab needs {ray.__version__}: "
             "install requirements.lock on the cluster, as cluster.yaml does"
         )
-    return Dashboard(address=address, headers=headers)
+    _check_python(address, headers)
+    return Dashboard(address=address, headers=headers, token=token, session=session)
+
+
+def _check_python(address: str, headers: Mapping[str, str]) -> None:
+    status, body = _get(address, headers, "api/v0/cluster_metadata")
+    try:
+        version = str(json.loads(body)["data"]["pythonVersion"])
+    except (ValueError, KeyError, TypeError):
+        return  # a head that does not say it; its packages are asked for before a job is sent
+    if status == 200 and version.split(".")[:2] != platform.python_version().split(".")[:2]:
+        raise UserError(
+            f"the cluster at {address} runs Python {version}, and starlab here Python {platform.python_version()}: use the "
+            "same minor version on both, as requirements.lock is made for one"
+        )
 
 
 def _resolve(address: str | None) -> str:
@@ -88,8 +110,8 @@ def _resolve(address: str | None) -> str:
     return address
 
 
-def _get(address: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-    request = urllib.request.Request(f"{address}/api/version", headers=dict(headers))
+def _get(address: str, headers: Mapping[str, str], path: str = "api/version") -> tuple[int, bytes]:
+    request = urllib.request.Request(f"{address}/{path}", headers=dict(headers))
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
             return answer.status, answer.read()
@@ -101,20 +123,6 @@ def _get(address: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
             f"no cluster answers at {address} ({reason}): start one (ray up cluster.yaml), "
             "open the tunnel to it (ray dashboard cluster.yaml), or give its --address"
         ) from None
-
-
-def _find_token() -> tuple[str | None, str]:
-    """The token that Ray itself would use, and where it was found."""
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token, "RAY_AUTH_TOKEN"
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    try:
-        return path.read_text().strip() or None, str(path)
-    except OSError as error:
-        if named:
-            raise UserError(f"RAY_AUTH_TOKEN_PATH is {named}, which cannot be read: {error.strerror}") from None
-        return None, str(path)
 
 
 def _is_loopback(address: str) -> bool:

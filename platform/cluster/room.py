@@ -12,6 +12,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from starlab.platform.cluster.connect import Cluster, describe_cluster
 from starlab.platform.errors import UserError
 
+_FIRST_SAY_SECONDS = 5.0
 _SAY_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 
@@ -33,9 +34,8 @@ class Demand:
     @property
     def bundle(self) -> dict[str, float]:
         """What one worker needs, in Ray's terms."""
-        bundle = {"CPU": self.cpus_per_worker}
-        if self.gpus_per_worker:
-            bundle["GPU"] = self.gpus_per_worker
+        bundle = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
         if self.accelerator is not None:
             bundle[f"accelerator_type:{self.accelerator}"] = 0.001
         return bundle
@@ -75,7 +75,7 @@ def wait_for_room(
 
     Args:
         timeout_seconds: how long to wait before the cluster counts as too small or too busy.
-        say: called with a line for the user every half minute of waiting.
+        say: called with a line for the user after some seconds of waiting and then every half minute.
         queue: time in which the machines are there and others use them does not count.
         check: called every second of waiting; what it raises ends the wait.
 
@@ -83,7 +83,8 @@ def wait_for_room(
         NoRoomError: there is still no room; names what is wanted and what is there.
     """
     group = placement_group([demand.bundle] * demand.workers)
-    began = said = time.monotonic()
+    began = time.monotonic()
+    say_at, until = began + _FIRST_SAY_SECONDS, time.strftime("%H:%M:%S", time.localtime(time.time() + timeout_seconds))
     try:
         while not group.wait(min(_LOOK_SECONDS, _SAY_SECONDS, max(0.1, timeout_seconds))):
             check()
@@ -92,13 +93,15 @@ def wait_for_room(
                 began = now
             elif now >= began + timeout_seconds:
                 raise NoRoomError(
-                    f"no room for {demand} after {timeout_seconds:g} s (resources.wait_for_room_seconds); the cluster has "
-                    f"{_inventory()}, taken or not: use fewer resources.workers, wait for other jobs, or let the cluster grow "
-                    "(max_workers in cluster.yaml)"
+                    f"no room for {demand} after {timeout_seconds:.0f} s (resources.wait_for_room_seconds); the cluster has "
+                    f"{_inventory()}, taken or not: use fewer resources.workers, or a range of them such as "
+                    "{min: 1, max: 4}, wait for other jobs, or let the cluster grow (max_workers in cluster.yaml)"
                 )
-            if now >= said + _SAY_SECONDS:
-                said = now
+            if now >= say_at:
+                say_at = now + _SAY_SECONDS
                 reason = "others use them" if held else "that is too few"
+                if not (held and queue):
+                    reason += f"; at {until} it gives up (resources.wait_for_room_seconds)"
                 say(f"waiting for {demand}; the cluster has {_inventory()}: {reason}")
     finally:
         remove_placement_group(group)

@@ -1,48 +1,39 @@
 """`starlab submit -- train penn_action` runs the same command as a job on a Ray cluster and follows its log.
 
-The job gets a working folder with this package and the YAML files that the command names, and nothing else.
+The job gets a working folder with this package and the YAML files that the command names, and nothing else. The same command
+submitted twice is one job: the second submission follows the first one's log, or resumes the run if that job has ended.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
+import hashlib
 import os
 import re
 import shlex
-import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import aiohttp
 from ray.job_submission import JobSubmissionClient
 
-from starlab.experiments.catalog import read_experiment
 from starlab.experiments.credentials import without_password, without_secrets
-from starlab.experiments.paths import resolve_overrides
+from starlab.platform.cluster import job_log, job_secrets
 from starlab.platform.cluster.connect import SETTINGS
 from starlab.platform.cluster.dashboard import Dashboard, find_dashboard
-from starlab.platform.errors import RunFailedError, UserError
-from starlab.platform.package import copy_package, package_version
+from starlab.platform.cluster.job_client import JobExistsError, open_client, send_job
+from starlab.platform.cluster.shipping import ship_files
+from starlab.platform.cluster.verbs import check_command, with_absolute_paths
+from starlab.platform.cluster.versions import check_versions
+from starlab.platform.errors import UserError
+from starlab.platform.package import code_hash, copy_package, package_root, package_version
 
-_SILENCE_SECONDS = 60.0
-"""A log that is silent for this long is requested again: the connection may have died unnoticed."""
-_AGENT_SECONDS = 60.0
-"""Time for a head that has just started: it answers before it can start jobs."""
-_STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
-"""Without it `ray job stop` gives a job 3 seconds, and a checkpoint may take longer; --env overrides it."""
-_WHERE_SECRETS_GO = (
-    "Set secrets where the cluster's nodes start Ray (for MLflow MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD), or "
-    "write tracking.uri into an experiment file that you name by its path: it is sent as a file"
-)
-_RETRY_SECONDS = 3.0
-_MAX_RETRIES = 20
+COMMAND_LINE = "starlab.platform.cli"
+STOP_SECONDS = 60
+"""How long a job that is asked to stop has for its checkpoint. Ray's own 3 seconds may not be enough; --env overrides it."""
+_STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+_WHERE_SECRETS_GO = "Send secrets with --secret NAME: they are encrypted with the cluster's token, and nothing shows them"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +47,13 @@ class JobRequest:
     environment: Sequence[str] = ()
     """NAME (with its value here) or NAME=VALUE, for the job and its workers; Ray expands $VARIABLES in it. Everyone who can
     open the dashboard can read it: no secrets."""
+    secrets: Sequence[str] = ()
+    """NAME (with its value here) or NAME=FILE, for the job and its workers; readable with the cluster's token only."""
     files: Sequence[Path] = ()
     """More files to copy into the job's working folder, under their own names."""
     submission_id: str | None = None
-    """Letters, digits, '_', '.' and '-'; None makes one from the command and the time."""
-    module: str = "starlab.platform.cli"
+    """Letters, digits, '_', '.' and '-'; None makes one from the command, the same for the same command."""
+    module: str = COMMAND_LINE
     """What `python -m` runs with the arguments."""
 
 
@@ -78,129 +71,108 @@ def submit(request: JobRequest, *, address: str | None = None, follow: bool = Tr
         failed or was stopped, 130 after Ctrl-C here, which leaves the job running.
 
     Raises:
-        UserError: no cluster answers, the token is missing or wrong, the cluster runs another Ray, or a file is missing.
-        SpecError: an experiment file cannot be read.
+        UserError: no cluster answers, the token is missing or wrong, the cluster runs another Ray, Python or torch, or a file
+            is missing.
+        SpecError: an experiment cannot be read, or an override is wrong.
         RunFailedError: the cluster did not accept the job, or could not be reached again.
     """
-    if not request.arguments:
-        raise UserError("nothing to submit: write the command after --, e.g. starlab submit -- train penn_action")
+    verb = check_command(request.arguments, load=request.module == COMMAND_LINE)
     runs = request.runs
     if runs is not None and not PurePosixPath(runs).is_absolute():
         raise UserError(f"--runs is {runs}; the cluster needs an absolute path that all its nodes share")
-    job = request.submission_id or _make_id(request.arguments)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
-        raise UserError(f"--id is {job!r}; use up to 100 letters, digits, '_', '.' and '-', a letter or digit first")
+    if request.submission_id and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", request.submission_id):
+        raise UserError(
+            f"--id is {request.submission_id!r}; use up to 100 letters, digits, '_', '.' and '-', a letter or digit first"
+        )
     _refuse_passwords(request.arguments)
     job_environment = SETTINGS | _STOPPING | _read_environment(request.environment)
     if runs is not None:
         job_environment["STARLAB_RUNS"] = runs
+    secrets = job_secrets.read_secrets(request.secrets)
     dashboard = find_dashboard(address, insecure=insecure)
-    for name in ("dashboard_sdk", "job.sdk"):  # they log every upload and every closed connection
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
-    client = JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
-    with tempfile.TemporaryDirectory(prefix="starlab-submit-") as folder:
-        copy_package(Path(folder))
-        arguments = resolve_overrides(_ship_files(request.arguments, request.files, Path(folder)))
+    if secrets and dashboard.token is None:
+        raise UserError(
+            f"--secret {next(iter(secrets))}: the cluster at {dashboard.address} asks for no token, so everyone who reaches it "
+            "could read the secret; restart it with RAY_AUTH_MODE=token (docs/cluster.md)"
+        )
+    client = open_client(dashboard)
+    with tempfile.TemporaryDirectory(prefix="starlab-submit-") as made:
+        folder = Path(made)
+        shipped = ship_files(request.arguments, request.files, folder)
+        arguments = with_absolute_paths(shipped, verb)
+        command = [request.module, *arguments]
+        identity = _identity(command, runs, folder)
+        check_versions(client, dashboard)
+        copy_package(folder)
+        runtime_env: dict[str, Any] = {"working_dir": made, "env_vars": job_environment}
+        if secrets and dashboard.token:
+            (folder / job_secrets.FILE).write_text(job_secrets.seal_secrets(secrets, dashboard.token))
+            job_environment[job_secrets.VARIABLE] = job_secrets.FILE
+            runtime_env["worker_process_setup_hook"] = job_secrets.HOOK
         submission = {
-            "entrypoint": _entrypoint(request.module, arguments, runs),
-            "submission_id": job,
-            "runtime_env": {"working_dir": folder, "env_vars": job_environment},
-            "metadata": {"starlab": package_version(), "command": shlex.join(arguments)},
+            "entrypoint": _entrypoint(command, runs),
+            "runtime_env": runtime_env,
+            "metadata": {
+                "starlab": package_version(),
+                "starlab.command": shlex.join(arguments),
+                "starlab.identity": identity,
+                "starlab.code": code_hash(package_root()),
+            },
         }
-        _hand_over(client, submission, dashboard)
-    print(f"Submitted {job} to {dashboard.address}", flush=True)
+        words = "-".join(PurePosixPath(argument).stem for argument in arguments[:2])
+        name = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("_.-")[:60] or "job"
+        wanted = request.submission_id or f"{name}-{identity[:8]}"
+        job = _start_or_join(client, submission, wanted, dashboard, named=request.submission_id is not None)
     if not follow:
-        print(_how_to_go_on(job, dashboard))
+        print(job_log.how_to_go_on(job, dashboard))
         return 0
-    return _follow(client, job, dashboard)
+    return job_log.follow(client, job, dashboard)
 
 
-def _hand_over(client: JobSubmissionClient, submission: dict[str, Any], dashboard: Dashboard) -> None:
-    deadline = time.monotonic() + _AGENT_SECONDS
+def _start_or_join(
+    client: JobSubmissionClient, submission: dict[str, Any], wanted: str, dashboard: Dashboard, *, named: bool
+) -> str:
+    """Submit the job, unless a job of the same identity is under way. Returns the id of the one or the other.
+
+    The ids of one command are NAME, NAME-2, NAME-3, …, one after the other. Two submissions at the same moment want the same
+    id, which the cluster gives to one of them; the other joins it.
+    """
+    metadata = submission["metadata"]
     while True:
+        jobs = {str(job.submission_id): job for job in client.list_jobs() if job.submission_id}
+        for job, info in jobs.items():
+            theirs = info.metadata or {}
+            if not info.status.is_terminal() and theirs.get("starlab.identity") == metadata["starlab.identity"]:
+                print(f"{job} is running this command on {dashboard.address} already", flush=True)
+                if theirs.get("starlab.code") != metadata["starlab.code"]:
+                    print(f"  It runs other code than yours. To run yours: starlab stop {job}, then submit again", flush=True)
+                return job
+        job, attempt = wanted, 1
+        while job in jobs and not named:
+            attempt += 1
+            job = f"{wanted}-{attempt}"
         try:
-            client.submit_job(**submission)
-        except (RuntimeError, OSError) as error:
-            if "already exists" in str(error):
-                raise UserError(f"the cluster already knows a job {submission['submission_id']}; give another --id") from None
-            if "No available agent" not in str(error):
-                raise RunFailedError(f"the cluster at {dashboard.address} did not accept the job: {error}") from None
-            if time.monotonic() > deadline:
-                raise RunFailedError(
-                    f"the head behind {dashboard.address} starts no jobs because its agent is missing: perhaps another "
-                    "Ray on that machine holds its port (ray start --dashboard-agent-listen-port)"
-                ) from None
-            time.sleep(_RETRY_SECONDS)
+            send_job(client, submission | {"submission_id": job}, dashboard)
+        except JobExistsError as error:
+            if named:
+                raise UserError(f"{error}; give another --id") from None
         else:
-            return
+            print(f"Submitted {job} to {dashboard.address}", flush=True)
+            return job
 
 
-def _follow(client: JobSubmissionClient, job: str, dashboard: Dashboard) -> int:
-    try:
-        asyncio.run(_print_log(client, job))
-        info = client.get_job_info(job)
-    except KeyboardInterrupt:
-        print(f"\n{job} goes on without this terminal.\n{_how_to_go_on(job, dashboard)}")
-        return 130
-    except (RuntimeError, OSError, aiohttp.ClientError) as error:
-        lost = f"lost the cluster at {dashboard.address} ({error}); {job} may still run there"
-        raise RunFailedError(f"{lost}\n{_how_to_go_on(job, dashboard)}") from None
-    print(f"{job}: {info.status.value.lower()}", flush=True)
-    if info.status == "SUCCEEDED":
-        return 0
-    if info.driver_exit_code is None and info.message:  # it never ran, so its log does not give the reason
-        print(info.message, file=sys.stderr)
-    return 2 if info.driver_exit_code == 2 else 1
+def _identity(command: Sequence[str], runs: str | None, folder: Path) -> str:
+    """A hash of what the command computes: its words, the files that it names, and where its runs go."""
+    digest = hashlib.sha256("\0".join([*command, runs or ""]).encode())
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"\0{file.relative_to(folder).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Print the log as it grows until the job has ended. A new connection starts it over; what was printed is skipped."""
-    printed = retries = 0
-    ended = False
-    while True:
-        skip, silence = printed, asyncio.timeout(_SILENCE_SECONDS)
-        try:
-            async with silence, contextlib.aclosing(client.tail_job_logs(job)) as log:
-                async for text in log:
-                    silence.reschedule(asyncio.get_running_loop().time() + _SILENCE_SECONDS)
-                    fresh, skip = text[skip:], max(0, skip - len(text))
-                    sys.stdout.write(fresh)
-                    sys.stdout.flush()
-                    printed += len(fresh)
-                    retries = 0 if fresh else retries
-            complete = True
-        except (RuntimeError, OSError, aiohttp.ClientError):
-            gave_up = not silence.expired() and retries >= _MAX_RETRIES
-            if gave_up and not ended:
-                raise
-            complete = ended and (gave_up or silence.expired())  # no more of it will come
-            retries += not silence.expired()
-        with contextlib.suppress(OSError):  # unreachable just now; the next connection shows whether it stays so
-            ended = client.get_job_status(job).is_terminal()
-        if ended and complete:
-            return
-        await asyncio.sleep(_RETRY_SECONDS)
-
-
-def _how_to_go_on(job: str, dashboard: Dashboard) -> str:
-    ray = "RAY_AUTH_MODE=token ray" if dashboard.headers else "ray"
-    return (
-        f"  follow it: {ray} job logs --follow --address {dashboard.address} {job}\n"
-        f"  stop it:   {ray} job stop --address {dashboard.address} {job}"
-    )
-
-
-def _entrypoint(module: str, arguments: Sequence[str], runs: str | None) -> str:
+def _entrypoint(command: Sequence[str], runs: str | None) -> str:
     # Without it the runs would go to the working folder, which Ray removes some time after the job.
     need_runs = "" if runs else ': "${STARLAB_RUNS:?is not set on the cluster; submit with --runs}" && '
-    return f"{need_runs}exec python -m {shlex.join([module, *arguments])}"
-
-
-def _make_id(arguments: Sequence[str]) -> str:
-    words = "-".join(PurePosixPath(argument).stem for argument in arguments[:2])
-    safe = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("_.-")[:60] or "job"
-    return f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    return f"{need_runs}exec python -m {shlex.join(command)}"
 
 
 def _read_environment(entries: Sequence[str]) -> dict[str, str]:
@@ -214,7 +186,7 @@ def _read_environment(entries: Sequence[str]) -> dict[str, str]:
         found[name] = value if equals else os.environ[name]
         if without_secrets(found[name], {name: found[name]}) != found[name]:
             raise UserError(
-                f"--env {name}: the dashboard shows a job's environment to everyone who can open it; {_WHERE_SECRETS_GO}"
+                f"--env {name}: the dashboard shows a job's environment to everyone who can open it. {_WHERE_SECRETS_GO}"
             )
     return found
 
@@ -224,34 +196,7 @@ def _refuse_passwords(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if (shown := without_password(argument)) != argument:
             says = "the dashboard shows a job's command to everyone who can open it; leave the password out"
-            raise UserError(f"{shown}: {says}. {_WHERE_SECRETS_GO}")
-
-
-def _ship_files(arguments: Sequence[str], files: Sequence[Path], folder: Path) -> list[str]:
-    """Copy the named files below `folder`. Returns the arguments with the paths that the files have there."""
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"no file {file} to ship")
-        _ship(str(file.absolute()), folder)
-    shipped = []
-    for argument in arguments:
-        if argument.endswith((".yaml", ".yml")) and "=" not in argument:
-            base = str(read_experiment(argument).get("base", ""))
-            if base.endswith((".yaml", ".yml")) and _ship(base, folder) != base:
-                raise UserError(f"{argument}: its base {base} can be shipped only from below this folder; copy it here")
-            argument = _ship(argument, folder)
-        shipped.append(argument)
-    return shipped
-
-
-def _ship(name: str, folder: Path) -> str:
-    """Copy a file to the same relative path below `folder`, or to its top if it is outside this folder. Returns the path."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts:
-        name = path.name
-    target = folder / name
-    if target.exists() and target.read_bytes() != path.read_bytes():
-        raise UserError(f"{path}: another file to ship has that name; rename one of them")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
-    return name
+            raise UserError(
+                f"{shown}: {says}. {_WHERE_SECRETS_GO} (MLFLOW_TRACKING_PASSWORD, PGPASSWORD). An address with a password may "
+                "also be in an experiment file that you name by its path"
+            )

@@ -29,8 +29,7 @@ class WeightAverage:
         """
         decay = min(self._decay, (1 + steps) / (10 + steps))
         share = torch.where(unless, 0.0, 1 - decay)
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            average.lerp_(weight, share.to(weight.dtype))
+        torch._foreach_lerp_(self._averages, self._weights, [share.to(weight.dtype) for weight in self._weights])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -44,9 +44,9 @@ class LossGuard:
         """Note whether a step was bad, a bool scalar on the device, to be judged by `verdicts`."""
         self._unjudged.append((step, Download(bad)))
 
-    def verdicts(self, but: int = 0) -> Iterator[tuple[int, Verdict]]:
-        """Judge the noted steps except the last `but`, in order. Waits until the device has done them."""
-        while len(self._unjudged) > but:
+    def verdicts(self, except_last: int = 0) -> Iterator[tuple[int, Verdict]]:
+        """Judge the noted steps in order, except the last few. Waits until the device has done them."""
+        while len(self._unjudged) > except_last:
             step, bad = self._unjudged.popleft()
             yield step, self.judge(step, bool(bad.wait()))
 

@@ -11,21 +11,28 @@ from starlab.experiments.sections import TrainConfig
 from starlab.models.parameters import backbone_names, decayed_names
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig, taken: frozenset[str] = frozenset()) -> torch.optim.Optimizer:
     """Create SGD or AdamW over the trainable parameters.
 
-    Only the weights of linear layers and convolutions decay. The backbone learns at `train.backbone_lr_scale` times the rate.
+    Only the weights of linear layers and convolutions decay. The backbone learns at `train.backbone_lr_scale` times the rate,
+    and weights that were `taken` from another model at `train.init_lr_scale` times that.
     """
     decayed, backbone = decayed_names(model), backbone_names(model) if config.backbone_lr_scale != 1 else frozenset()
+    taken = taken if config.init_lr_scale != 1 else frozenset()
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [p for name, p in trainable if (name in decayed) is decays and (name in backbone) is in_backbone],
-            "weight_decay": config.weight_decay if decays else 0.0,
-            "lr_scale": config.backbone_lr_scale if in_backbone else 1.0,
-        }
+    kinds = [
+        (is_taken, in_backbone, decays)
+        for is_taken in ((False, True) if taken else (False,))
         for in_backbone in ((False, True) if backbone else (False,))
         for decays in (True, False)
+    ]
+    groups = [
+        {
+            "params": [p for name, p in trainable if (name in taken, name in backbone, name in decayed) == kind],
+            "weight_decay": config.weight_decay if kind[2] else 0.0,
+            "lr_scale": (config.backbone_lr_scale if kind[1] else 1.0) * (config.init_lr_scale if kind[0] else 1.0),
+        }
+        for kind in kinds
     ]
     # Fused optimizers can leave a step out without the host: see `update_unless`.
     if config.optimizer == "adamw":

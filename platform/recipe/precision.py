@@ -2,52 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import time
 
 import torch
-from torch import Tensor, nn
+
+from starlab.experiments.sections import TrainConfig
 
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Autocast dtype by `train.precision`; None means no autocast."""
 
 
-def choose_precision(model: nn.Module, frames: Tensor, joints: Tensor) -> str:
-    """Resolve `train.precision: auto` for this model and these shapes to "fp32", "fp16" or "bf16".
+def choose_precision(device: torch.device) -> str:
+    """Resolve `train.precision: auto` on a device to "fp32", "fp16" or "bf16".
 
-    A GPU with bf16 units uses bf16, and an older one with tensor cores (V100) uses fp16. On a CPU with bf16 units (AMX,
-    AVX512-BF16), a copy of the model is timed in fp32 and bf16. Other CPUs only emulate bf16, so they use fp32.
+    A GPU with bf16 units uses bf16, and an older one with tensor cores (V100) uses fp16. A CPU uses fp32, also if it has bf16
+    units: there the weight gradients of 3-D convolutions in bf16 differ between equal calls, and some are NaN (torch 2.14,
+    AVX512-BF16).
     """
-    if frames.device.type == "cuda":
-        major, _ = torch.cuda.get_device_capability(frames.device)
-        return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
-    if not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+    if device.type != "cuda":
         return "fp32"
-    trial = copy.deepcopy(model)
-    return "bf16" if _seconds(trial, frames, joints, torch.bfloat16) < _seconds(trial, frames, joints, None) else "fp32"
+    major, _ = torch.cuda.get_device_capability(device)
+    return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
 
 
-def _seconds(model: nn.Module, frames: Tensor, joints: Tensor, dtype: torch.dtype | None) -> float:
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        with torch.autocast(frames.device.type, dtype=dtype, enabled=dtype is not None):
-            model(frames, joints).float().square().mean().backward()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether `train.compile` enables torch.compile on this device.
 
-
-def compiles(choice: str, device: torch.device) -> bool:
-    """Return whether `train.compile: choice` enables torch.compile on this device.
-
-    "auto" compiles on a GPU of compute capability 8.0 or more. It does not compile on a V100 (7.0): Triton, which
+    "auto" compiles on a GPU of compute capability 8.0 or more, unless `train.deterministic` is set: which kernels a compiled
+    region uses depends on the batches before and on timings. It does not compile on a V100 (7.0): Triton, which
     torch.compile generates kernels for, does not use Volta's matrix units, so measure before setting "on" there. It does not
     compile on a CPU, where compiling takes longer than a small run.
     """
-    if choice == "auto":
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return choice == "on"
+    if config.compile == "auto":
+        return device.type == "cuda" and not config.deterministic and torch.cuda.get_device_capability(device) >= (8, 0)
+    return config.compile == "on"
 
 
 def set_gpu_arithmetic(precision: str, *, tf32: bool, deterministic: bool) -> None:
@@ -65,4 +53,4 @@ def set_gpu_arithmetic(precision: str, *, tf32: bool, deterministic: bool) -> No
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with workspaces of a fixed size
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with fixed workspaces

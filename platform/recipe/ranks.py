@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,10 +23,11 @@ class Ranks:
     """The process group that exchanges values without the GPUs; None is the default group."""
 
     @classmethod
-    def of(cls, rank: int, world: int, device: torch.device) -> Ranks:
+    def of(cls, rank: int, world: int, device: torch.device, timeout_seconds: float) -> Ranks:
         """Create the ranks of workers that compute on devices like this one. All ranks call it."""
-        separate = world > 1 and device.type == "cuda"
-        return cls(rank, world, dist.new_group(backend="gloo") if separate else None)
+        if world == 1 or device.type != "cuda":
+            return cls(rank, world)
+        return cls(rank, world, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)))
 
     def any(self, value: bool) -> bool:
         """Return whether the value is True on any rank. Waits for the other ranks, but not for the device."""

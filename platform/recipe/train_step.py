@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -39,10 +38,11 @@ class TrainStep:
         self._state, self._config, self._ranks, self._device = state, config, ranks, device
         self._schedule_steps = schedule_steps
         self._upload = Uploads(device)
+        self._loss_is_bad = torch.tensor(False)
         self._model: nn.Module = state.model
         if device.type == "cuda":
             set_gpu_arithmetic(state.precision, tf32=config.tf32, deterministic=config.deterministic)
-        if compiles(config.compile, device):
+        if compiles(config, device):
             compile_regions(state.model)
         if ranks.world > 1:
             # Running statistics of batch norm are copied from rank 0 before each evaluation; nothing reads them earlier.
@@ -65,11 +65,9 @@ class TrainStep:
                 else:
                     losses, hits = self._plain(part)
                 # DDP averages over ranks, whose slices may differ in size: the local sum times world / G gives the global mean.
-                loss = losses.sum() * self._ranks.world / config.global_batch
-                # A loss that is not finite makes the gradient NaN, which all ranks then see in `apply`.
-                loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
-                state.scaler.scale(loss).backward()
+                state.scaler.scale(losses.sum() * self._ranks.world / config.global_batch).backward()
             sums.count(losses.detach(), hits)
+        self._loss_is_bad = self._ranks.sum((~sums.tensor[0].isfinite()).float()) > 0
         return sums
 
     def _plain(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -81,7 +79,7 @@ class TrainStep:
         return losses, logits.detach().argmax(1) == labels
 
     def _mixed(self, batch: Batch, neighbours: Batch, share: float) -> tuple[Tensor, Tensor]:
-        """Do the same for clips that are blended with their neighbours; the losses of the two labels are mixed too."""
+        """Compute losses and hits of clips that are blended with their neighbours; the losses of their labels are mixed too."""
         frames, joints, labels = self._inputs(batch)
         other_frames, other_joints, others = self._inputs(neighbours)
         logits = self._logits(*mix(frames, joints, other_frames, other_joints, share), None)
@@ -107,8 +105,9 @@ class TrainStep:
     def apply(self) -> Tensor:
         """Update the weights and their average by the gradient, unless it is not finite.
 
-        In fp16 a loss scale that is too large makes the gradient infinite, and the scaler lowers the scale. Once the scale is
-        below 1, the gradient itself is bad. A bad step leaves weights, average and the statistics of batch norm unchanged.
+        A step is bad if its loss or gradient is not finite on any rank. It changes nothing: weights, average, loss scale and
+        the statistics of batch norm stay. In fp16 a loss scale that is too large makes the gradient infinite; that step is left
+        out, the scale is halved, and the step counts as good. Once the scale is below 1, the gradient itself is bad.
 
         Returns:
             Whether the step was bad: a bool scalar on the device, equal on all ranks.
@@ -119,11 +118,14 @@ class TrainStep:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
-        infinite = ~norm.isfinite()
-        bad = infinite & (scaler.scale(torch.ones_like(norm)) < 1) if scaler.is_enabled() else infinite
+        scale = scaler.scale(torch.ones_like(norm))  # 1 except in fp16
+        is_infinite = ~norm.isfinite()
+        bad = self._loss_is_bad | is_infinite & (scale < 1) if scaler.is_enabled() else self._loss_is_bad | is_infinite
         set_rate(state.optimizer, learning_rate(config, state.step, self._schedule_steps))
-        update_unless(infinite, state.optimizer)
-        scaler.update()
+        update_unless(bad | is_infinite, state.optimizer)
+        if scaler.is_enabled():
+            scaler.update()
+            scaler.update(torch.where(bad, scale, scaler.scale(torch.ones_like(scale))))
         state.optimizer.zero_grad(set_to_none=True)
         state.guard.restore_buffers(state.model, bad)
         state.step += 1
@@ -136,7 +138,8 @@ def compile_regions(model: nn.Module) -> None:
     """Compile the training pass of the backbone and of each layer; layers of the same structure share their code.
 
     This takes less time than one graph of everything, and hooks, checkpointing and DDP stay outside. An evaluation has batches
-    of other sizes, which would have to be compiled too, so it is not compiled.
+    of other sizes, which would have to be compiled too, so it is not compiled. A copy of the model would compute with the
+    weights of this one: copy it before.
     """
     torch._dynamo.config.recompile_limit = 64  # layers share one limit, and each may have several sizes of batch
     for region in model.modules():

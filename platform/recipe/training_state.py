@@ -21,11 +21,18 @@ _MODEL, _OPTIMIZER, _AVERAGE = "model/", "optimizer/", "average/"
 class TrainingState:
     """The state of one rank. After every step it is equal on all ranks, except for the running statistics of batch norm."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        device: torch.device,
+        precision: str,
+        taken: frozenset[str] = frozenset(),
+    ) -> None:
         self.model, self.precision = model, precision
         self.step = 0
         """Number of optimizer steps done."""
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config, taken)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.average = WeightAverage(model, config.ema) if config.ema is not None else None
         self.guard = LossGuard(config)

@@ -4,6 +4,7 @@
       rollout.parquet     importance of each frame, a row per clip and pattern
       clip.json           importance of frames and joints within one clip
       clip.jpg            the frames of this clip, with joints, side by side
+      untrained.json      the same measures of untrained models with the same wiring
       embedding.parquet   the averaged class token of each clip in two dimensions
 
 Letters: n clips  T frames.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from starlab.platform.reports.attention import Importance
+from starlab.platform.reports.untrained import Untrained
 
 FOLDER = "explain"
 """Folder of these files inside a run's artifacts."""
 ROLLOUT, CLIP, FRAMES, EMBEDDING = "rollout.parquet", "clip.json", "clip.jpg", "embedding.parquet"
+UNTRAINED = "untrained.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,27 @@ def read_rollouts(folder: Path) -> Rollouts | None:
     first = names[0]
     ids = tuple(clip for clip, name in zip(clips, names, strict=True) if name == first)
     return Rollouts(ids, importance, about["step"], about["part"])
+
+
+def write_untrained(path: Path, untrained: Untrained | None) -> None:
+    """Write the measures of untrained models as JSON; None removes those of an earlier call."""
+    if untrained is None:
+        path.unlink(missing_ok=True)
+        return
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(json.dumps(asdict(untrained), indent=1))
+    draft.replace(path)
+
+
+def read_untrained(folder: Path) -> Untrained | None:
+    """Read the measures of untrained models in a run's artifacts; None if there are none."""
+    path = folder / FOLDER / UNTRAINED
+    if not path.is_file():
+        return None
+    raw = json.loads(path.read_text())
+    return Untrained(
+        raw["clips"], *({name: tuple(values) for name, values in raw[key].items()} for key in ("late", "effective"))
+    )
 
 
 def write_embedding(path: Path, embedding: Embedding) -> None:

@@ -35,20 +35,24 @@ def write_artifacts(folder: RunFolder) -> list[Path]:
     return paths
 
 
-def write_search_artifacts(folder: RunFolder, trials: Sequence[Trial], space: Mapping[str, Distribution]) -> None:
-    """Write trials.csv, best first, and trials.png: the value of every trial against each dimension of the space."""
+def write_search_artifacts(
+    folder: RunFolder, trials: Sequence[Trial], space: Mapping[str, Distribution], objective: str = "val/top1"
+) -> None:
+    """Write trials.csv, best first, and trials.png: the objective of every trial against each dimension of the space."""
     folder.artifacts.mkdir(exist_ok=True)
     keys = sorted(space)
     with (folder.artifacts / "trials.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["run", *keys, "val_top1", "epochs", "whole"])
+        others = sorted({name for trial in trials for name in trial.objectives} - {"val/top1"})
+        table.writerow(["run", *keys, "val_top1", *others, "epochs", "whole"])
         for trial in trials:
             values = [trial.values.get(key, "") for key in keys]
-            table.writerow([trial.run, *values, trial.val_top1, trial.epochs, trial.whole])
-    search_figure(trials, space).savefig(folder.artifacts / "trials.png", dpi=120)
+            values += [trial.val_top1, *(trial.value_of(name) for name in others)]
+            table.writerow([trial.run, *values, trial.epochs, trial.whole])
+    search_figure(trials, space, objective).savefig(folder.artifacts / "trials.png", dpi=120)
 
 
-def search_figure(trials: Sequence[Trial], space: Mapping[str, Distribution]) -> Figure:
+def search_figure(trials: Sequence[Trial], space: Mapping[str, Distribution], objective: str = "val/top1") -> Figure:
     """Draw one panel per dimension of the space; a filled dot is a trial that reached its end, a hollow one ended early."""
     figure = Figure(figsize=(3.2 * len(space), 3.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(space), sharey=True))
@@ -59,7 +63,7 @@ def search_figure(trials: Sequence[Trial], space: Mapping[str, Distribution]) ->
                 continue
             value = trial.values[key]
             place = distribution.values.index(value) if is_choice else value
-            axes.plot(place, trial.val_top1, "o", color="C0", fillstyle="full" if trial.whole else "none")
+            axes.plot(place, trial.value_of(objective), "o", color="C0", fillstyle="full" if trial.whole else "none")
         axes.set_xlabel(key)
         axes.grid(alpha=0.3)
         if is_choice:
@@ -69,7 +73,7 @@ def search_figure(trials: Sequence[Trial], space: Mapping[str, Distribution]) ->
             axes.set_xscale("log")
         elif distribution.kind == "int":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.axes[0].set_ylabel("validation top-1")
+    figure.axes[0].set_ylabel("validation top-1" if objective == "val/top1" else objective)
     return figure
 
 

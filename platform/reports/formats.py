@@ -22,6 +22,7 @@ from rich.text import Text
 
 from starlab.platform.reports.comparison import Comparison, Row
 from starlab.platform.reports.costs import RunCost
+from starlab.platform.reports.latex_text import in_latex
 
 _TEXT_COLUMNS = frozenset({"row", "verdict"})
 _MOST_SENTENCES = 12
@@ -184,42 +185,17 @@ def _in_markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", plain)
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "\n": " ",
-}
-
-
-def _in_latex(text: str) -> str:
-    """Escape what LaTeX would read as a command."""
-    escaped = "".join(_LATEX.get(letter, letter) for letter in text)
-    return re.sub(r"(?<![\w-])-(?=\d)", r"$-$", escaped)  # a minus sign, not a hyphen
-
-
 def _latex(comparison: Comparison) -> str:
     heads, rows = heads_and_rows(comparison)
     columns = "".join("l" if head in _TEXT_COLUMNS or head in comparison.keys else "r" for head in heads)
     lines = ["% needs \\usepackage{booktabs}", "\\begin{tabular}{" + columns + "}", "\\toprule"]
-    lines += [" & ".join(_in_latex(head) for head in heads) + r" \\", "\\midrule"]
+    lines += [" & ".join(in_latex(head) for head in heads) + r" \\", "\\midrule"]
     for number, row in enumerate(rows, 1):
-        cells = [_in_latex(text) for text in row]
+        cells = [in_latex(text) for text in row]
         lines.append(" & ".join([f"{cells[0]}\\textsuperscript{{{number}}}", *cells[1:]]) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}", "", "{\\par\\smallskip\\footnotesize"]
-    lines += [_in_latex(line) + r"\par" for line in (*_sentences(comparison), *comparison.notes)]
-    lines += [f"\\textsuperscript{{{number}}} {_in_latex(_origin(row))}\\par" for number, row in enumerate(comparison.rows, 1)]
+    lines += [in_latex(line) + r"\par" for line in (*_sentences(comparison), *comparison.notes)]
+    lines += [f"\\textsuperscript{{{number}}} {in_latex(_origin(row))}\\par" for number, row in enumerate(comparison.rows, 1)]
     return "\n".join([*lines, "}"]) + "\n"
 
 

@@ -121,7 +121,7 @@ def _about_data(runs: Sequence[RunRow]) -> list[Departure]:
 
 def _about_batch_norm(spec: Mapping[str, Any]) -> list[Departure]:
     kind = spec.get("model.batch_norm", "train")
-    workers = int(spec.get("resources.workers", 1))
+    workers = int(spec.get("resources.workers", spec.get("resources.workers.max", 1)))
     clips = int(spec.get("train.global_batch", 16)) / workers
     if kind == "train":
         clips /= int(spec.get("train.accumulate", 1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from starlab.experiments.overrides import flatten
 from starlab.experiments.space import Distribution
@@ -25,7 +25,8 @@ from starlab.platform.reports.page import NamedTable, Section, Summary, page
 from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun, groups, read_run
 from starlab.platform.reports.results import read_results
 from starlab.platform.reports.run_sections import cost_section, curves_section, provenance_section
-from starlab.platform.reports.search_charts import importance_chart, parallel_chart, slice_chart, trials_table
+from starlab.platform.reports.search_charts import Judge, importance_chart, parallel_chart, slice_chart, trials_table
+from starlab.platform.reports.search_trials import first_objective, trials_of
 from starlab.platform.reports.svg import percent, short_number, value_text
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.search_records import AblationRecord, SearchSummary, Trial
@@ -98,24 +99,26 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
     read = (read_run(trial, trial.path.name, None, complain) for trial in folder.trials())
     runs = {run.name: run for run in read if run}
     found = folder.read(SearchSummary)
-    trials = [trial for trial in found.trials if trial.run in runs] if found else _trials(runs, space)
+    judge = Judge(next(iter(found.objectives)) if found else first_objective(raw))
+    trials = [trial for trial in found.trials if trial.run in runs] if found else trials_of(runs, space, judge)
+    trials = [trial for trial in trials if math.isfinite(judge.value(trial))]
     if not trials:
         raise UserError(f"no trial of {folder.path.name} has finished, so there is nothing to report")
     best, ordered = runs[trials[0].run], [runs[trial.run] for trial in trials]
     values = ", ".join(f"{key}={_short(value)}" for key, value in sorted(trials[0].values.items()))
     test = best.result.test
     verdict = [
-        f"Best of {len(trials)} trials: {values}, validation top-1 {percent(trials[0].val_top1)}"
+        f"Best of {len(trials)} trials: {values}, {judge.title} {judge.words(trials[0])}"
         + (f", test top-1 {percent(test['top1'])}." if test else "."),
         f"{sum(trial.whole for trial in trials)} trials reached their last epoch. The best of many is chosen partly by luck: "
-        "its validation accuracy is optimistic. The other trials were not evaluated on the test part.",
+        f"its {judge.title} is optimistic. The other trials were not evaluated on the test part.",
     ]
     if found is None:
         verdict.append("The search has not ended; these are the trials that have.")
     rows = {best.name: [best]}
     whole = [runs[trial.run] for trial in trials if trial.whole]
     sections = [
-        _search_charts(trials, space, found),
+        _search_charts(trials, space, found, judge),
         layers_section([_validated(run) for run in whole], "top1", best_only=True),
         pairing_section([_validated(run) for run in whole], "top1"),
         pareto_section({run.name: [_validated(run)] for run in whole}, "top1"),
@@ -129,16 +132,18 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
     return Summary(folder.path.name, _kind(folder, "Search"), verdict, _facts(ordered)), sections
 
 
-def _search_charts(trials: Sequence[Trial], space: Mapping[str, Distribution], found: SearchSummary | None) -> Section:
+def _search_charts(
+    trials: Sequence[Trial], space: Mapping[str, Distribution], found: SearchSummary | None, judge: Judge
+) -> Section:
     if not space:
         return Section("What the search tried", absent="the search has no space in its spec.")
     drawn = trials[:_MOST_DRAWN]
-    charts = [parallel_chart(drawn, space)]
+    charts = [parallel_chart(drawn, space, judge)]
     for key, kind in sorted(space.items()):
         having = [
             trial for trial in drawn if trial.values.get(key) is not None or (kind.kind == "choice" and key in trial.values)
         ]
-        charts += [slice_chart(having, key, kind)] if having else []
+        charts += [slice_chart(having, key, kind, judge)] if having else []
     importance = found.importance if found else {}
     if importance:
         charts.append(importance_chart(importance, len(trials)))
@@ -146,7 +151,7 @@ def _search_charts(trials: Sequence[Trial], space: Mapping[str, Distribution], f
     if len(drawn) < len(trials):
         lead = f"{lead} The best {len(drawn)} trials are drawn and listed; trials.csv among the artifacts has all.".strip()
     named = f"The best {len(drawn)} trials" if len(drawn) < len(trials) else f"All {len(trials)} trials, best first"
-    table = NamedTable(named, trials_table(drawn, sorted(space)), folded=len(drawn) > 12)
+    table = NamedTable(named, trials_table(drawn, sorted(space), judge), folded=len(drawn) > 12)
     return Section("What the search tried", lead, charts=charts, tables=[table])
 
 
@@ -240,26 +245,6 @@ def _short(value: object) -> str:
 def _validated(run: ReportRun) -> ReportRun:
     """The run judged on the validation part, as trials are, even if its test part was evaluated."""
     return replace(run, result=replace(run.result, test=None))
-
-
-def _values(run: ReportRun, space: Mapping[str, Distribution]) -> dict[str, Any]:
-    values = {key: run.settings.get(key) for key in space}
-    return {key: value for key, value in values.items() if space[key].is_on(values)}
-
-
-def _trials(runs: Mapping[str, ReportRun], space: Mapping[str, Distribution]) -> list[Trial]:
-    """The finished trials of a search that has not ended, best first."""
-    found = [
-        Trial(
-            run=run.name,
-            values=_values(run, space),
-            val_top1=run.result.val.get("top1", 0.0),
-            epochs=run.result.epochs or 0,
-            whole=not run.result.ended_early,
-        )
-        for run in runs.values()
-    ]
-    return sorted(found, key=lambda trial: (not trial.whole, -trial.val_top1, trial.run))
 
 
 def _kind(folder: RunFolder, kind: str) -> str:

@@ -1,13 +1,19 @@
-"""Charts of a search: parallel coordinates, a slice per searched key, importance, accuracy against cost."""
+"""Charts of a search: parallel coordinates, a slice per searched key, importance, accuracy against cost.
+
+Trials are drawn by what the search judges them by, its first objective.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlab.experiments.space import Distribution
 from starlab.platform.reports.charts import Place, Words, scale_of, scatter_box, scatter_chart
 from starlab.platform.reports.intervals import Interval, bars_chart
+from starlab.platform.reports.report_runs import METRIC_NAMES
+from starlab.platform.reports.scores import BOUNDED
 from starlab.platform.reports.svg import (
     WIDTH_PX,
     BandScale,
@@ -33,6 +39,43 @@ _ABSENT_PX = 16.0
 
 
 @dataclass(frozen=True, slots=True)
+class Judge:
+    """What the trials of a search are judged by, as charts and tables name and write it."""
+
+    objective: str = "val/top1"
+    """An objective of the search, as in `search.objectives`."""
+
+    @property
+    def title(self) -> str:
+        """Its name for a reader: "validation top-1"."""
+        part, _, metric = self.objective.rpartition("/")
+        return f"validation {METRIC_NAMES.get(metric, metric)}" if part == "val" else self.objective.replace("_", " ")
+
+    def value(self, trial: Trial) -> float:
+        """The value of a trial; NaN if the trial has none."""
+        return trial.value_of(self.objective)
+
+    def words(self, trial: Trial) -> str:
+        """The value of a trial in words: "93.4 %", "0.21"."""
+        return percent(self.value(trial)) if self._is_share else short_number(self.value(trial))
+
+    def cell(self, trial: Trial) -> Number:
+        """The value of a trial in a table."""
+        return Number(self.words(trial), self.value(trial))
+
+    def scale(self, trials: Sequence[Trial], start: float, end: float) -> LinearScale:
+        """An axis that holds the values of the trials."""
+        values = [self.value(trial) for trial in trials]
+        if self._is_share:
+            return LinearScale(*padded(values, 0.0, 1.0), start, end, "%")
+        return LinearScale(*padded(values), start, end)
+
+    @property
+    def _is_share(self) -> bool:
+        return self.objective.removeprefix("val/") in BOUNDED
+
+
+@dataclass(frozen=True, slots=True)
 class Costed:
     """A point of the chart of accuracy against cost."""
 
@@ -42,13 +85,13 @@ class Costed:
     """In [0, 1]."""
 
 
-def parallel_chart(trials: Sequence[Trial], space: Mapping[str, Distribution]) -> Chart:
-    """Draw one line per trial through its values and its accuracy. `trials`: best first, at least one."""
+def parallel_chart(trials: Sequence[Trial], space: Mapping[str, Distribution], judge: Judge) -> Chart:
+    """Draw one line per trial through its values and what it is judged by. `trials`: best first, at least one."""
     keys = sorted(space)
     width = max(WIDTH_PX, 120.0 * len(keys) + 120)
     left, right, top, bottom = 56.0, width - 64, 46.0, 250.0
     scales = [_scale(space[key], trials, key, bottom, top) for key in keys]
-    accuracy = LinearScale(*padded([trial.val_top1 for trial in trials], 0.0, 1.0), bottom, top, "%")
+    judged = judge.scale(trials, bottom, top)
     places = [left + index * (right - left) / len(keys) for index in range(len(keys) + 1)]
     parts = []
     for rank, trial in reversed(list(enumerate(trials))):
@@ -56,13 +99,13 @@ def parallel_chart(trials: Sequence[Trial], space: Mapping[str, Distribution]) -
             scale(_position(space[key], trial.values[key])) if key in trial.values else bottom + _ABSENT_PX
             for key, scale in zip(keys, scales, strict=True)
         ]
-        points = list(zip(places, [*values, accuracy(trial.val_top1)], strict=True))
+        points = list(zip(places, [*values, judged(judge.value(trial))], strict=True))
         third = min(2, 3 * rank // max(1, len(trials)))
         kind = "line s1 best" if rank == 0 else f"line third{third}"
-        parts.append(path(points, kind, f"{trial.run}: {percent(trial.val_top1)}"))
-    for index, (place, scale) in enumerate(zip(places, [*scales, accuracy], strict=True)):
+        parts.append(path(points, kind, f"{trial.run}: {judge.words(trial)}"))
+    for index, (place, scale) in enumerate(zip(places, [*scales, judged], strict=True)):
         parts.append(line(place, top, place, bottom, "axis"))
-        name = keys[index] if index < len(keys) else "validation top-1"
+        name = keys[index] if index < len(keys) else judge.title
         level = 14 if index % 2 == 0 else 30
         parts.append(text(place, level, name, "label", "middle" if 0 < index < len(keys) else "start" if index == 0 else "end"))
         for value, words in scale.ticks():
@@ -74,34 +117,35 @@ def parallel_chart(trials: Sequence[Trial], space: Mapping[str, Distribution]) -
         width,
         bottom + 26,
         "".join(parts),
-        trials_table(trials, keys),
+        trials_table(trials, keys, judge),
     )
 
 
-def slice_chart(trials: Sequence[Trial], key: str, distribution: Distribution) -> Chart:
-    """Draw the accuracy of every trial over one searched key; trials that ended early are hollow."""
+def slice_chart(trials: Sequence[Trial], key: str, distribution: Distribution, judge: Judge) -> Chart:
+    """Draw what every trial is judged by over one searched key; trials that ended early are hollow."""
     left, top, right, bottom = scatter_box()
-    y = LinearScale(*padded([trial.val_top1 for trial in trials], 0.0, 1.0), bottom, top, "%")
+    y = judge.scale(trials, bottom, top)
     places = [
         Place(
             _position(distribution, trial.values[key]),
-            trial.val_top1,
-            f"{trial.run}: {_text(trial.values[key])}, {percent(trial.val_top1)}{'' if trial.whole else ', ended early'}",
+            judge.value(trial),
+            f"{trial.run}: {_text(trial.values[key])}, {judge.words(trial)}{'' if trial.whole else ', ended early'}",
             series=1 if rank == 0 else 0,
             hollow=not trial.whole,
         )
         for rank, trial in enumerate(trials)
     ]
     table = Table(
-        (key, "validation top-1", "epochs"),
-        tuple((_cell(trial.values[key]), _share(trial.val_top1), Number(str(trial.epochs), trial.epochs)) for trial in trials),
+        (key, judge.title, "epochs"),
+        tuple((_cell(trial.values[key]), judge.cell(trial), Number(str(trial.epochs), trial.epochs)) for trial in trials),
     )
     on = " on a logarithmic axis" if distribution.kind.startswith("log") else ""
     words = Words(
         key,
-        f"Validation top-1 over {key}{on}, a dot per trial. The best trial has another colour; hollow dots ended early.",
+        f"{judge.title[0].upper()}{judge.title[1:]} over {key}{on}, a dot per trial. The best trial has another colour; hollow "
+        "dots ended early.",
         key,
-        "validation top-1",
+        judge.title,
     )
     return scatter_chart(words, places[::-1], _scale(distribution, trials, key, left, right), y, table)
 
@@ -165,19 +209,17 @@ def pareto_front(points: Sequence[Costed]) -> list[Costed]:
     return front
 
 
-def trials_table(trials: Sequence[Trial], keys: Sequence[str]) -> Table:
-    """Return a row per trial with its values, in the order of the trials."""
-    rows = [
-        (
-            trial.run,
-            *(_cell(trial.values.get(key, "")) for key in keys),
-            _share(trial.val_top1),
-            Number(str(trial.epochs), trial.epochs),
-            "to the end" if trial.whole else "ended early",
-        )
-        for trial in trials
-    ]
-    return Table(("trial", *keys, "validation top-1", "epochs", "reached"), tuple(rows))
+def trials_table(trials: Sequence[Trial], keys: Sequence[str], judge: Judge) -> Table:
+    """Return a row per trial with its values and all its objectives, in the order of the trials."""
+    others = sorted({name for trial in trials for name in trial.objectives} - {judge.objective})
+    rows = []
+    for trial in trials:
+        row: list[Cell] = [trial.run]
+        row += [_cell(trial.values.get(key, "")) for key in keys]
+        row += [judge.cell(trial), *(_number(trial.value_of(name)) for name in others)]
+        row += [Number(str(trial.epochs), trial.epochs), "to the end" if trial.whole else "ended early"]
+        rows.append(tuple(row))
+    return Table(("trial", *keys, judge.title, *others, "epochs", "reached"), tuple(rows))
 
 
 def _scale(distribution: Distribution, trials: Sequence[Trial], key: str, start: float, end: float) -> Scale:
@@ -206,6 +248,10 @@ def _text(value: object) -> str:
 def _cell(value: object) -> Cell:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return Number(_text(value), float(value)) if is_number else _text(value)  # type: ignore[arg-type]
+
+
+def _number(value: float) -> Cell:
+    return "" if math.isnan(value) else Number(short_number(value), value)
 
 
 def _share(value: float) -> Number:

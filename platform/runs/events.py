@@ -31,8 +31,8 @@ class Event:
     time: float
     """Seconds since 1970."""
     kind: str
-    """bad_loss, stuck, preempted, resumed, restarted, waiting, changed, orphan_removed, journal_failed, checkpoint_failed,
-    checkpoint_passed_over."""
+    """bad_loss, stuck, preempted, resumed, restarted, waiting, workers, node_silent, node_back, node_lost, changed,
+    orphan_removed, journal_failed, checkpoint_failed, checkpoint_passed_over."""
     rank: int | None
     step: int | None
     says: str

@@ -70,6 +70,20 @@ class Lease:
         held = _read(self._folder)
         return held is not None and held.fence == self.fence
 
+    def advance(self) -> int:
+        """Take the next fencing number and return it. Workers that were given the present one can write nothing more.
+
+        A worker on a node that is only cut off from the other nodes may still train for a while.
+
+        Raises:
+            LeaseLostError: Another process has taken over the run.
+        """
+        with _locked(self._folder):
+            check_fence(self._folder, self.fence)
+            self.fence += 1
+            _write(self._folder, self.fence, self._owner, self._seconds, released=False)
+        return self.fence
+
     def release(self) -> None:
         """Release the run so that the next process need not wait."""
         self._renewing.stop()

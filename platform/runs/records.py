@@ -78,6 +78,29 @@ class RunInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Temperature of a model's logits, fitted on the validation part, and the calibration errors (ECE) without and with it."""
+
+    temperature: float
+    """Number by which the logits are divided before the softmax."""
+    clips: int
+    """Number of validation clips that it was fitted on."""
+    val_ece_before: float
+    val_ece_after: float
+    test_ece_before: float | None = None
+    """On the test part, which the fit did not see; None if the run did not evaluate it."""
+    test_ece_after: float | None = None
+
+    def line(self) -> str:
+        """Say the temperature and what it changes."""
+        errors = [("validation", self.val_ece_before, self.val_ece_after)]
+        if self.test_ece_before is not None and self.test_ece_after is not None:
+            errors.append(("test", self.test_ece_before, self.test_ece_after))
+        changes = ", ".join(f"on {part} {before:.4f} → {after:.4f}" for part, before, after in errors)
+        return f"calibrated temperature {self.temperature:.2f}; calibration error {changes}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """Result of a run that reached its end: the metrics of its best checkpoint."""
 
@@ -103,6 +126,10 @@ class Result:
     """Why a clip could not be read, by clip id."""
     not_official: str | None = _absent()
     """How the number of clips differs from the official one; None if it does not, or if nobody published any."""
+    clip_frames: int | None = _absent()
+    """Median number of frames of a training clip, which is how much of a video one prediction should cover."""
+    calibration: Calibration | None = _absent()
+    """None if no validation part was held out."""
 
     @property
     def ended_early(self) -> bool:
@@ -124,12 +151,23 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerNodes:
+    """Where the workers of a training run, written by rank 0 when all have started."""
+
+    FILE: ClassVar[str] = "workers.json"
+    nodes: tuple[str, ...]
+    """Ray's id of the node of each rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EndRequest:
     """Request that a training write a checkpoint and end."""
 
     FILE: ClassVar[str] = "preempt.json"
     reason: str
     signal: int
+    resize: bool = False
+    """Whether the driver itself asks, to go on from that checkpoint with another number of workers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +208,22 @@ class Choices:
 
     FILE: ClassVar[str] = "choices.json"
     precision: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitialWeights:
+    """The weights of another model that a run started from. They are kept in the run's folder, as `initial.safetensors`."""
+
+    FILE: ClassVar[str] = "initial.json"
+    origin: str
+    """Name of the model, as `train.init_from` gave it."""
+    digest: str
+    taken: tuple[str, ...]
+    """Names of the weights that the run started from."""
+    new: dict[str, str]
+    """Why a weight of the run's model started new, by name."""
+    unused: tuple[str, ...]
+    """Names of the other model's weights that this model does not have."""
 
 
 @dataclass(kw_only=True, slots=True)

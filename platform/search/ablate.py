@@ -15,12 +15,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starlab.experiments.ablation import AblationSpec, select_rows
 from starlab.platform.cluster.connect import connect
-from starlab.platform.cluster.placement import place
+from starlab.platform.cluster.placement import demand_of, place
 from starlab.platform.cluster.room import wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.package import code_hash, package_root
@@ -34,7 +34,7 @@ from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.runs.search_records import AblationRecord, AblationRow, Cell
-from starlab.platform.search.cell_runs import Ended, cells_at_once, demand_of, run_cells
+from starlab.platform.search.cell_runs import Ended, cells_at_once, run_cells
 from starlab.platform.search.cells import FoundRuns, OpenData, PlannedCell, count_states, rows_and_seeds
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
 from starlab.platform.tracking.sender import Sender
@@ -119,7 +119,7 @@ def ablate(
         folder = plan.folder
         source = next(iter(data.values())).source
         open_run(folder, spec.base, source, root, parent=None, resolved=spec.to_dict())
-        record = _write_record(plan, root)
+        _write_record(plan, root)
         with Sender(folder, spec.base.tracking.address(root)) as sender:
             sender.send_now()  # the parent run must be there before its children
             try:
@@ -134,7 +134,7 @@ def ablate(
     tracked = folder.read(MlflowState)
     return AblationResult(
         folder=folder.path,
-        record=record,
+        record=folder.require(AblationRecord),
         runs=root,
         trained=len(ended.trained),
         looks_at_test=sum(cell.state == "untested" for cell in ended.trained),
@@ -237,7 +237,7 @@ def _choose_places(
     return plan
 
 
-def _write_record(plan: AblationPlan, root: Path) -> AblationRecord:
+def _write_record(plan: AblationPlan, root: Path) -> None:
     spec = plan.spec
     record = AblationRecord(
         claim=spec.claim,
@@ -245,13 +245,30 @@ def _write_record(plan: AblationPlan, root: Path) -> AblationRecord:
         reference=spec.reference,
         rows=tuple(AblationRow(name=row.name, changes=dict(row.set), paper=row.paper) for row in spec.rows),
         seeds=spec.seeds,
-        cells=tuple(
-            Cell(row=cell.row, seed=cell.seed, run=cell.folder.path.name, folder=str(cell.folder.path.relative_to(root)))
-            for cell in plan.cells
-        ),
+        cells=tuple(_recorded(cell, root) for cell in plan.cells),
     )
     plan.folder.write(record)
-    return record
+
+
+def _recorded(cell: PlannedCell, root: Path) -> Cell:
+    return Cell(row=cell.row, seed=cell.seed, run=cell.folder.path.name, folder=str(cell.folder.path.relative_to(root)))
+
+
+def _look_again(plan: AblationPlan, root: Path, cell: PlannedCell) -> PlannedCell:
+    """Find a cell again just before it starts, and note in the ablation's record where its run is now.
+
+    A run that another version of the code has made in the meantime is left alone.
+    """
+    row = next(row for row in plan.spec.rows if row.name == cell.row)
+    with file_lock(root / _PLACES_LOCK):
+        now = FoundRuns(root).plan(plan.spec, row, cell.seed, cell.data, plan.folder, plan.code)
+        if now.folder != cell.folder:
+            if now.codes - {plan.code}:
+                return cell
+            cells = plan.folder.require(AblationRecord).cells
+            moved = tuple(_recorded(now, root) if (one.row, one.seed) == (now.row, now.seed) else one for one in cells)
+            plan.folder.update(AblationRecord, lambda record: replace(record, cells=moved))
+    return now
 
 
 def _run(plan: AblationPlan, rows: set[str], root: Path, say: Callable[[str], None]) -> Ended:
@@ -268,4 +285,5 @@ def _run(plan: AblationPlan, rows: set[str], root: Path, say: Callable[[str], No
     if not left:
         return Ended()
     say(f"ablation {len(left)} cells to run, {cells_at_once(plan.spec.base)} at once")
-    return run_cells(left, plan.folder, root, plan.spec.base.resources.grace_seconds, say)
+    seconds = plan.spec.base.resources.grace_seconds
+    return run_cells(left, plan.folder, root, seconds, say, lambda cell: _look_again(plan, root, cell))

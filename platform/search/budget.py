@@ -21,7 +21,7 @@ class Budget:
     def __init__(self, folder: RunFolder, spec: SearchSpec, clock: Callable[[], float] = time.monotonic) -> None:
         """Read what earlier calls have used."""
         self._folder, self._config, self._clock = folder, spec.search, clock
-        self._gpus = spec.base.resources.workers * spec.base.resources.gpus_per_worker
+        self._gpus = spec.base.resources.max_workers * spec.base.resources.gpus_per_worker
         self.usage = folder.read(SearchUsage) or SearchUsage()
         self._counted = self._written = clock()
 

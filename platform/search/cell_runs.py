@@ -17,7 +17,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from starlab.experiments.spec import Spec
 from starlab.platform.cluster.connect import Cluster, describe_cluster
-from starlab.platform.cluster.room import Demand, groups_that_fit
+from starlab.platform.cluster.placement import demand_of
+from starlab.platform.cluster.room import groups_that_fit
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.runs.end_request import read_request, request_end
 from starlab.platform.runs.folder import RunFolder
@@ -46,15 +47,22 @@ class Ended:
 
 
 def run_cells(
-    cells: Sequence[PlannedCell], ablation: RunFolder, runs: Path, grace_seconds: float, say: Callable[[str], None]
+    cells: Sequence[PlannedCell],
+    ablation: RunFolder,
+    runs: Path,
+    grace_seconds: float,
+    say: Callable[[str], None],
+    look_again: Callable[[PlannedCell], PlannedCell] = lambda cell: cell,
 ) -> Ended:
     """Run every cell to its end, or until the ablation is asked to end. A cell that fails does not stop the others.
 
     Args:
-        cells: Those that are not finished, in the order in which they start.
+        cells: Those that were not finished when they were planned, in the order in which they start.
         ablation: Folder of the ablation; SIGTERM and Ctrl-C leave their request there.
         runs: Folder of runs.
         grace_seconds: Time for all cells together to write checkpoints after a signal.
+        look_again: Called with each cell just before it starts. Returns it as it is now: hours after it was planned, `train`
+            or another ablation may have run it.
 
     Raises:
         RunPreemptedError: It was asked to end. Cells that were under way have written checkpoints.
@@ -76,6 +84,11 @@ def run_cells(
                 if computing >= max(1, fits):
                     break
                 cell, attempt = waiting.popleft()
+                cell = look_again(cell)
+                if cell.state == "finished":
+                    ended.waited_for.append(cell)
+                    say(f"cell     {cell.label} was finished by another process: {cell.folder.path}")
+                    continue
                 running.append(_Running(cell, attempt, runs, 1 / max(1, fits), describe_cluster(), ablation, say))
             more.ask_for(waiting[0][0].spec if waiting and not request and not is_local else None)
             time.sleep(_LOOK_SECONDS)
@@ -184,17 +197,6 @@ def _settle(
 def _would_fail_again(folder: RunFolder) -> bool:
     outcome = folder.read(Outcome)
     return outcome is not None and outcome.kind == "stopped"
-
-
-def demand_of(spec: Spec) -> Demand:
-    """What the workers of a cell need."""
-    wanted = spec.resources
-    return Demand(
-        wanted.workers,
-        cpus_per_worker=wanted.cpus_per_worker or (0.0 if wanted.gpus_per_worker else 1.0),
-        gpus_per_worker=wanted.gpus_per_worker,
-        accelerator=wanted.accelerator if wanted.gpus_per_worker else None,
-    )
 
 
 class _DemandForMore:

@@ -55,5 +55,5 @@ def most_resources() -> dict[str, int] | None:
 def _fit(spec: SearchSpec, cpus: float, gpus: float) -> int:
     resources = spec.base.resources
     if resources.gpus_per_worker:
-        return max(1, int(gpus // (resources.workers * resources.gpus_per_worker)))
-    return max(1, int(cpus // resources.workers))
+        return max(1, int(gpus // (resources.max_workers * resources.gpus_per_worker)))
+    return max(1, int(cpus // resources.max_workers))

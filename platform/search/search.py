@@ -138,11 +138,11 @@ def search(
                     objectives={objective.name: objective.direction for objective in objectives},
                     pareto_front=tuple(trial.run for trial in front),
                     seeds=spec.seeds,
-                    importance=importances(trials, spec.space),
+                    importance=importances(trials, spec.space, objectives[0]),
                 )
             )
             record_winner(folder, next(trial for trial in trials if trial.run == best.run_id), best.metrics)
-            write_search_artifacts(folder, trials, spec.space)
+            write_search_artifacts(folder, trials, spec.space, objectives[0].name)
             for run in folder.trials():
                 keep_best_checkpoint(run)
             report_at_end(folder, say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -25,8 +25,11 @@ class TrialLines(Callback):
     def __init__(self, runs: int | None, objective: Objective, say: Callable[[str], None], folders: TrialFolders) -> None:
         """Count to `runs`, the number of runs that may be left; None counts without an end."""
         self._of, self._objective, self._say, self._ended = f"/{runs}" if runs else "", objective, say, 0
-        self._best = math.nan
-        self._folders, self._best_so_far = folders, BestSoFar(folders.search, objective)
+        self._folders, self._best = folders, BestSoFar(folders.search, objective, len(folders.spec.seeds))
+
+    def remember(self, curves: Mapping[tuple[str, int], Mapping[int, float]]) -> None:
+        """Note what earlier calls of the search measured: value by epoch, by point and seed."""
+        self._best.remember(curves)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -34,7 +37,7 @@ class TrialLines(Callback):
         """Record a new best value while the search runs. A full disk or a damaged record does not end the search."""
         if METRIC in result:
             with suppress(OSError, DamagedRecordError):
-                self._best_so_far.update(self._folders.run_id(trial.config), trial.config, result[METRIC])
+                self._best.update(self._folders.place(trial.config), self._folders.point(trial.config), result[METRIC])
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Print the trial's values."""
@@ -46,9 +49,10 @@ class TrialLines(Callback):
         if FAILED in last:
             self._say(f"trial    {trial.trial_id} failed: {last[FAILED]} ({self._count()})")
         elif OUTCOME in last:
-            self._best = min((self._best, last[METRIC]), key=self._objective.key)
             label = "val" if name == VAL_TOP1 else name
-            reached = f"{label} {value_text(name, last[METRIC])}, best {value_text(name, self._best)} ({self._count()})"
+            # With several seeds the best is a mean, and there is none before all seeds of a point have a value.
+            best = "" if math.isnan(self._best.value) else f", best {value_text(name, self._best.value)}"
+            reached = f"{label} {value_text(name, last[METRIC])}{best} ({self._count()})"
             self._say(f"trial    {trial.trial_id} ends after epoch {Outcome.parse(last[OUTCOME]).epochs}: {reached}")
         else:
             self._say(f"trial    {trial.trial_id} pauses with a checkpoint")

@@ -51,17 +51,19 @@ def run_trials(
 
     scheduler = AskToEnd(make_rungs(study.spec, study.objectives), objective, folders.place, ask)
     scheduler.remember(ledger.curves())
+    lines = TrialLines(_runs_left(study, ledger), objective, say, folders)
+    lines.remember(ledger.curves())
     proposer, budget = Proposer(ledger, room, say), Budget(folder, study.spec)
-    left = None if config.trials is None else (config.trials - len(ledger.trials())) * len(study.spec.seeds)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, study=study), _beside_this_process()),
-        tune_config=tune.TuneConfig(search_alg=proposer, scheduler=scheduler, num_samples=-1),
+        # A trial's driver imports everything once: the next trial takes over its process.
+        tune_config=tune.TuneConfig(search_alg=proposer, scheduler=scheduler, num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder.path / "ray"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_STARTS_AGAIN),
-            callbacks=[TrialLines(left, objective, say, folders), _EndTrials(folders, proposer, budget)],
+            callbacks=[lines, _EndTrials(folders, proposer, budget)],
         ),
     )
     grace_seconds = study.spec.base.resources.grace_seconds
@@ -86,6 +88,11 @@ def run_trials(
             "finished, and the same command goes on with the others from their checkpoints",
             by=request.signal,
         )
+
+
+def _runs_left(study: Study, ledger: Ledger) -> int | None:
+    trials = study.spec.search.trials
+    return None if trials is None else (trials - len(ledger.trials())) * len(study.spec.seeds)
 
 
 def _beside_this_process() -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Serving: a run's best weights as a model to load elsewhere. Used in any process. Imports runs and models; no Ray."""
+"""Serving: a run's best weights in use. Used in any process; Ray only in predict and served."""

@@ -3,7 +3,7 @@
     artifacts/model/
       MLmodel               MLflow's description: flavors and signature
       weights.safetensors   weights under the names of `model.state_dict()`
-      spec.json             the run's spec, and the classes
+      spec.json             the run's spec, the classes, the temperature and the length of a clip
 
 `mlflow.pyfunc.load_model` loads it where starlab is installed. `load_model` below returns the torch module itself.
 """
@@ -31,7 +31,7 @@ from starlab.platform.runs.folder import MODEL, SPEC, RunFolder
 from starlab.platform.runs.provenance import package_versions
 from starlab.platform.runs.records import Result
 
-_WEIGHTS, _SPEC, _PAGE = "weights.safetensors", "spec.json", "MLmodel"
+WEIGHTS, ABOUT, _PAGE = "weights.safetensors", "spec.json", "MLmodel"
 
 
 def write_best_model(folder: RunFolder) -> None:
@@ -46,27 +46,28 @@ def write_best_model(folder: RunFolder) -> None:
         record(folder.path, "no_model", f"the best weights were never stored: {error}", step=result.best_step)
         return
     spec = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
-    write_model(target, spec, weights_to_evaluate(best.tensors), result.classes, best.step)
+    write_model(target, spec, weights_to_evaluate(best.tensors), result)
 
 
-def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], classes: tuple[str, ...], step: int) -> None:
+def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], result: Result) -> None:
     """Write an MLflow model into `folder`.
 
     Args:
         spec: Spec of the run.
         tensors: State dict of the model.
-        classes: Names of the classes, in the order of the logits.
-        step: Step of the checkpoint that the weights come from.
+        result: Result of the run: the classes in the order of the logits, the step of the weights, the temperature.
     """
     from mlflow.models import Model
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _WEIGHTS)
-    about = {"spec": spec.to_dict(), "classes": classes, "step": step}
-    (folder / _SPEC).write_text(json.dumps(about, indent=1, sort_keys=True))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    classes, step = result.classes, result.best_step
+    about = {"spec": spec.to_dict(), "classes": classes, "step": step, "clip_frames": result.clip_frames}
+    about["temperature"] = result.calibration.temperature if result.calibration else None
+    (folder / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True))
     versions = package_versions()
     flavors = {
-        "starlab": {"weights": _WEIGHTS, "spec": _SPEC, "version": versions["starlab"]},
+        "starlab": {"weights": WEIGHTS, "spec": ABOUT, "version": versions["starlab"]},
         "python_function": {"loader_module": "starlab.platform.registry", "env": {}},
     }
     page = Model(signature=_signature(spec, len(classes)), flavors=flavors, metadata={"step": step, "torch": versions["torch"]})
@@ -118,10 +119,19 @@ def _signature(spec: Spec, classes: int) -> Any:
 
 def _local(uri: str) -> Path:
     for path in (Path(uri), Path(uri) / "artifacts" / MODEL):
-        if (path / _SPEC).is_file() and (path / _WEIGHTS).is_file():
+        if (path / ABOUT).is_file() and (path / WEIGHTS).is_file():
             return path
     if not uri.startswith(("models:", "runs:")):
         raise UserError(f"no model at {uri}: give a finished run's folder, models:/NAME/VERSION or runs:/ID/{MODEL}")
+    return download(uri)
+
+
+def download(uri: str) -> Path:
+    """Download a model from "models:/NAME/VERSION", "models:/NAME@ALIAS" or "runs:/ID/model". Returns its local folder.
+
+    Raises:
+        UserError: The tracking server has no such model.
+    """
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -132,8 +142,8 @@ def _local(uri: str) -> Path:
 
 
 def _read(path: Path) -> tuple[StarTransformer, dict[str, Any]]:
-    about: dict[str, Any] = json.loads((path / _SPEC).read_text())
-    spec = spec_from_dict(about["spec"], str(path / _SPEC))
+    about: dict[str, Any] = json.loads((path / ABOUT).read_text())
+    spec = spec_from_dict(about["spec"], str(path / ABOUT))
     model = StarTransformer(replace(spec.model, weights="none"))  # the file has the weights
-    load_state(model, load_file(path / _WEIGHTS))
+    load_state(model, load_file(path / WEIGHTS))
     return model.eval(), about

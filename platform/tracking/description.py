@@ -23,6 +23,7 @@ _FIXED_BY_DATA = ("model.num_classes", "model.num_joints", "model.max_bodies", "
 _PLACES = ("data.store", "data.source", "data.decode", "resources", "tracking", "train.profile")
 """Keys that do not change what a run learns. They are in its command and not in its name."""
 _NAME_CHARACTERS = 120
+_DIGESTS = ("train.init_digest", "train.extends")
 _MAIN_PARTS = ("train", "validation", "test")
 
 
@@ -43,7 +44,8 @@ def run_name(folder: RunFolder) -> str:
     changes = _changes(spec)
     if changes is None:
         return info.run_id
-    named = {key: value for key, value in changes.items() if not _is_place(key) and not key.startswith("space.")}
+    unnamed = ("space.", *_DIGESTS)
+    named = {key: value for key, value in changes.items() if not _is_place(key) and not key.startswith(unnamed)}
     sections = sorted(named, key=lambda key: key.startswith("data."))  # what is compared most often stands first
     name = " ".join(filter(None, [info.experiment, _short({key: named[key] for key in sections})]))
     return name if len(name) <= _NAME_CHARACTERS else f"{name[: _NAME_CHARACTERS - 2]} …"
@@ -60,8 +62,10 @@ def command(folder: RunFolder) -> str:
     changes = None if info.parent else _changes(spec)
     if changes is None:
         return shlex.join(["starlab", verb, str(folder.artifacts / "spec.yaml")])
+    changes.pop("train.extends", None)  # set by the option
+    extend = ["--extend", info.tags["starlab.extends"]] if "starlab.extends" in info.tags else []
     overrides = [f"{key}={_yaml(value)}" for key, value in changes.items()]
-    return shlex.join(["starlab", verb, info.experiment, *overrides])
+    return shlex.join(["starlab", verb, info.experiment, *overrides, *extend])
 
 
 def description_tags(folder: RunFolder) -> dict[str, str]:

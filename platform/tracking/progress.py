@@ -13,6 +13,7 @@ from starlab.platform.runs.background import Background
 from starlab.platform.runs.journal import FILE, Point, PointFollower
 
 _READ_SECONDS = 0.5
+_STILL_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Status:
     """Newest value of each metric in the journal."""
     seconds_left: float | None
     """Estimate from the speed since this process began to follow the run; None until the speed is known."""
+    seconds_still: float = 0.0
+    """Time since the newest point. An evaluation, a restart or a lost node takes longer than a few steps."""
 
 
 class JournalFollower:
@@ -40,10 +43,12 @@ class JournalFollower:
         self._total_steps, self._epochs = total_steps, epochs
         self._latest: dict[str, Point] = {}
         self._first: tuple[int, float] | None = None
+        self._newest_at = time.monotonic()
 
     def new_points(self) -> Iterator[Point]:
         """Return the points written since the last call, in order. `status` counts those that have been taken."""
         for point in self._points.new_points():
+            self._newest_at = time.monotonic()
             self._latest[point.key] = point
             if self._first is None:
                 self._first = (point.step, time.monotonic())
@@ -55,9 +60,17 @@ class JournalFollower:
             return None
         step, left = self._latest[names.TRAIN_LOSS].step, None
         if self._first and step > self._first[0]:
-            left = (time.monotonic() - self._first[1]) / (step - self._first[0]) * (self._total_steps - step)
+            left = (self._newest_at - self._first[1]) / (step - self._first[0]) * (self._total_steps - step)
         value = {key: point.value for key, point in self._latest.items()}
-        return Status(step, self._total_steps, self._epochs * step / self._total_steps, self._epochs, value, left)
+        return Status(
+            step,
+            self._total_steps,
+            self._epochs * step / self._total_steps,
+            self._epochs,
+            value,
+            left,
+            time.monotonic() - self._newest_at,
+        )
 
 
 class Progress:
@@ -104,7 +117,9 @@ def status_line(status: Status, epoch_ended: bool) -> str:
     else:
         parts.append(f"loss {value[names.TRAIN_LOSS]:.3f}")
     parts.append(f"{value[names.CLIPS_PER_SECOND]:.0f} clips/s  waiting for data {value[names.DATA_WAIT]:.0%}")
-    if status.seconds_left is not None:
+    if not epoch_ended and status.seconds_still > _STILL_SECONDS:
+        parts.append(f"no further step for {duration(status.seconds_still)}")
+    elif status.seconds_left is not None:
         parts.append(f"{duration(status.seconds_left)} left")
     return "train    " + "  ".join(parts)
 

@@ -28,7 +28,7 @@ from starlab.pipelines.stream import StreamLimits, eval_batches
 from starlab.platform.cluster.device import check_device
 from starlab.platform.errors import StopRunError
 from starlab.platform.recipe.metrics import Evaluation, softmax
-from starlab.platform.recipe.precision import AUTOCAST
+from starlab.platform.recipe.precision import AUTOCAST, set_gpu_arithmetic
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
 from starlab.platform.recipe.transfers import Download, Uploads
@@ -50,12 +50,13 @@ class Predictor:
     batch: int
     """Number of clips per batch on each rank."""
     autocast: torch.dtype | None
+    upload: Uploads
 
     @classmethod
     def of(cls, task: TrainTask | EvaluationTask, ranks: Ranks, device: torch.device, precision: str) -> Predictor:
         """Create the predictor of a task, with batches of twice a rank's share of a training step."""
         batch = max(1, 2 * task.spec.train.global_batch // ranks.world)
-        return cls(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[precision])
+        return cls(task.source, task.spec.data, ranks, device, task.limits, batch, AUTOCAST[precision], Uploads(device))
 
     @torch.no_grad()
     def predict(self, model: nn.Module, clips: tuple[int, ...], times: int = 1, places: int = 1) -> Evaluation:
@@ -72,7 +73,7 @@ class Predictor:
         """
         was_training = model.training
         model.eval()
-        upload, scores = Uploads(self.device), deque[Download]()
+        scores = deque[Download]()
         positions, labels, indices, logits = [], [], [], []
         unreadable: list[tuple[str, str]] = []
         plan = EvalPlan(clips, self.ranks.rank, self.ranks.world, times, places)
@@ -81,7 +82,7 @@ class Predictor:
             if not len(loaded.labels):
                 continue
             ordered, bodies = loaded.by_bodies()
-            inputs = upload(ordered.frames), upload(ordered.joints), bodies
+            inputs = self.upload(ordered.frames), self.upload(ordered.joints), bodies
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 scores.append(Download(model(*inputs).float()))
             positions.append(ordered.positions)
@@ -100,13 +101,15 @@ class Evaluator:
     def __init__(self, task: TrainTask, ranks: Ranks, state: TrainingState, device: torch.device, writer: RunWriter) -> None:
         self._task, self._ranks, self._state, self._writer = task, ranks, state, writer
         self._predictor = Predictor.of(task, ranks, device, state.precision)
+        self.selection: Evaluation | None = None
+        """The newest evaluation of the selection part."""
 
     def evaluate_selection(self) -> tuple[dict[str, float], int]:
         """Evaluate the selection part. Returns its metrics and the number of its clips; ({}, 0) if nothing was held out."""
         if not self._task.selection:
             return {}, 0
         part = "test" if self._task.spec.data.select == "test" else "validation"
-        evaluation = self.evaluate(self._task.selection, part)
+        evaluation = self.selection = self.evaluate(self._task.selection, part)
         return evaluation.metrics(), len(evaluation.clips)
 
     def evaluate(
@@ -145,9 +148,12 @@ def evaluation_loop(config: dict[str, EvaluationTask]) -> None:
     task, context = config["task"], ray.train.get_context()
     device = ray.train.torch.get_device()
     check_device(device)
-    ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device)
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
     if device.type == "cpu":
         torch.set_num_threads(task.spec.resources.threads_per_worker)
+    else:
+        train = task.spec.train
+        set_gpu_arithmetic(task.precision, tf32=train.tf32, deterministic=train.deterministic)
     model = StarTransformer(replace(task.spec.model, weights="none"))  # the checkpoint has the weights
     load_state(model, weights_to_evaluate(find_checkpoint(task.folder.stored_checkpoints, task.step).tensors))
     evaluation = Predictor.of(task, ranks, device, task.precision).predict(model.to(device), task.clips, *task.views)

@@ -32,10 +32,12 @@ from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint
 from starlab.platform.runs.end_request import read_early_end
 from starlab.platform.runs.lease import check_fence
 from starlab.platform.runs.provenance import note_device
-from starlab.platform.runs.records import BadSteps, Result
+from starlab.platform.runs.records import BadSteps, Result, WorkerNodes
 from starlab.platform.runs.system_metrics import worker_metrics
+from starlab.platform.worker.calibration import calibrate, keep_validation, median_clip_frames
 from starlab.platform.worker.end_requests import why_to_end
 from starlab.platform.worker.evaluate import Evaluator
+from starlab.platform.worker.initial_weights import take_initial_weights
 from starlab.platform.worker.precision import agree_on_precision
 from starlab.platform.worker.predictions import write_predictions
 from starlab.platform.worker.run_writer import RunWriter
@@ -44,7 +46,8 @@ from starlab.platform.worker.step_timer import StepTimer
 from starlab.platform.worker.tasks import TrainTask
 from starlab.platform.worker.watchdog import Watchdog
 
-STEPS_AHEAD = {"cuda": 1}  # a GPU always has work if the host judges each step one step later
+STEPS_AHEAD = {"cuda": 1}
+"""Steps that the device may still be doing when the host judges, by device type, so that a GPU always has work. Else 0."""
 
 
 def train_loop(config: dict[str, TrainTask]) -> None:
@@ -52,9 +55,11 @@ def train_loop(config: dict[str, TrainTask]) -> None:
     context, task = ray.train.get_context(), config["task"]
     device = ray.train.torch.get_device()
     check_device(device)
-    ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device)
+    ranks = Ranks.of(context.get_world_rank(), context.get_world_size(), device, task.spec.resources.collective_seconds)
     check_fence(task.folder.path, task.fence)  # another process may own the run when Ray restarts a group
+    nodes = WorkerNodes(nodes=tuple(ranks.gather(ray.get_runtime_context().get_node_id())))
     if ranks.rank == 0:
+        task.folder.write(nodes)
         note_device(task.folder, ranks.world, device)
     watchdog = Watchdog(task.folder.path, ranks.rank, task.spec.resources.stuck_after_seconds)
     worker = _Worker(task, ranks, device, watchdog)
@@ -79,20 +84,18 @@ class _Worker:
         self.writer = RunWriter(task, ranks.rank)
         if device.type == "cpu":
             torch.set_num_threads(self.spec.resources.threads_per_worker)
-        low, high = rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)
-        self.clips_per_step = high - low
+        self.clips_per_step = len(range(*rank_slice(self.spec.train.global_batch, ranks.rank, ranks.world)))
         self.evaluate_at, self.checkpoint_at = self.steps.evaluations(), self.steps.checkpoints_between()
         self.last_evaluation: dict[str, float] = {}  # step and the selection's metrics
-        self.ending: str | None = None
-        """Why this rank wants the run to end. All ranks agree on it before the next step."""
+        self.ending: str | None = None  # why this rank wants the run to end; all ranks agree on it before the next step
         checkpoint = self._agree_on_checkpoint()
         # Started before the model is built, so that the first batch is ready when the model is.
         self.batches = self._stream(checkpoint.step if checkpoint else 0)
         torch.manual_seed(self.spec.train.seed)
         self.core = StarTransformer(self.spec.model).to(device)
-        self.precision = agree_on_precision(task, ranks, self.core, self.clips_per_step, device)
+        self.precision = agree_on_precision(task, ranks, device)
         self.core.register_forward_pre_hook(lambda *_: watchdog.beat())
-        self.state = TrainingState(self.core, self.spec.train, device, self.precision)
+        self.state = TrainingState(self.core, self.spec.train, device, self.precision, take_initial_weights(task, self.core))
         bad_steps = ranks.first(self.folder.read(BadSteps)) or BadSteps()
         self.state.guard.left_out, self.state.guard.rollbacks = set(bad_steps.left_out), bad_steps.rollbacks
         self.local = Sums.zero(device)  # this rank's sums since they were last folded into `pending`
@@ -121,8 +124,8 @@ class _Worker:
             self.profile.step()
             if self._is_logged(self.state.step) or self.state.step in self.checkpoint_at:
                 self._judge()  # which may go back to an earlier step
-            step, logged = self.state.step, self._is_logged(self.state.step)
-            if logged:
+            step = self.state.step
+            if logged := self._is_logged(step):
                 self._log_curve(timer)
                 timer.restart(step)
             if step in self.evaluate_at:
@@ -150,11 +153,11 @@ class _Worker:
         bad = self.optimization.apply()
         self.local.add(sums, unless=bad)
         state.guard.note(step, bad)
-        self._judge(but=STEPS_AHEAD.get(self.device.type, 0))
+        self._judge(except_last=STEPS_AHEAD.get(self.device.type, 0))
 
-    def _judge(self, but: int = 0) -> None:
-        """Wait until the device has done all steps but the last few, and act on those that were bad."""
-        for step, verdict in self.state.guard.verdicts(but):
+    def _judge(self, except_last: int = 0) -> None:
+        """Wait until the device has done all steps except the last few, and act on those that were bad."""
+        for step, verdict in self.state.guard.verdicts(except_last):
             if verdict is not Verdict.GOOD:
                 self.writer.bad_step(self.state.guard, step, verdict.value)
             if verdict in (Verdict.ROLL_BACK, Verdict.STOP):
@@ -221,6 +224,8 @@ class _Worker:
             state.best = self.last_evaluation if is_kept else {}
         elif is_kept and is_better(selected, state.best, self.spec.train.select_by):  # never one that is not on the disk
             state.best = self.last_evaluation
+        if self.ranks.rank == 0 and state.best is self.last_evaluation:
+            keep_validation(self.task, self.evaluator.selection)
         state.epoch.clear()
         points = {names.UNREADABLE_CLIPS: float(len(state.unreadable)), names.EPOCH: float(epoch)}
         if totals.clips:  # none where every step was left out
@@ -242,8 +247,7 @@ class _Worker:
             if state.best:  # otherwise no checkpoint was kept, so the last weights are used
                 tensors = find_checkpoint(self.folder.stored_checkpoints, step).tensors
                 self.core.load_state_dict(weights_to_evaluate(tensors))
-            views = self.spec.data.test_views
-            test = self.evaluator.evaluate(self.task.parts.test, "test", *views, averaged=bool(state.best))
+            test = self.evaluator.evaluate(self.task.parts.test, "test", *self.spec.data.test_views, averaged=bool(state.best))
             self.writer.points(state.step, {f"{names.TEST}{name}": value for name, value in test.metrics().items()})
             if self.ranks.rank == 0:
                 write_predictions(self.folder.artifacts / "predictions.parquet", test, self.task.source)
@@ -262,6 +266,8 @@ class _Worker:
                 test_clips=len(test.clips) if test else None,
                 confusion=test.confusion().tolist() if test else None,
                 unreadable=state.unreadable,
+                clip_frames=median_clip_frames(self.task),
+                calibration=calibrate(self.task, best, test) if self.ranks.rank == 0 else None,
                 not_official=not_official(self.spec.data.dataset, self.spec.data.protocol, self.task.source.clips),
             )
         )

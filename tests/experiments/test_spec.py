@@ -194,3 +194,29 @@ def test_a_flip_is_fine_where_no_class_names_a_side() -> None:
     assert spec.data.oversample == {"bowl": 2.5}
     assert spec_from_dict(spec.to_dict(), "stored") == spec
     assert load_spec("demo", ["data.oversample=balanced", "data.test_views=[5, 1]"]).data.test_views == (5, 1)
+
+
+def test_a_number_of_workers_may_be_a_range_which_is_stored_and_no_part_of_the_runs_identity() -> None:
+    spec = load_spec("demo", ["resources.workers={min: 2, max: 8}"])
+    assert (spec.resources.min_workers, spec.resources.max_workers) == (2, 8)
+    assert spec_from_dict(spec.to_dict(), "demo") == spec
+    assert spec.run_id("x") == load_spec("demo", ["resources.workers=2"]).run_id("x")
+    fixed = load_spec("demo", ["resources.workers=3"]).resources
+    assert (fixed.min_workers, fixed.max_workers) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ("{min: 3, max: 2}", "resources.workers.max is 2; it must be at least resources.workers.min, 3"),
+        ("{min: 0, max: 2}", "resources.workers.min is 0; it must be 1 or more"),
+        ("{min: 2, mox: 3}", "unknown key 'resources.workers.mox'; did you mean 'resources.workers.max'"),
+        ("{min: 2}", "resources.workers.max is missing"),
+        ("{min: a, max: 3}", "resources.workers.min is 'a'; it must be a valid integer"),
+        ("two", "resources.workers is 'two'; it must be a valid integer"),
+        ("{min: 2, max: 9}", "resources.workers is 9, above train.global_batch, 8"),
+    ],
+)
+def test_a_wrong_range_of_workers_is_named(workers: str, message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        load_spec("demo", [f"resources.workers={workers}"])

@@ -51,6 +51,7 @@ class Training:
 
     store: Path
     folder: Path
+    overrides: tuple[str, ...] = tuple(TINY)
 
     def spec(self, *overrides: str) -> Spec:
         return load_spec("demo", [*TINY, f"data.store={self.store}", *overrides])

@@ -164,3 +164,13 @@ def test_validation_clips_are_the_same_for_every_fraction_of_train():
 def test_a_fraction_of_train_outside_its_limits_is_an_error(fraction):
     with pytest.raises(ValueError, match=r"train_fraction must be in \(0, 1\]"):
         thin_train(split_rows([row(0, 0)], 0, 0), [row(0, 0)], fraction, 0)
+
+
+def test_an_official_validation_part_is_taken_and_nothing_is_drawn():
+    rows = [row(number, number % 2, ("train", "train", "validation", "test")[number % 4]) for number in range(40)]
+    parts = split_rows(rows, 0.1, 0)
+    assert [rows[index].split for index in parts.validation] == ["validation"] * 10
+    assert [rows[index].split for index in parts.train] == ["train"] * 20
+    assert split_rows(rows, 0.1, 5) == split_rows(rows, 0.4, 0) == parts
+    everything = split_rows(rows, 0, 0)
+    assert (len(everything.train), everything.validation, everything.test) == (30, (), parts.test)

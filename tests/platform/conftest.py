@@ -12,9 +12,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -29,11 +30,37 @@ class Head:
     token: str
     token_path: Path
     folder: Path
+    pid: int
 
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
-    """Four logical CPUs on ports and in a folder of its own; every process of it is gone afterwards."""
+    """A head for the tests of `submit` and `connect`."""
+    with run_head() as head:
+        yield head
+
+
+@pytest.fixture
+def family_of() -> Callable[[Head], list[psutil.Process]]:
+    """The processes of a head, by the head."""
+    return lambda head: head_family(head.pid, head.folder)
+
+
+@pytest.fixture
+def tls_head(tmp_path: Path) -> Iterator[Head]:
+    """A head whose gRPC is encrypted, with a certificate made as docs/security.md says."""
+    files = {"RAY_TLS_SERVER_CERT": "node.crt", "RAY_TLS_SERVER_KEY": "node.key", "RAY_TLS_CA_CERT": "ca.crt"}
+    text = (ROOT / "docs" / "security.md").read_text()
+    commands = text.partition("<!-- certificates -->\n```\n")[2].partition("```")[0]
+    assert commands
+    subprocess.run(["bash", "-ec", commands], cwd=tmp_path, check=True, capture_output=True)
+    with run_head({"RAY_USE_TLS": "1"} | {name: str(tmp_path / file) for name, file in files.items()}) as head:
+        yield head
+
+
+@contextlib.contextmanager
+def run_head(more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Head]:
+    """Run a head with four logical CPUs, on ports and in a folder of its own; every process of it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="rh", dir="/tmp"))  # short: Ray's sockets lie deep below it
     token = secrets.token_hex(32)
     token_path = folder / "token"
@@ -48,6 +75,10 @@ def ray_head() -> Iterator[Head]:
         "TMPDIR": str(folder),
         "STARLAB_TEST_HEAD": str(folder),
         "STARLAB_RUNS": str(folder / "runs-of-the-cluster"),
+        "RAY_enable_metrics_collection": "false",  # as every deployment sets them
+        "AUTOSCALER_METRIC_PORT": "-1",
+        "DASHBOARD_METRIC_PORT": "-1",
+        **more,
     }
     command = [
         sys.executable,
@@ -72,9 +103,9 @@ def ray_head() -> Iterator[Head]:
     try:
         url = f"http://127.0.0.1:{dashboard}"
         _wait_for(url, token, process, log)
-        yield Head(dashboard=url, gcs=f"127.0.0.1:{gcs}", token=token, token_path=token_path, folder=folder)
+        yield Head(dashboard=url, gcs=f"127.0.0.1:{gcs}", token=token, token_path=token_path, folder=folder, pid=process.pid)
     finally:
-        while family := _family(process.pid, folder):
+        while family := head_family(process.pid, folder):
             for member in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
@@ -103,7 +134,7 @@ def _wait_for(url: str, token: str, process: subprocess.Popen[bytes], log: Path)
     raise RuntimeError(f"the Ray head did not start:\n{log.read_text()}")
 
 
-def _family(pid: int, folder: Path) -> list[psutil.Process]:
+def head_family(pid: int, folder: Path) -> list[psutil.Process]:
     """The head's descendants, and who inherited its environment and lost its parent (some overwrite theirs)."""
     found = []
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
 
@@ -18,7 +21,7 @@ from starlab.platform.cluster.placement import Placement
 from starlab.platform.cluster.room import Demand, NoRoomError
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
-from starlab.platform.runs.end_request import clear_request, request_end
+from starlab.platform.runs.end_request import clear_request, read_request, request_end
 from starlab.platform.runs.events import read_events
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import EndRequest, Outcome, Result
@@ -40,6 +43,9 @@ class Story:
         self.folder, self.newest, self.waits = RunFolder(path), -1, list[Demand]()
         self.groups: list[tuple[int, Exception | str]] = []
         self.queued: list[bool] = []
+        self.sizes: list[int | None] = []
+        self.rooms: list[int] = []
+        self.fences: list[int] = []
         self.local, self.holds = False, True
         clear_request(self.folder)
         monkeypatch.setattr(attempt, "_fit", self._fit)
@@ -49,9 +55,19 @@ class Story:
         monkeypatch.setattr(attempt, "connect", lambda: SimpleNamespace(local=self.local))
         monkeypatch.setattr(attempt, "could_hold", lambda _: self.holds)
         monkeypatch.setattr(attempt, "wait_for_room", self._wait)
+        monkeypatch.setattr(attempt, "count_room", lambda _, at_most: min(at_most, self.rooms.pop(0)))
+        monkeypatch.setattr(
+            attempt, "place", lambda spec, _, share, workers=None: replace(PLACEMENT, workers=workers or 4, share=share)
+        )
+        monkeypatch.setattr(attempt, "watched", lambda *_: nullcontext())
 
-    def _fit(self, *_: Any) -> None:
+    def _fit(self, _: Any, task: Any, placement: Placement, __: Any) -> None:
         step, end = self.groups.pop(0)
+        self.sizes.append(placement.workers)
+        self.fences.append(getattr(task, "fence", 0))
+        if end == "resize":
+            request_end(self.folder, EndRequest(reason="there is room for more", signal=0, resize=True))
+            end = "preempted"
         self.newest = max(self.newest, step)
         if isinstance(end, Exception):
             raise end
@@ -70,7 +86,7 @@ class Story:
         self.groups = list(groups)
         spec, nothing = load_spec("demo", list(overrides)), cast("Any", None)
         task = TrainTask(spec, nothing, nothing, self.folder, PLACEMENT.limits, queues=queues, fence=1)
-        attempt.train_to_end(task, PLACEMENT, ())
+        attempt.train_to_end(task, PLACEMENT, (), lambda: self.fences[-1] + 1)
         assert self.groups == []
 
     def said(self, kind: str) -> list[str]:
@@ -166,7 +182,7 @@ def test_an_evaluation_that_waits_for_room_says_so(story: Story) -> None:
 def test_a_drained_node_of_a_cluster_is_replaced_and_the_run_goes_on(story: Story) -> None:
     story.holds = False
     story.train((4, "preempted"), (4, NO_ROOM), (9, "finished"))
-    assert len(story.waits) == 1
+    assert len(story.waits) == 2  # before the second group, which does not even try, and after Ray found no room for it
 
 
 def test_a_machine_that_goes_away_ends_the_run_that_has_no_other(story: Story) -> None:
@@ -184,3 +200,47 @@ def test_a_request_to_end_is_seen_while_no_worker_is_there_to_see_it(story: Stor
     with pytest.raises(RunPreemptedError, match="because the driver got SIGINT; the same command goes on") as ended:
         story.train((4, end))
     assert ended.value.exit_code == 130
+
+
+ELASTIC = ("resources.workers={min: 2, max: 4}",)
+
+
+def test_an_elastic_run_goes_on_with_as_many_workers_as_there_is_room_for(story: Story) -> None:
+    story.rooms = [4, 3, 4]
+    story.train((3, crash()), (6, "resize"), (9, "finished"), overrides=ELASTIC)
+    assert story.sizes == [4, 3, 4]
+    assert story.waits == []
+    assert story.said("workers") == [f"{workers} of 4 start (resources.workers.max; 2 at least)" for workers in (4, 3, 4)]
+    assert len(story.said("restarted")) == 1  # a resize is no failure
+
+
+def test_an_elastic_run_waits_for_its_smallest_number_only(story: Story) -> None:
+    story.rooms, story.holds = [4, 2], False
+    story.train((3, crash()), (9, "finished"), overrides=ELASTIC)
+    assert story.waits == [Demand(2)]
+    assert story.sizes == [4, 2]
+
+
+def test_a_request_to_resize_does_not_outlive_the_group_that_it_was_meant_for(story: Story) -> None:
+    request_end(story.folder, EndRequest(reason="there is room for more", signal=0, resize=True))
+    story.rooms = [4, 4]
+    story.train((3, crash()), (9, "finished"), overrides=ELASTIC)
+    assert read_request(story.folder) is None
+
+
+def test_a_request_of_the_user_ends_an_elastic_run(story: Story) -> None:
+    story.rooms = [4]
+    request_end(story.folder, EndRequest(reason="the driver got SIGTERM", signal=15))
+    with pytest.raises(RunPreemptedError):
+        story.train((4, "preempted"), overrides=ELASTIC)
+
+
+def test_a_killed_controller_of_ray_train_costs_a_restart(story: Story) -> None:
+    story.train((3, ActorDiedError()), (9, "finished"))
+    [line] = story.said("restarted")
+    assert line.startswith("Ray Train's controller: its process was killed or crashed")
+
+
+def test_workers_that_follow_on_failed_ones_have_a_fencing_number_of_their_own(story: Story) -> None:
+    story.train((3, crash()), (6, "preempted"), (9, "finished"))
+    assert story.fences == [1, 2, 2]  # a group that ended in order has nobody left who could write

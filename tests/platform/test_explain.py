@@ -17,8 +17,9 @@ from starlab.pipelines.sources import open_source
 from starlab.platform.errors import UserError
 from starlab.platform.explain import explain_run
 from starlab.platform.reports.attention import MODEL
-from starlab.platform.reports.explain_files import read_embedding, read_rollouts
+from starlab.platform.reports.explain_files import read_embedding, read_rollouts, read_untrained
 from starlab.platform.reports.report import report
+from starlab.platform.reports.untrained import changes
 from starlab.platform.runs.checkpoint import write_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import Result, RunInfo
@@ -82,6 +83,11 @@ def test_every_test_clip_has_a_rollout_by_pattern_and_the_report_draws_it(runs: 
     assert joints.sum() + clip["grid_share"] + clip["class_share"] == pytest.approx(1, abs=1e-4)
     frame = np.array(clip["frames"][MODEL])
     assert (joints.sum(axis=0) < frame + 1e-6).all()
+    assert found.untrained is not None
+    assert {len(values) for values in found.untrained.late.values()} == {5}
+    assert read_untrained(folder.artifacts) == found.untrained
+    for focus in found.focuses:  # the run was never trained itself
+        assert changes(focus, found.untrained) == ("no change shown", "no change shown")
     picture = cv2.imread(str(found.folder / "clip.jpg"))
     assert picture.shape == (4 * 115, 8 * 115, 3)  # two rows of frames, each above the importance of its places
     points = read_embedding(folder.artifacts)
@@ -90,6 +96,7 @@ def test_every_test_clip_has_a_rollout_by_pattern_and_the_report_draws_it(runs: 
     page = report(folder).read_text()
     assert "What the attention looks at" in page
     assert "data:image/jpeg" in page
+    assert "Untrained models of the same wiring are the control" in page
     assert folder.looks_at_test() == looks
 
 
@@ -99,6 +106,12 @@ def test_a_named_clip_is_drawn_and_an_unknown_one_refused(runs: Path) -> None:
     found = explain_run("small-1", clip=name, most_clips=4, runs=runs)
     assert found.clip.clip_id == name
     assert {focus.clips for focus in found.focuses} == {4}
+    assert found.untrained is not None
+    assert found.untrained.clips == 4
+    assert explain_run("small-1", clip=name, most_clips=4, untrained=0, runs=runs).untrained is None
+    assert read_untrained(RunFolder(runs / "small-1").artifacts) is None
+    with pytest.raises(UserError, match="--untrained is 1; it must be 0, or at least 2"):
+        explain_run("small-1", untrained=1, runs=runs)
     with pytest.raises(UserError, match=r"the test part has no clip 'nobody'; it has, for example, \d+"):
         explain_run("small-1", clip="nobody", runs=runs)
 

@@ -183,7 +183,7 @@ class Step:
         state, step = self.state, self.train_step
         sums = step.gradients(self.batch)
         state.guard.note(state.step, step.apply())
-        judged = state.guard.verdicts(but=0 if self.setup.loop == "waiting" else 1)
+        judged = state.guard.verdicts(except_last=0 if self.setup.loop == "waiting" else 1)
         self.dropped += sum(verdict is not Verdict.GOOD for _, verdict in judged)
         return sums.tensor[0]
 

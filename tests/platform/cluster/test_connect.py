@@ -255,9 +255,15 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_ray_accepts_cluster_yaml(config: dict[str, Any]) -> None:
     prepared = check(config)
-    worker = prepared["available_node_types"]["v100"]
-    assert worker["node_config"]["InstanceType"] == "p3.8xlarge"
-    assert worker["resources"] == {"CPU": 32, "GPU": 4, "accelerator_type:V100": 1}
+    types = prepared["available_node_types"]
+    for name in ("v100_spot", "v100_on_demand"):
+        assert types[name]["node_config"]["InstanceType"] == "p3.8xlarge"
+        assert types[name]["resources"] == {"CPU": 32, "GPU": 4, "accelerator_type:V100": 1}
+        assert "--gpus all" in types[name]["docker"]["worker_run_options"]
+    assert types["v100_spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in types["v100_on_demand"]["node_config"]
+    assert types["decode"]["resources"] == {"CPU": 32}
+    assert "docker" not in types["decode"]
     assert "GPU" not in prepared["available_node_types"]["head"]["resources"]
 
 
@@ -268,7 +274,7 @@ def test_none_of_rays_default_commands_is_left(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "key"), [((), "setup_comands"), (("available_node_types", "v100"), "resource"), (("docker",), "images")]
+    ("place", "key"), [((), "setup_comands"), (("available_node_types", "v100_spot"), "resource"), (("docker",), "images")]
 )
 def test_ray_refuses_an_unknown_key_of_cluster_yaml(config: dict[str, Any], place: tuple[str, ...], key: str) -> None:
     part = config

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from starlab.experiments.spec import load_spec
+from starlab.pipelines.stream import StreamLimits
 from starlab.platform.cluster import room
 from starlab.platform.cluster.connect import Cluster
-from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, wait_for_room
+from starlab.platform.cluster.placement import Placement, demand_of
+from starlab.platform.cluster.room import Demand, NoRoomError, could_hold, groups_that_fit, wait_for_room
 
 CLUSTER = Cluster(local=False, nodes=2, cpus=4.0, gpus=0.0, accelerators=())
 
@@ -86,7 +90,13 @@ def test_the_wait_says_what_it_waits_for_and_ends_with_the_room(
     log, said = waiting(100), list[str]()
     assert wait_for_room(Demand(2), timeout_seconds=3600, say=said.append) == CLUSTER
     assert log == ["reserved 2", "removed"]
-    assert said == ["waiting for 2 × {CPU: 1}; the cluster has 2 nodes with 4 CPUs and 0 GPUs: that is too few"] * 3
+    assert len(said) == 4  # after 5 s, then every 30 s
+    [line] = set(said)
+    assert re.fullmatch(
+        r"waiting for 2 × \{CPU: 1\}; the cluster has 2 nodes with 4 CPUs and 0 GPUs: that is too few; "
+        r"at \d\d:\d\d:\d\d it gives up \(resources.wait_for_room_seconds\)",
+        line,
+    )
 
 
 def test_the_wait_is_bounded_and_names_the_setting(waiting: Callable[..., Any], nodes: Callable[..., None]) -> None:
@@ -126,3 +136,19 @@ def test_what_the_check_raises_ends_the_wait_and_leaves_nothing_reserved(
     with pytest.raises(KeyboardInterrupt):
         wait_for_room(Demand(2), timeout_seconds=20, check=asked)
     assert log == ["reserved 2", "removed"]
+
+
+def test_the_groups_of_a_run_on_gpus_are_counted_by_gpus_and_several_runs_need_a_multiple(nodes: Callable[..., None]) -> None:
+    spec = load_spec("penn_action")  # four workers of a GPU each, and no word on CPUs
+    node = {"CPU": 2.0, "GPU": 4.0, "accelerator_type:V100": 1.0}
+    nodes(node, node, {"CPU": 64.0})
+    assert groups_that_fit(demand_of(spec)) == 2
+    assert could_hold(demand_of(spec, groups=2))
+    assert not could_hold(demand_of(spec, groups=3))
+
+
+def test_every_count_of_room_takes_the_same_resources_of_a_spec() -> None:
+    spec = load_spec("demo", ["resources.workers=3", "resources.cpus_per_worker=2"])
+    limits = StreamLimits(cpus=1.0, cpus_per_task=0.25, object_store_bytes=10**8, threads=1)
+    assert demand_of(spec) == demand_of(spec, Placement(2.0, limits)) == Demand(3, cpus_per_worker=2.0)
+    assert demand_of(spec, groups=2) == Demand(6, cpus_per_worker=2.0)

@@ -26,9 +26,13 @@ from hypothesis import strategies as st
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from starlab.experiments.catalog import SpecError
+from starlab.platform.cluster import job_client, job_log
 from starlab.platform.cluster import submit as submit_module
 from starlab.platform.cluster.dashboard import Dashboard, find_dashboard
+from starlab.platform.cluster.jobs import list_jobs, show_log, stop_job
+from starlab.platform.cluster.shipping import ship_files
 from starlab.platform.cluster.submit import JobRequest, submit
+from starlab.platform.cluster.verbs import VERBS, with_absolute_paths
 from starlab.platform.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
@@ -52,6 +56,48 @@ def head(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> Head:
     """The head, with its token set for the test."""
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_head.token_path))
     return ray_head
+
+
+SECRETS = """
+import json, os, sys
+import ray
+from starlab.platform.cluster.connect import connect
+from starlab.platform.cluster.job_secrets import open_secrets
+
+def password():
+    return os.environ.get("MLFLOW_TRACKING_PASSWORD"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+
+open_secrets()  # what the command line does first
+connect()
+expected = ("hunter" + "2-of-here", "key-of" + "-the-store")
+print("FOUND", [password() == expected, ray.get(ray.remote(password).remote()) == expected])
+"""
+
+
+@pytest.mark.slow
+def test_a_secret_reaches_the_job_and_its_workers_and_nothing_shows_it(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "look.py").write_text(SECRETS)
+    (tmp_path / "key").write_text("key-of-the-store\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-of-here")
+    request = JobRequest(
+        arguments=["train", "demo"],
+        secrets=["MLFLOW_TRACKING_PASSWORD", f"AWS_SECRET_ACCESS_KEY={tmp_path / 'key'}"],
+        files=[Path("look.py")],
+        submission_id="secrets",
+        module="look",
+    )
+    assert submit(request, address=head.dashboard) == 0
+    assert "FOUND [True, True]" in capsys.readouterr().out
+    paths = [f"{before}/secrets{after}" for before in ("jobs", "api/jobs") for after in ("", "/logs")]
+    for path in [*paths, "api/jobs/", "api/v0/jobs", "api/v0/actors?detail=1", "api/v0/runtime_envs", "nodes?view=details"]:
+        assert "hunter2-of-here" not in (answer := ask_dashboard(head, path)), path
+        assert "key-of-the-store" not in answer, path
+    for file in (path for path in head.folder.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000):
+        content = file.read_bytes()  # logs, and the job's own files on the node
+        assert b"hunter2-of-here" not in content, file
+        assert b"key-of-the-store" not in content, file
 
 
 PROBE = """
@@ -126,7 +172,7 @@ def test_a_job_gets_the_arguments_the_experiment_the_environment_and_the_code_of
     ):
         assert "hunter2" not in ask_dashboard(head, path)
     with pytest.raises(UserError, match="already knows a job probe; give another --id"):
-        submit(JobRequest(arguments=["train"], submission_id="probe"), address=head.dashboard)
+        submit(JobRequest(arguments=["train", "demo"], submission_id="probe"), address=head.dashboard)
 
 
 def ask_dashboard(head: Head, path: str) -> str:
@@ -143,7 +189,7 @@ def test_a_job_that_meets_a_users_mistake_ends_with_2_and_runs_default_to_those_
     head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mistake.py").write_text("import os, sys; print('runs:', os.environ['STARLAB_RUNS']); sys.exit(2)")
-    code = submit(JobRequest(arguments=["train"], files=[Path("mistake.py")], module="mistake"), address=head.dashboard)
+    code = submit(JobRequest(arguments=["train", "demo"], files=[Path("mistake.py")], module="mistake"), address=head.dashboard)
     printed = capsys.readouterr().out
     assert code == 2
     assert f"runs: {head.folder}/runs-of-the-cluster\n" in printed
@@ -158,9 +204,12 @@ def test_the_log_comes_as_it_is_written_and_ctrl_c_leaves_the_job_running_and_sa
     program = f"""
 import signal, sys
 from pathlib import Path
+from starlab.platform.cluster.jobs import list_jobs, show_log, stop_job
+from starlab.platform.cluster.shipping import ship_files
 from starlab.platform.cluster.submit import JobRequest, submit
+from starlab.platform.cluster.verbs import VERBS, with_absolute_paths
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
-request = JobRequest(arguments=["train"], files=[Path("wait.py")], submission_id="waits", module="wait")
+request = JobRequest(arguments=["train", "demo"], files=[Path("wait.py")], submission_id="waits", module="wait")
 sys.exit(submit(request, address="{head.dashboard}"))
 """
     terminal = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -178,16 +227,24 @@ sys.exit(submit(request, address="{head.dashboard}"))
     assert errors == ""
     assert client.get_job_status("waits") == JobStatus.RUNNING
     stop = next(line.split("stop it:")[1] for line in rest.splitlines() if "stop it:" in line)
-    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
-    assert stop.split()[:4] == ["RAY_AUTH_MODE=token", "ray", "job", "stop"]
-    said = subprocess.run(["env", "RAY_AUTH_MODE=token", *ray_command, *stop.split()[2:]], capture_output=True, check=False)
+    assert stop.split() == ["starlab", "stop", "--address", head.dashboard, "waits"]
+    said = subprocess.run(
+        [sys.executable, "-m", "starlab.platform.cli", *stop.split()[1:]], capture_output=True, text=True, check=False
+    )
     assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("Asked waits to end; it has about 60 s for its checkpoint\n")
+    assert said.stdout.endswith("waits: stopped\n")
     assert client.get_job_status("waits") == JobStatus.STOPPED
+    listed = {job.id: job for job in list_jobs(address=head.dashboard)}
+    assert (listed["waits"].status, listed["waits"].command) == ("stopped", "train demo")
+    assert stop_job("wai", address=head.dashboard) == 0  # the beginning of its name; it has ended
+    with pytest.raises(UserError, match=r"has no job nix; it has .*waits"):
+        show_log("nix", address=head.dashboard)
 
 
 def test_without_a_token_the_head_refuses_and_the_message_says_where_tokens_lie(ray_head: Head) -> None:
     with pytest.raises(UserError, match=r"asks for its token and there is none here: put it into ~/\.ray/auth_token"):
-        submit(JobRequest(arguments=["train"]), address=ray_head.dashboard)
+        submit(JobRequest(arguments=["train", "demo"]), address=ray_head.dashboard)
 
 
 def test_a_wrong_token_is_refused_and_the_message_says_where_it_came_from(
@@ -195,7 +252,7 @@ def test_a_wrong_token_is_refused_and_the_message_says_where_it_came_from(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
     with pytest.raises(UserError, match="refuses the token from RAY_AUTH_TOKEN: ask its owner"):
-        submit(JobRequest(arguments=["train"]), address=ray_head.dashboard)
+        submit(JobRequest(arguments=["train", "demo"]), address=ray_head.dashboard)
 
 
 def test_the_token_is_looked_for_where_ray_looks_for_it(ray_head: Head, tmp_path: Path) -> None:
@@ -204,12 +261,13 @@ def test_the_token_is_looked_for_where_ray_looks_for_it(ray_head: Head, tmp_path
     assert find_dashboard(f"{ray_head.dashboard}/") == Dashboard(
         address=ray_head.dashboard, headers={"Authorization": f"Bearer {ray_head.token}"}
     )
+    assert find_dashboard(ray_head.dashboard).token == ray_head.token
 
 
 def test_a_token_file_that_is_named_and_missing_is_not_passed_over(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "nowhere")
     with pytest.raises(UserError, match="RAY_AUTH_TOKEN_PATH is nowhere, which cannot be read"):
-        submit(JobRequest(arguments=["train"]), address=ray_head.dashboard)
+        submit(JobRequest(arguments=["train", "demo"]), address=ray_head.dashboard)
 
 
 class Server(ThreadingHTTPServer):
@@ -217,14 +275,18 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, status: int, body: bytes) -> None:
         self.tokens: list[str | None] = []
+        self.methods: set[str] = set()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                server.methods.add(self.command)
                 server.tokens.append(self.headers.get("Authorization"))
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_POST = do_PUT = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -261,7 +323,7 @@ def test_a_cluster_elsewhere_without_a_token_is_refused_unless_told_otherwise_an
         find_dashboard(elsewhere)
     assert find_dashboard(elsewhere, insecure=True) == Dashboard(address=elsewhere, headers={})
     assert find_dashboard(f"127.0.0.1{port}").headers == {}
-    assert server.tokens == [None, None, None]
+    assert set(server.tokens) == {None}
 
 
 def test_a_proxy_does_not_stand_between_us_and_a_dashboard_on_this_machine(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,20 +377,62 @@ def test_a_variable_that_ray_would_obey_instead_of_the_option_is_named(monkeypat
         ({"submission_id": "a/b"}, "--id is 'a/b'"),
         ({"environment": ["STARLAB_NOT_SET"]}, "--env STARLAB_NOT_SET: it is not set here"),
         ({"environment": ["RAY_AUTH_TOKEN=x"]}, "the dashboard shows a job's environment"),
+        ({"arguments": ["compare", "demo"]}, "'compare' is not a command that can be submitted; these are: train, search"),
+        ({"arguments": ["prepare", "penn-action", "data"]}, "'prepare penn-action data' lacks arguments"),
+        ({"secrets": ["STARLAB_NOT_SET"]}, "--secret STARLAB_NOT_SET: it is not set here"),
+        ({"secrets": ["PASSWORD=hunter2"]}, "--secret PASSWORD=…: what follows = must be the name of a file"),
+        ({"secrets": ["RAY_AUTH_TOKEN"]}, "the cluster has its token already"),
         ({"environment": ["MLFLOW_TRACKING_PASSWORD=hunter2"]}, "--env MLFLOW_TRACKING_PASSWORD: the dashboard shows"),
         ({"environment": ["DATABASE=postgresql://me:hunter2@host/db"]}, "--env DATABASE: the dashboard shows"),
-        ({"arguments": ["train", "tracking.uri=http://me:hunter2@host"]}, r"tracking.uri=http://me:\*\*\*@host: the dashboard"),
+        (
+            {"arguments": ["train", "demo", "tracking.uri=http://me:hunter2@host"]},
+            r"tracking.uri=http://me:\*\*\*@host: the dashboard",
+        ),
     ],
 )
 def test_a_mistake_in_the_options_is_found_before_any_cluster_is_asked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
-        submit(JobRequest(**{"arguments": ["train"]} | options), address="127.0.0.1:1")
+        submit(JobRequest(**{"arguments": ["train", "demo"]} | options), address="127.0.0.1:1")
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["train", "dmo"], "did you mean 'demo'"), (["search", "demo_search", "search.trails=2"], "did you mean 'search.trials'")],
+)
+def test_a_mistake_in_the_experiment_is_found_before_any_cluster_is_asked(arguments: list[str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        submit(JobRequest(arguments=arguments), address="127.0.0.1:1")
+
+
+def test_a_secret_is_refused_where_a_cluster_asks_for_no_token(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "hunter2")
+    port, _ = serve(200, version_answer())
+    with pytest.raises(UserError, match=r"--secret PGPASSWORD: the cluster at .* asks for no token"):
+        submit(JobRequest(arguments=["train", "demo"], secrets=["PGPASSWORD"]), address=f"127.0.0.1{port}")
+
+
+def test_another_minor_version_of_python_is_refused_before_anything_is_sent(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.loads(version_answer()) | {"data": {"pythonVersion": "3.9.1"}}
+    port, server = serve(200, json.dumps(body).encode())
+    with pytest.raises(UserError, match=r"runs Python 3\.9\.1, and starlab here Python 3"):
+        submit(JobRequest(arguments=["train", "demo"]), address=f"127.0.0.1{port}")
+    assert server.methods == {"GET"}
+
+
+def test_the_paths_of_prepare_mean_this_folder_and_values_of_options_stay(tmp_path: Path) -> None:
+    arguments = ["prepare", "ntu60", "raw", "--shard", "32", "--retry", "~/store", "--max-bad=0.1"]
+    expected = ["prepare", "ntu60", f"{tmp_path}/raw", "--shard", "32", "--retry", f"{tmp_path}/store", "--max-bad=0.1"]
+    assert with_absolute_paths(arguments, VERBS["prepare"]) == expected
+    assert with_absolute_paths(["prepare", "ntu60", "/raw", "s3://bucket/x"], VERBS["prepare"])[3] == "s3://bucket/x"
+    assert with_absolute_paths(["train", "demo", "data.store=x"], VERBS["train"])[2] == f"data.store={tmp_path}/x"
 
 
 def ship(arguments: list[str], folder: Path, files: tuple[Path, ...] = ()) -> list[str]:
     folder.mkdir()
-    return submit_module._ship_files(arguments, files, folder)
+    return ship_files(arguments, files, folder)
 
 
 def test_an_experiment_keeps_its_place_below_the_working_folder_and_one_from_elsewhere_goes_to_its_top(
@@ -393,8 +497,8 @@ def test_however_often_the_connection_breaks_the_log_is_printed_once(log: str, d
     cuts = data.draw(st.lists(st.lists(st.integers(0, len(log)), max_size=5), min_size=1, max_size=5))
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
-        assert submit_module._follow(Client(log, cuts), "job", DASHBOARD) == 0
+        patch.setattr(job_log, "_RETRY_SECONDS", 0.0)
+        assert job_log.follow(Client(log, cuts), "job", DASHBOARD) == 0
     assert printed.getvalue() == f"{log}job: succeeded\n"
 
 
@@ -412,20 +516,20 @@ def test_however_often_the_connection_breaks_the_log_is_printed_once(log: str, d
 def test_the_jobs_outcome_becomes_the_exit_code_and_what_the_log_cannot_tell_is_told(
     info: dict[str, Any], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert submit_module._follow(Client("", [[0]], **info), "job", DASHBOARD) == code
+    assert job_log.follow(Client("", [[0]], **info), "job", DASHBOARD) == code
     told = capsys.readouterr().err
     assert told == ("said Ray\n" if code and info["driver_exit_code"] is None else "")
 
 
 def test_a_cluster_that_stays_away_is_given_up_with_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(job_log, "_RETRY_SECONDS", 0.0)
     client = Client("log", [[1, 1]] * 100)  # a log that is only repeated does not count as progress
-    with pytest.raises(RunFailedError, match=r"job may still run there\n  follow it: ray job logs --follow"):
-        submit_module._follow(client, "job", DASHBOARD)
+    with pytest.raises(RunFailedError, match=r"job may still run there\n  follow it: starlab logs --address"):
+        job_log.follow(client, "job", DASHBOARD)
 
 
 def test_a_silent_connection_is_replaced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(submit_module, "_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(job_log, "_SILENCE_SECONDS", 0.05)
     connections = iter(range(2))
 
     class Silent(Client):
@@ -436,23 +540,23 @@ def test_a_silent_connection_is_replaced(monkeypatch: pytest.MonkeyPatch, capsys
             yield "after\n"
 
     begun = time.monotonic()
-    assert submit_module._follow(Silent("", [[0]]), "job", DASHBOARD) == 0
+    assert job_log.follow(Silent("", [[0]]), "job", DASHBOARD) == 0
     assert capsys.readouterr().out == "before after\njob: succeeded\n"
     assert time.monotonic() - begun < 500  # it did not wait the silence out
 
 
 def test_a_log_that_cannot_be_had_any_more_does_not_hide_how_the_job_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(job_log, "_RETRY_SECONDS", 0.0)
 
     class Lost(Client):
         def get_job_status(self, job: str) -> JobStatus:
             return JobStatus.FAILED
 
-    assert submit_module._follow(Lost("log", [[]] * 100, driver_exit_code=2, status=JobStatus.FAILED), "job", DASHBOARD) == 2
+    assert job_log.follow(Lost("log", [[]] * 100, driver_exit_code=2, status=JobStatus.FAILED), "job", DASHBOARD) == 2
 
 
 def test_a_head_whose_agent_is_not_up_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(job_log, "_RETRY_SECONDS", 0.0)
     answers = iter([RuntimeError("No available agent to submit job"), None])
 
     class Starting(Client):
@@ -460,9 +564,9 @@ def test_a_head_whose_agent_is_not_up_yet_is_asked_again(monkeypatch: pytest.Mon
             if answer := next(answers):
                 raise answer
 
-    submit_module._hand_over(Starting("", [[0]]), {"submission_id": "job"}, DASHBOARD)
+    job_client.send_job(Starting("", [[0]]), {"submission_id": "job"}, DASHBOARD)
     assert next(answers, "none left") == "none left"
-    monkeypatch.setattr(submit_module, "_AGENT_SECONDS", -1.0)
+    monkeypatch.setattr(job_client, "_AGENT_SECONDS", -1.0)
     answers = iter([RuntimeError("No available agent to submit job")])
     with pytest.raises(RunFailedError, match="another Ray on that machine holds its port"):
-        submit_module._hand_over(Starting("", [[0]]), {"submission_id": "job"}, DASHBOARD)
+        job_client.send_job(Starting("", [[0]]), {"submission_id": "job"}, DASHBOARD)

@@ -55,7 +55,7 @@ def test_noted_steps_are_judged_in_order_up_to_the_last_few_and_forgotten_by_a_r
     guard = LossGuard(TrainConfig(on_bad_loss="skip", max_bad_steps=1))
     for step in range(3):
         guard.note(step, torch.tensor(step > 0))
-    assert list(guard.verdicts(but=1)) == [(0, Verdict.GOOD), (1, Verdict.SKIP)]
+    assert list(guard.verdicts(except_last=1)) == [(0, Verdict.GOOD), (1, Verdict.SKIP)]
     guard.note(3, torch.tensor(True))
     judged = []
     for step, verdict in guard.verdicts():

@@ -1,35 +1,19 @@
 import pytest
 import torch
 
-from starlab.platform.recipe import precision
 from starlab.platform.recipe.precision import choose_precision
 
-
-class Squares(torch.nn.Module):
-    """A small model with the inputs of the real one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(3, 3))
-
-    def forward(self, frames: torch.Tensor, joints: torch.Tensor) -> torch.Tensor:
-        return joints.flatten(0, -2) @ self.weight
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
-def test_a_cpu_without_bf16_units_uses_fp32_and_one_with_them_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, joints = torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), torch.ones(1, 2, 1, 5, 3)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert choose_precision(Squares(), frames, joints) == "fp32"
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 0), "fp16"), ((6, 1), "fp32")])
+def test_auto_is_the_fastest_precision_that_a_gpu_has_units_for(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_precision(GPU) == expected
+
+
+def test_auto_is_fp32_on_a_cpu_also_if_it_has_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    seconds = {None: 2.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(precision, "_seconds", lambda model, frames, joints, dtype: seconds[dtype])
-    assert choose_precision(Squares(), frames, joints) == "bf16"
-    seconds[torch.bfloat16] = 3.0
-    assert choose_precision(Squares(), frames, joints) == "fp32"
-
-
-def test_measuring_does_not_change_the_model() -> None:
-    model = Squares()
-    assert precision._seconds(model, torch.zeros(1), torch.ones(2, 3), torch.bfloat16) > 0
-    assert torch.equal(model.weight, torch.ones(3, 3))
+    assert choose_precision(CPU) == "fp32"

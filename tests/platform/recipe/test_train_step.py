@@ -129,6 +129,18 @@ def test_a_loss_that_is_not_finite_makes_the_step_bad_even_if_its_gradient_is_fi
     assert step.apply()
 
 
+def test_in_fp16_a_loss_that_is_not_finite_is_bad_at_once_and_changes_no_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, step = training(CONFIG, dataclasses.replace(MODEL, batch_norm="train"), precision="fp16")
+    move(state, step, 2)
+    before, scaler = {name: value.clone() for name, value in state.tensors().items()}, state.scaler.state_dict()
+    original = train_step.cross_entropy
+    monkeypatch.setattr(train_step, "cross_entropy", lambda *args, **options: original(*args, **options) * math.nan)
+    step.gradients(batch(state.step))
+    assert step.apply()
+    assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
+    assert state.scaler.get_scale() == scaler["scale"]
+
+
 @pytest.mark.parametrize("clip_norm", [1.0, None])
 def test_in_fp16_a_gradient_is_bad_if_no_loss_scale_makes_it_finite(clip_norm: float | None) -> None:
     state, step = training(dataclasses.replace(CONFIG, clip_norm=clip_norm), precision="fp16")
@@ -141,6 +153,7 @@ def test_in_fp16_a_gradient_is_bad_if_no_loss_scale_makes_it_finite(clip_norm: f
     assert bad == sorted(bad)  # first the scaler handles it by halving the scale, then the guard is asked
     assert all(bad[20:])
     assert not any(bad[:15])
+    assert state.scaler.get_scale() > 0.1  # bad steps do not halve it further
     assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
 
 

@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return compare(read_results(folders))
 
 
+DOCUMENT = r"""\documentclass{article}\usepackage{booktabs}\usepackage[margin=1cm,landscape]{geometry}
+\begin{document}\input{table.tex}\end{document}"""
 HOSTILE = r"50 % of <b>|x|</b> _a_ & $b$ #1 {c} ~ ^ \input{x} [red]"
 
 
@@ -104,3 +109,24 @@ def test_an_empty_column_is_left_out(comparison: Comparison) -> None:
     assert "paper" not in render(comparison, "markdown").split("\n\n")[1]
     with_paper = replace(comparison, rows=(replace(comparison.rows[0], paper=98.7), comparison.rows[1]))
     assert "98.7" in render(with_paper, "markdown")
+
+
+def test_latex_has_only_letters_that_it_knows_without_a_package(comparison: Comparison) -> None:
+    rows = (replace(comparison.rows[0], name="σ ≤ 2 × é, 中"), *comparison.rows[1:])
+    text = render(replace(comparison, rows=rows), "latex")
+    assert r"$\sigma$ $\leq$ 2 $\times$ é, [U+4E2D]" in text
+    assert not [letter for letter in text if letter > "\u017f"]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed (Debian: texlive-latex-recommended)")
+def test_latex_compiles(comparison: Comparison, hostile: Comparison, tmp_path: Path) -> None:
+    rows = (replace(hostile.rows[0], name=f"{HOSTILE} σ ≤ é 中"), *hostile.rows[1:])
+    for number, one in enumerate((comparison, replace(hostile, rows=rows))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "table.tex").write_text(render(one, "latex"))
+        (folder / "document.tex").write_text(DOCUMENT)
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False, errors="replace")
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert (folder / "document.pdf").stat().st_size > 5000

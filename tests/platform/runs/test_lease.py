@@ -105,3 +105,23 @@ def test_a_replaced_owner_does_not_renew_or_release_the_lease_of_the_new_one(tmp
     old.release()
     held = json.loads((tmp_path / lease.FILE).read_text())
     assert (held["fence"], held["released"]) == (2, False)
+
+
+def test_workers_with_the_number_before_can_write_no_more_when_the_driver_takes_the_next(tmp_path: Path) -> None:
+    with Lease.claim(tmp_path) as lease:
+        before = lease.fence
+        assert lease.advance() == lease.fence == before + 1
+        assert lease.holds()
+        check_fence(tmp_path, lease.fence)
+        with pytest.raises(LeaseLostError, match=f"ours was {before}"):
+            check_fence(tmp_path, before)
+    with Lease.claim(tmp_path) as following:  # it was released under its new number
+        assert following.fence == before + 2
+
+
+def test_a_lease_that_was_lost_does_not_advance(tmp_path: Path) -> None:
+    lease = Lease.claim(tmp_path, seconds=0.01)
+    lease._renewing.stop()
+    time.sleep(0.05)
+    with Lease.claim(tmp_path), pytest.raises(LeaseLostError):
+        lease.advance()

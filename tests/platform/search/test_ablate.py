@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -13,9 +15,10 @@ from typer.testing import CliRunner
 from starlab.experiments.ablation import AblationSpec, load_ablation
 from starlab.experiments.spec import SpecError
 from starlab.platform import cli
-from starlab.platform.ablation_summary import ablation_lines, forecast_lines, table_lines
+from starlab.platform.ablation_summary import ablation_lines, forecast_lines
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
+from starlab.platform.evaluation import one_run
 from starlab.platform.preflight import open_data
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, read_points
@@ -43,6 +46,11 @@ pytestmark = pytest.mark.timeout(600)
 
 def spec_of(seeds: int, *overrides: str) -> AblationSpec:
     return load_ablation("demo_temporal", [*SMALL, f"seeds={seeds}", *overrides])
+
+
+def rows_of(lines: list[str]) -> list[list[str]]:
+    """The words of each line of a table that starts with a row and the number of its footnote."""
+    return [line.split() for line in lines if re.match(r"\s*(none|sincos) \[\d\]", line)]
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +121,16 @@ def test_the_record_names_every_cell_and_the_table_has_a_line_per_row(ablated: t
     assert RunFolder(result.folder).require(AblationRecord) == result.record
     assert [(cell.row, cell.seed) for cell in result.record.cells] == [("none", 0), ("sincos", 0), ("none", 1), ("sincos", 1)]
     lines = ablation_lines(result)
-    assert [line.split()[0] for line in table_lines(result.record, result.runs)] == ["row", "none", "sincos"]
+    assert lines[0] == f"claim: {result.record.claim}"
+    values, costs = rows_of(lines)[:2], rows_of(lines)[2:]
+    assert sorted(line[0] for line in values) == sorted(line[0] for line in costs) == ["none", "sincos"]
+    assert [line[3] for line in values] == ["2", "2"]  # seeds, behind the key that the rows vary
+    assert [line for line in lines if line.startswith("sincos")]  # its verdict in a sentence
     assert f"compare    starlab compare {result.folder.name}" in lines
-    values = [RunFolder(result.runs / cell.folder).require(Result).test for cell in result.record.cells if cell.row == "none"]
-    mean = 50 * sum(test["top1"] for test in values if test)
-    assert f"{mean:.1f} ±" in lines[2]
+    tests = [RunFolder(result.runs / cell.folder).require(Result).test for cell in result.record.cells if cell.row == "none"]
+    mean = 50 * sum(test["top1"] for test in tests if test)
+    assert f"{mean:.2f}" in next(line for line in values if line[0] == "none")
+    assert not [line for line in lines if "no result yet" in line]
 
 
 def test_the_same_ablation_again_trains_nothing_and_more_seeds_only_the_rest(ablated: tuple[AblationResult, list[str]]) -> None:
@@ -128,7 +141,9 @@ def test_the_same_ablation_again_trains_nothing_and_more_seeds_only_the_rest(abl
     more = ablate(spec_of(3), rows=["sincos"], runs=result.runs)
     assert (more.folder, more.trained) == (result.folder, 1)
     assert len(more.record.cells) == 6
-    assert any("2 of 3" in line for line in table_lines(more.record, more.runs))
+    lines = ablation_lines(more)
+    assert "1 of 6 cells have no result yet" in lines
+    assert {line[0]: line[3] for line in rows_of(lines)[:2]} == {"none": "2", "sincos": "3"}
 
 
 def test_cells_of_another_code_are_refused_used_or_trained_again(
@@ -161,6 +176,32 @@ def test_cells_of_another_code_are_refused_used_or_trained_again(
     assert [one.folder for one in fresh.record.cells if one.row == "sincos"] == [
         one.folder for one in result.record.cells if one.row == "sincos"
     ]
+
+
+def test_a_run_that_train_makes_elsewhere_after_the_plan_becomes_the_cell(
+    ablated: tuple[AblationResult, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, spec = ablated[0].runs, spec_of(4)
+    run_cells = ablating.run_cells
+    mine: list[Path] = []
+
+    def train_first(*planned: Any) -> Ended:
+        cell = replace(spec.spec_of(spec.rows[1], 3), name="meanwhile")
+        mine.append(train(cell, runs=runs).folder)
+        return run_cells(*planned)
+
+    monkeypatch.setattr(ablating, "run_cells", train_first)
+    result = ablate(spec, rows=["sincos"], runs=runs)
+    [cell] = [cell for cell in result.record.cells if (cell.row, cell.seed) == ("sincos", 3)]
+    assert runs / cell.folder == mine[0]
+    assert not list((result.folder / "trials" / cell.run).glob("journal*"))
+    assert RunFolder(mine[0]).looks_at_test() == 1
+
+
+def test_an_ablation_is_not_evaluated_as_a_run(ablated: tuple[AblationResult, list[str]]) -> None:
+    result, _ = ablated
+    with pytest.raises(UserError, match=f"{result.folder.name} is an ablation of .* cells; name one of them, e.g. "):
+        one_run(result.runs, result.folder.name, lambda _: None)
 
 
 def test_a_metric_that_no_run_has_and_a_row_that_is_none_are_refused_before_anything_starts(tmp_path: Path) -> None:

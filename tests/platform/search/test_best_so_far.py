@@ -53,10 +53,10 @@ def points(search: RunFolder) -> list[tuple[str, int, float]]:
 def test_mlflow_has_the_best_value_and_trial_of_a_search_that_still_runs(tmp_path: Path) -> None:
     search = make_search(tmp_path)
     best = BestSoFar(search, OBJECTIVE)
-    best.update("t-1", {"train.lr": 0.001}, 0.4)
-    best.update("t-2", {"train.lr": 0.002}, 0.3)
-    best.update("t-2", {"train.lr": 0.002}, math.nan)
-    best.update("t-2", {"train.lr": 0.002}, 0.6)
+    best.update(("t-1", 0), {"train.lr": 0.001}, 0.4)
+    best.update(("t-2", 0), {"train.lr": 0.002}, 0.3)
+    best.update(("t-2", 0), {"train.lr": 0.002}, math.nan)
+    best.update(("t-2", 0), {"train.lr": 0.002}, 0.6)
     sync(search)
     run = MlflowClient(search.info.tracking_uri).get_run(search.read_json("mlflow.json")["run_id"])
     assert run.info.status == "RUNNING"
@@ -66,10 +66,10 @@ def test_mlflow_has_the_best_value_and_trial_of_a_search_that_still_runs(tmp_pat
 
 def test_a_search_that_goes_on_continues_its_curve_and_repeats_nothing(tmp_path: Path) -> None:
     search = make_search(tmp_path)
-    BestSoFar(search, OBJECTIVE).update("t-1", {}, 0.4)
+    BestSoFar(search, OBJECTIVE).update(("t-1", 0), {}, 0.4)
     again = BestSoFar(search, OBJECTIVE)
-    again.update("t-1", {}, 0.4)
-    again.update("t-3", {}, 0.5)
+    again.update(("t-1", 0), {}, 0.4)
+    again.update(("t-3", 0), {}, 0.5)
     assert points(search) == [("best/val_top1", 1, 0.4), ("best/val_top1", 2, 0.5)]
 
 
@@ -77,8 +77,29 @@ def test_the_best_value_of_an_objective_that_is_to_be_small_is_the_smallest_unde
     search = make_search(tmp_path)
     best = BestSoFar(search, Objective("val/loss", higher_is_better=False, metric="loss"))
     for value in (0.9, math.nan, 1.2, 0.7):
-        best.update("t-1", {}, value)
+        best.update(("t-1", 0), {}, value)
     assert points(search) == [("best/val_loss", 1, 0.9), ("best/val_loss", 2, 0.7)]
+
+
+def test_a_point_with_several_seeds_is_the_best_by_its_mean_and_not_by_its_luckiest_run(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    best = BestSoFar(search, OBJECTIVE, num_seeds=2)
+    best.update(("lucky", 0), {"train.lr": 0.1}, 0.9)
+    assert (points(search), math.isnan(best.value)) == ([], True)
+    best.update(("lucky", 1), {"train.lr": 0.1}, 0.3)
+    best.update(("steady", 0), {"train.lr": 0.2}, 0.7)
+    best.update(("steady", 1), {"train.lr": 0.2}, 0.7)
+    best.update(("steady", 1), {"train.lr": 0.2}, 0.5)  # a run counts by its best value, as at its end
+    assert points(search) == [("best/val_top1", 1, 0.6), ("best/val_top1", 2, 0.7)]
+    assert search.info.tags["starlab.best_trial"] == "steady: train.lr=0.2"
+
+
+def test_a_search_that_goes_on_knows_the_seeds_that_an_earlier_call_finished(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    best = BestSoFar(search, OBJECTIVE, num_seeds=2)
+    best.remember({("t-1", 0): {1: 0.2, 2: 0.4}})
+    best.update(("t-1", 1), {}, 0.6)
+    assert points(search) == [("best/val_top1", 1, 0.5)]
 
 
 def test_the_winner_and_its_look_at_test_are_recorded_once_and_another_winner_is_a_second_point(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +16,7 @@ import pytest
 
 from starlab.experiments.spec import load_spec
 from starlab.platform.cluster.connect import Cluster
+from starlab.platform.cluster.placement import demand_of
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs.end_request import read_request
@@ -22,7 +24,7 @@ from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.records import Outcome, Result, RunInfo
 from starlab.platform.search import cell_runs
-from starlab.platform.search.cell_runs import ATTEMPTS, Ended, demand_of, run_cells
+from starlab.platform.search.cell_runs import ATTEMPTS, Ended, run_cells
 from starlab.platform.search.cells import OpenData, PlannedCell
 from starlab.platform.trainer import RunRequest
 
@@ -76,9 +78,9 @@ class Stage:
             folder.path.mkdir(parents=True, exist_ok=True)
         return [PlannedCell(f"row {n}", 0, SPEC, data, folder, "new") for n, folder in enumerate(folders)]
 
-    def run(self, count: int = 4) -> Ended:
+    def run(self, count: int = 4, look_again: Callable[[PlannedCell], PlannedCell] = lambda cell: cell) -> Ended:
         self.by_row = {cell.row: cell.folder for cell in self.cells(count)}
-        return run_cells(self.cells(count), self.ablation, self.path, 20.0, self.said.append)
+        return run_cells(self.cells(count), self.ablation, self.path, 20.0, self.said.append, look_again)
 
     def _run(self, request: RunRequest, say: Callable[[str], None]) -> None:
         row = request.tags["starlab.row"]
@@ -226,3 +228,18 @@ def test_a_cell_on_gpus_needs_as_many_as_it_has_workers() -> None:
     demand = demand_of(load_spec("penn_action"))
     assert (demand.workers, demand.gpus_per_worker, demand.accelerator) == (4, 1, "V100")
     assert demand_of(SPEC).bundle == {"CPU": 1.0}
+
+
+def test_a_cell_that_another_process_finished_elsewhere_after_the_plan_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path, monkeypatch, fits=1)
+    elsewhere = RunFolder(tmp_path / "mine-00000002")
+
+    def look_again(cell: PlannedCell) -> PlannedCell:
+        return replace(cell, folder=elsewhere, state="finished") if cell.row == "row 2" else cell
+
+    ended = stage.run(4, look_again)
+    assert sorted(stage.started) == ["row 0", "row 1", "row 3"]
+    assert [cell.folder for cell in ended.waited_for] == [elsewhere]
+    assert f"cell     row 2, seed 0 was finished by another process: {elsewhere.path}" in stage.said

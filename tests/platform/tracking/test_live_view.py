@@ -3,6 +3,7 @@
 import io
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from starlab.platform.runs.journal import FILE, SYSTEM_FILE, Journal
+from starlab.platform.tracking import progress
 from starlab.platform.tracking.live_view import LiveView, sparkline
-from starlab.platform.tracking.progress import Progress
+from starlab.platform.tracking.progress import JournalFollower, Progress, Status, status_line
 
 
 def curve(step: int) -> dict[str, float]:
@@ -121,3 +123,29 @@ def test_a_sparkline_rises_and_falls_with_its_values() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([3.0] * 5, 9) == "▁▁▁▁▁"
     assert sparkline([0, 0, 7, 7], 2) == "▁█"
+
+
+def test_a_run_without_a_further_step_says_for_how_long_instead_of_a_growing_time_left() -> None:
+    value = {**curve(350), "epoch": 9.0, "val/top1": 0.5}
+    moving = Status(350, 375, 9.3, 10.0, value, seconds_left=4.0, seconds_still=1.0)
+    assert status_line(moving, epoch_ended=False).endswith("0:04 left")
+    still = replace(moving, seconds_still=143.0)
+    assert status_line(still, epoch_ended=False).endswith("no further step for 2:23")
+    assert status_line(still, epoch_ended=True).endswith("0:04 left")  # of a line that is printed when the epoch has ended
+
+
+def test_the_time_left_does_not_grow_while_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    follower, journal = JournalFollower(tmp_path, 100, 4), Journal(tmp_path / FILE)
+    for step in (10, 20):
+        clock[0] = float(step)
+        journal.log(step, curve(step))
+        assert list(follower.new_points())
+    clock[0] = 500.0
+    assert list(follower.new_points()) == []
+    status = follower.status()
+    assert status is not None
+    assert status.seconds_left == pytest.approx(80)
+    assert status.seconds_still == pytest.approx(480)
+    journal.close()

@@ -1,0 +1,101 @@
+"""An extraction of joints as a command shows it: Ray is started, progress printed, and the joints are looked at."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from starlab.pipelines.clip import DataError
+from starlab.platform.cluster.connect import connect
+from starlab.platform.cluster.quiet import quiet_ray_data
+from starlab.platform.errors import UserError
+from starlab.platform.pose.clips import Clips, open_clips
+from starlab.platform.pose.estimators import pose_settings
+from starlab.platform.pose.extract import Extraction, PoseProgress, extract
+from starlab.platform.pose.health import joint_health
+from starlab.platform.pose.joints_file import PoseSettings, read_clips, settings_of
+
+
+def run_extraction(
+    clips: Clips, out: Path, settings: PoseSettings, *, workers: int | None = None, fresh: bool = False
+) -> Extraction:
+    """Estimate joints and print progress, the videos that cannot be read, and the health of the joints.
+
+    Raises:
+        DataError: `out` is a folder or has joints by other settings, or none of the videos can be read.
+    """
+    if out.is_dir():
+        raise DataError(f"{out} is a folder: name the file to write, e.g. {out / 'joints.parquet'}")
+    connect(num_cpus=workers)
+    quiet_ray_data()
+    result = extract(clips, out.absolute(), settings, workers=workers, fresh=fresh, on_progress=_Line())
+    for clip_id, reason in list(result.bad.items())[:10]:
+        print(f"bad      {clip_id}: {reason}")
+    if len(result.bad) > 10:
+        print(f"bad      and {len(result.bad) - 10} more")
+    for line in joint_health(read_clips(out)).lines():
+        print(line)
+    kept = f", {result.kept:,} of them estimated earlier" if result.kept else ""
+    print(f"file     {out}: {result.videos:,} videos{kept}, {len(result.bad)} bad")
+    return result
+
+
+def joints_for_store(dataset: str, source: Path, store: str, given: object) -> Path:
+    """Estimate the joints of the videos of a data set of one's own, for `starlab prepare --pose`. Returns the file.
+
+    Args:
+        dataset: The data set's name.
+        source: Its folder.
+        store: Where the store will be; the file is beside it, or in the current folder if that is a URI.
+        given: What else was said about joints; must be None.
+
+    Raises:
+        UserError: the data set is another one, or joints were given as well.
+        DataError: see `run_extraction`.
+    """
+    if dataset != "custom":
+        raise UserError(
+            f"--pose is for data sets of your own (custom); for {dataset} use `starlab data pose {source} joints.parquet`, and "
+            "train with data.estimated_joints=joints.parquet data.estimated_skeleton=coco"
+        )
+    if given is not None:
+        raise UserError("give --pose, or --joints and --skeleton, not both")
+    clips, settings = open_clips(str(source), dataset), pose_settings()
+    name = f"{store.rstrip('/')}.joints.parquet"
+    out = Path(name.rpartition("/")[2] if "://" in store else name).expanduser()
+    print(f"pose     {source}: {len(clips.clip_ids):,} videos", flush=True)
+    run_extraction(clips, out, settings)
+    return out
+
+
+def file_health_lines(path: Path) -> list[str]:
+    """What a file of estimated joints is like, whoever wrote it.
+
+    Raises:
+        DataError: it is missing or has other columns.
+    """
+    settings = settings_of(path)
+    made = "by another program"
+    if settings is not None:
+        made = f"by {settings.estimator}, skeleton {settings.skeleton}, every {settings.every}, size {settings.long_side_px} px"
+    return [f"made       {made}", *joint_health(read_clips(path)).lines()]
+
+
+class _Line:
+    """Prints progress: at a terminal one line that is overwritten, elsewhere a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._said_at = -1e9
+
+    def __call__(self, progress: PoseProgress) -> None:
+        last = progress.videos_done >= progress.videos
+        if not last and time.monotonic() - self._said_at < (0.2 if self._terminal else 10.0):
+            return
+        self._said_at = time.monotonic()
+        line = f"pose     {progress.line()}"
+        if self._terminal:
+            print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
+        else:
+            print(line, flush=True)

@@ -1,0 +1,148 @@
+"""Finds the weights that a run starts from, and puts those that fit into its folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from starlab.experiments.spec import Spec
+from starlab.models.star import StarTransformer
+from starlab.models.state import fitting
+from starlab.platform.errors import UserError
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.records import InitialWeights
+from starlab.platform.serving.recogniser import locate
+from starlab.platform.worker.initial_weights import FILE
+
+_CLASS_LAYER, _JOINT_POSITIONS = "head.3.", "tokens.joint_tokens.pos"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The model that a run starts from."""
+
+    name: str
+    state: Mapping[str, Tensor]
+    classes: tuple[str, ...] | None
+    """None for a file of weights, which does not name its classes."""
+    skeleton: str | None
+    """Name of the skeleton of its joints; None for a file of weights."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, types, shapes and values."""
+        return digest_of(self.state)
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of the names, types, shapes and values of tensors, in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def find_origin(name: str, runs: Path) -> Origin:
+    """Load the model that `train.init_from` names.
+
+    Raises:
+        UserError: There is none, or its weights cannot be read.
+    """
+    if name.endswith(".safetensors"):
+        try:
+            return Origin(name, load_file(Path(name).expanduser()), None, None)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"train.init_from is {name}, which cannot be read as safetensors: {error}") from None
+    try:
+        found = locate(name, runs).load()
+    except UserError as error:
+        raise UserError(f"train.init_from is {name!r}: {error}") from None
+    return Origin(name, found.model.state_dict(), found.classes, found.spec.data.facts().skeleton.name)
+
+
+def with_digest(spec: Spec, runs: Path) -> Spec:
+    """Fill in `train.init_digest`, which makes the weights part of the run's identity. Other specs are returned unchanged.
+
+    Raises:
+        UserError: The model does not exist.
+    """
+    if spec.train.init_from is None or spec.train.init_digest is not None:
+        return spec
+    return replace(spec, train=replace(spec.train, init_digest=find_origin(spec.train.init_from, runs).digest))
+
+
+def place_initial_weights(folder: RunFolder, spec: Spec, runs: Path) -> InitialWeights | None:
+    """Put the weights that a new run starts from into its folder. A run that has them already keeps them.
+
+    Entries of equal shape are taken, except the last layer of the head if the classes differ, and the positions of the joints
+    if the skeletons do.
+
+    Args:
+        folder: Folder of the run.
+        spec: Spec of the run, with `train.init_digest`.
+        runs: Folder of runs, in which `train.init_from` is looked up.
+
+    Returns:
+        What was taken; None if the spec names no model.
+
+    Raises:
+        UserError: The model does not exist, has changed, or has no weight that fits.
+    """
+    name = spec.train.init_from
+    if name is None:
+        return None
+    known = folder.read(InitialWeights)
+    if known is not None and (folder.path / FILE).is_file():
+        return known
+    origin = find_origin(name, runs)
+    if origin.digest != spec.train.init_digest:
+        raise UserError(
+            f"train.init_from is {name!r}, whose weights have the digest {origin.digest}, but train.init_digest is "
+            f"{spec.train.init_digest}; set it to the former to start from the weights as they are now"
+        )
+    with torch.device("meta"):
+        model = StarTransformer(replace(spec.model, weights="none"))
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    taken, new = fitting(expected, {key: tuple(value.shape) for key, value in origin.state.items()})
+    facts = spec.data.facts()
+    others = {}
+    if origin.classes is not None and origin.classes != facts.classes:
+        others[_CLASS_LAYER] = "other classes"
+    if origin.skeleton is not None and origin.skeleton != facts.skeleton.name:
+        others[_JOINT_POSITIONS] = f"joints of {origin.skeleton} there, of {facts.skeleton.name} here"
+    new |= {key: why for key in taken for start, why in others.items() if key.startswith(start)}
+    taken = tuple(key for key in taken if key not in new)
+    if not taken:
+        raise UserError(f"no weight of train.init_from={name} fits this model; the first: {next(iter(new.items()))}")
+    if not new and spec.train.init_lr_scale == 0:
+        raise UserError(f"train.init_lr_scale is 0 and all weights come from {name}: nothing would be trained")
+    unused = tuple(sorted(origin.state.keys() - expected.keys()))
+    record = InitialWeights(origin=name, digest=origin.digest, taken=taken, new=new, unused=unused)
+    save_file({key: origin.state[key].cpu().contiguous() for key in taken}, folder.path / FILE)
+    folder.write(record)
+    return record
+
+
+def initial_lines(record: InitialWeights, lr_scale: float) -> list[str]:
+    """Say what a run took from another model, and what begins new."""
+    rate = "frozen" if lr_scale == 0 else f"at {lr_scale:g} times the learning rate" if lr_scale != 1 else ""
+    whole = len(record.taken) + len(record.new)
+    lines = [
+        f"init     {len(record.taken)} of {whole} weights from {record.origin}{f', {rate}' if rate else ''}; "
+        f"digest {record.digest[:12]}"
+    ]
+    lines += [f"         new: {name} ({why})" for name, why in list(record.new.items())[:8]]
+    if len(record.new) > 8:
+        lines.append(f"         and {len(record.new) - 8} more, all in the run's {InitialWeights.FILE}")
+    if record.unused:
+        lines.append(f"         not used: {', '.join(record.unused[:4])}{' …' if len(record.unused) > 4 else ''}")
+    return lines
