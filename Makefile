@@ -30,6 +30,7 @@ check: setup ## Format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
 # Two processes that share no file of tests, no Ray, no port and no folder.
@@ -59,8 +60,12 @@ bench-model: setup ## Measure the model's parts against their limits (minutes; w
 bench-gpu: setup ## Measure correctness, speed and every improvement on one GPU (at most 9 minutes)
 	$(BIN)/python tests/benchmarks/bench_gpu.py
 
-bench-data: setup ## Measure stores and the stream against their limits (minutes; wants a quiet machine)
+bench-data: setup ## Measure stores and the stream against their limits and other loaders (a quarter of an hour)
 	$(BIN)/python tests/benchmarks/bench_data.py
+	$(BIN)/python tests/benchmarks/bench_peers.py
+
+bench-quick: setup ## Measure the ratios that must not get worse; fails if one does (three minutes)
+	$(BIN)/python tests/benchmarks/bench_quick.py
 
 bench-compare: setup ## Measure the statistics of `starlab compare` and its speed (ten minutes)
 	$(BIN)/python tests/benchmarks/bench_statistics.py
@@ -80,4 +85,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all ray-token test-faults bench-search bench-compare bench-data bench-gpu bench-model bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-search bench-compare bench-data bench-gpu bench-model bench-quick bench-train wheel lock format

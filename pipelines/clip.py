@@ -148,7 +148,8 @@ class ClipSource(Protocol):
         `min_side_px`: the decoder may shrink frames while it decodes, but never below this on the short side.
 
         Raises:
-            UnreadableClipError: a frame or label of this clip is missing or corrupt.
+            UnreadableClipError: a frame or label of this clip is missing or corrupt. A source may decode a frame only when it
+                is taken from `DecodedClip.frames`, which then raises.
         """
         ...
 

@@ -70,11 +70,11 @@ class LoadClips:
             try:
                 picked = pick_frames(clip.num_frames, config.frames, drawn, choice.view)
                 decoded = source.read(clip, picked.tolist(), config.size)
+                mirror = source.skeleton.mirror
+                _, joints[:] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, frames)
             except UnreadableClipError as error:
                 problems.append(f"{clip.clip_id}\t{error}")
                 continue
-            mirror = source.skeleton.mirror
-            _, joints[:] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, frames)
             if cache:
                 cache.write(choice.clip, choice.view, frames, joints)
             label, index = clip.label, choice.clip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from starlab.experiments.spec import Spec
@@ -17,6 +19,9 @@ from starlab.platform.cluster.placement import demand_of
 from starlab.platform.cluster.room import wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import METRICS
+
+_REFUSAL_SECONDS = 0.2
+"""How long Ray's start waits for a mistake in the data: a missing folder is found within this time."""
 
 
 def check_spec(spec: Spec) -> None:
@@ -71,6 +76,29 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
         if len(source.skipped) > 5:
             say(f"         and {len(source.skipped) - 5} more, all in the run's skipped.json")
     return source, parts
+
+
+def open_data_while_ray_starts(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipSource, Parts]:
+    """Open the data as `open_data` does, in a thread, while Ray starts on this machine.
+
+    Raises:
+        DataError: as `open_data`. A mistake that shows at once is raised before Ray starts.
+        UserError: RAY_ADDRESS does not name a cluster that can be joined.
+    """
+    opened: Future[tuple[ClipSource, Parts]] = Future()
+
+    def open_in_thread() -> None:
+        try:
+            opened.set_result(open_data(spec, runs, say))
+        except BaseException as error:  # raised again by `result`
+            opened.set_exception(error)
+
+    # A daemon, so that Ctrl-C ends the process. Ray starts in the main thread, because its daemons end with that thread.
+    threading.Thread(target=open_in_thread, name="starlab-open-data", daemon=True).start()
+    wait([opened], timeout=_REFUSAL_SECONDS)
+    if not (opened.done() and opened.exception()):
+        connect()
+    return opened.result()
 
 
 def split_parts(spec: Spec, source: ClipSource) -> Parts:

@@ -20,7 +20,7 @@ from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.placement import Placement, place
 from starlab.platform.extension import extended_spec, extension_lines, seed_from
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
-from starlab.platform.preflight import check_spec, join_cluster, open_data
+from starlab.platform.preflight import check_spec, join_cluster, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
 from starlab.platform.runs.folder import RunFolder, find_run, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
@@ -129,7 +129,7 @@ def train(
     finished = find_run(root, extend, say) if extend is not None else None
     if finished is not None:
         spec = extended_spec(spec, finished)
-    source, parts = open_data(spec, root, say)
+    source, parts = open_data_while_ray_starts(spec, root, say)
     for line in extension_lines(spec, finished, source, len(parts.train)) if finished is not None else ():
         say(line)
     for abandoned in close_abandoned_everywhere(root):

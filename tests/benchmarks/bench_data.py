@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -179,7 +180,12 @@ def one_by_one(source: ClipSource, clips: int) -> Run:
     """Load so many clips in this thread."""
     load = loader(source)
     columns = load.empty(1)
-    return lambda: [load.load(row, columns, 0) for row in range(clips)]
+
+    def run() -> None:
+        for row in range(clips):
+            load.load(row, columns, 0)
+
+    return run
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -204,7 +210,7 @@ def bench_formats(raw: NtuSource, store: StoreSource, folder: Path) -> list[Row]
     }
     seconds = rounds(runs, 5, cpu_seconds)
     each = {name: [value / clips[name] for value in values] for name, values in seconds.items()}
-    encode = statistics.median(_timed(lambda row=row: raw.encode(row, 256)) for row in raw.clips[:5])
+    encode = statistics.median(_timed(partial(raw.encode, row, 256)) for row in raw.clips[:5])
     rates = {name: 1 / statistics.median(values) for name, values in each.items()}
     megabytes = sum(clip.num_bytes for clip in store.stored) / len(store.stored) / 1e6
     return [
@@ -250,7 +256,7 @@ def limits(cpus: int) -> StreamLimits:
 
 def batches(store: StoreSource, decode: str, steps: int, cpus: int) -> Iterator[object]:
     """One rank's stream of training batches."""
-    config = dataclasses.replace(CONFIG, decode=decode)
+    config = dataclasses.replace(CONFIG, decode=decode)  # type: ignore[arg-type]
     return train_batches(store, config, loader(store).plan, steps, limits(cpus))  # type: ignore[arg-type]
 
 

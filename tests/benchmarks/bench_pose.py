@@ -24,7 +24,7 @@ from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.quiet import quiet_ray_data
 from starlab.platform.pose.clips import Video, VideoFiles
 from starlab.platform.pose.estimators import make_estimator, pose_settings
-from starlab.platform.pose.extract import extract
+from starlab.platform.pose.extract import PoseProgress, extract
 
 SIZES_PX = (192, 256, 320, 384, 512, 640, 768)
 FRAMES, SCALING_FRAMES = 24, 80
@@ -90,7 +90,7 @@ def scaling(path: Path) -> None:
     rates: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for workers in (2, 1, 2):  # the first starts the processes
-            progress = []
+            progress: list[PoseProgress] = []
             began = time.monotonic()
             out = Path(folder) / f"{workers}-{len(rates)}.parquet"
             extract(videos, out, pose_settings(), workers=workers, fresh=True, on_progress=progress.append)

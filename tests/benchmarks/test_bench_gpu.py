@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.nn.functional import scaled_dot_product_attention
 
 HERE = Path(__file__).parent

@@ -196,7 +196,7 @@ def test_a_clip_of_a_damaged_shard_is_unreadable_and_named(tmp_path) -> None:
     assert whole_shard(store.folder, 1, hashed=True) is None
     assert check_shard(store, 1, decode=False) == ["shards/00001.parquet: its bytes are not those that were written"]
     with pytest.raises(UnreadableClipError, match="frame 0"):
-        StoreSource(tmp_path).read(row, [0], 16)
+        _ = StoreSource(tmp_path).read(row, [0], 16).frames[0]
 
 
 def _jpegs(source: TwoBodies, row: ClipRow) -> tuple[bytes, ...]:
