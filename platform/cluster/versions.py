@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from uuid import uuid4
 
 from packaging.requirements import Requirement
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -45,7 +46,9 @@ def requirements() -> list[Requirement]:
 
 
 def check_versions(client: JobSubmissionClient, dashboard: Dashboard) -> None:
-    """Ask the cluster for the versions of its packages with a small job, once in the life of a head, and compare them.
+    """Ask the cluster for the versions of its packages with a small job, and compare them.
+
+    The answer counts for the life of a head, unless it would refuse the submission: then the cluster is asked again.
 
     Raises:
         UserError: a package is missing or outside the range that starlab needs; names each with the fix.
@@ -53,9 +56,11 @@ def check_versions(client: JobSubmissionClient, dashboard: Dashboard) -> None:
     """
     wanted = requirements()
     job = _probe_id(dashboard, wanted)
-    problems = mismatches(wanted, _cluster_versions(client, dashboard, job, wanted))
+    versions, asked_now = _cluster_versions(client, dashboard, job, wanted)
+    problems = mismatches(wanted, versions)
+    if problems and not asked_now:  # somebody may have installed them since that answer
+        problems = mismatches(wanted, _cluster_versions(client, dashboard, f"{job}-{uuid4().hex[:6]}", wanted)[0])
     if problems:
-        client.delete_job(job)  # the next submission asks again: somebody may have installed them by then
         raise UserError(
             f"the Python of the cluster at {dashboard.address} does not fit starlab: {'; '.join(problems)}. Install "
             "requirements.lock there (on V100s with PyTorch's CUDA 12.6 build, as cluster.yaml does). Nothing was sent"
@@ -82,10 +87,13 @@ def _probe_id(dashboard: Dashboard, wanted: list[Requirement]) -> str:
 
 def _cluster_versions(
     client: JobSubmissionClient, dashboard: Dashboard, job: str, wanted: list[Requirement]
-) -> dict[str, str | None]:
+) -> tuple[dict[str, str | None], bool]:
+    """Return the cluster's versions by package, and whether this call asked for them or found an earlier answer."""
     program = f"python -c {shlex.quote(_PROGRAM)} {shlex.join(one.name for one in wanted)}"
+    asked_now = False
     with suppress(JobExistsError):
         send_job(client, {"entrypoint": program, "submission_id": job, "metadata": {"starlab.probe": "versions"}}, dashboard)
+        asked_now = True
     deadline = time.monotonic() + _PROBE_SECONDS
     while not (status := client.get_job_status(job)).is_terminal():
         if time.monotonic() > deadline:
@@ -100,4 +108,4 @@ def _cluster_versions(
         client.delete_job(job)  # the next submission asks again
         raise RunFailedError(f"the cluster at {dashboard.address} could not run a small job as `python`: {says}")
     versions: dict[str, str | None] = json.loads(line.removeprefix(_MARK))
-    return versions
+    return versions, asked_now

@@ -88,6 +88,7 @@ def test_a_run_leaves_its_result_its_checkpoints_its_curve_and_its_figures(whole
         "curves.png",
         "model",
         "predictions.parquet",
+        "validation.parquet",
     }
     result = json.loads((whole.folder / "result.json").read_text())
     assert sum(map(sum, result["confusion"])) == result["test_clips"] == 30
@@ -114,6 +115,7 @@ def test_mlflow_holds_the_run_once_with_params_tags_every_point_and_the_artifact
         "confusion.png",
         "curves.png",
         "predictions.parquet",
+        "validation.parquet",
     }
 
 

@@ -44,9 +44,11 @@ def test_without_a_description_there_are_no_joints_and_a_class_that_names_a_side
         ("theft", False),
     ],
 )
-def test_a_class_names_a_side_by_a_word_of_its_own(root: Path, name: str, sided: bool) -> None:
-    (root / "sit").rename(root / name)
-    assert (name in describe(root).facts.sided_classes) == sided
+def test_a_class_names_a_side_by_a_word_of_its_own(tmp_path: Path, name: str, sided: bool) -> None:
+    for label in (name, "sit"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.mp4").write_bytes(b"")
+    assert (name in describe(tmp_path).facts.sided_classes) == sided
 
 
 def test_a_description_gives_classes_joints_skeleton_and_flip(root: Path) -> None:

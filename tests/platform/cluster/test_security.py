@@ -153,8 +153,11 @@ def test_nothing_pickled_is_loaded() -> None:
         tree = ast.parse(path.read_text())
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not {name for name in imported if name.split(".")[0] in forbidden}, path
+        # pickles.py reads plain data alone: tests/pipelines/custom/test_annotations.py feeds it what wants more.
+        allowed = {"pickle"} if path.name == "pickles.py" else set()
+        assert not {name for name in imported if name.split(".")[0] in forbidden} - allowed, path
         for name, call in calls_in(path):
+            assert name not in ("pickle.load", "pickle.loads"), path
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             if name == "torch.load":
                 assert options.get("weights_only") == "True", path
