@@ -146,7 +146,7 @@ def _end_of_gif(data: Bytes) -> int:
             at += 11 + _table_size(data[at + 9 : at + 10])
         elif kind == b"\x21":  # an extension
             at += 2
-        else:  # players stop at what is no block
+        else:  # a player stops where something else than a block begins
             return len(data)
         while size := data[at : at + 1]:
             at += 1 + size[0]

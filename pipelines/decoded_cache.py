@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import zlib
 from contextlib import suppress
@@ -17,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from starlab.pipelines.clip import ClipSource
+from starlab.pipelines.clip import ClipSource, short_digest
 from starlab.pipelines.estimated_joints import EstimatedJoints
 from starlab.pipelines.sampling import View
 from starlab.pipelines.sources import DataConfig
@@ -45,8 +43,7 @@ class DecodedCache:
         if config.cache is None or (rng is not None and config.augment == "standard"):
             return None
         view = config.test_crop if rng is None else None
-        decoding = (_FORMAT, av.__version__, cv2.__version__, _pixels(source), config.frames, config.size, view)
-        key = hashlib.sha256(repr(decoding).encode()).hexdigest()[:16]
+        key = short_digest(_FORMAT, av.__version__, cv2.__version__, _pixels(source), config.frames, config.size, view)
         return cls(Path(config.cache).expanduser() / key)
 
     def read(self, clip: int, view: View, frames: NDArray[np.uint8], joints: NDArray[np.float32]) -> bool:
@@ -88,7 +85,7 @@ def _pixels(source: ClipSource) -> str:
     if isinstance(source, EstimatedJoints):
         return f"{source.fingerprint} {_pixels(source.source)}"
     if isinstance(source, StoreSource):
-        return json.dumps(source.manifest, sort_keys=True)
+        return source.content
     return f"{source.fingerprint} {type(source).__name__}"
 
 

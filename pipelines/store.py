@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,10 +36,12 @@ from starlab.pipelines.clip import (
     UnreadableClipError,
     as_split,
     find_clip,
+    short_digest,
 )
 from starlab.pipelines.custom.description import CustomData, skeleton_from_dict
 from starlab.pipelines.datasets import find_skeleton
 from starlab.pipelines.decode import NO_SHRINK, decode_jpeg
+from starlab.pipelines.lazy_frames import LazyFrames
 from starlab.pipelines.ntu_names import Protocol, parse_name
 from starlab.pipelines.retry import MISSING, read_patiently
 from starlab.pipelines.rows import Rows
@@ -72,14 +74,12 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
 
 def is_store(uri: str | Path) -> bool:
     """Whether the folder has a store, complete or not."""
-    folder = Folder(uri)
-    return any(folder.size(name) is not None for name in (MANIFEST, PLAN))
+    return any(Folder(uri).size(name) is not None for name in (MANIFEST, PLAN))
 
 
 def read_custom(manifest: Mapping[str, Any]) -> CustomData | None:
     """What a store says of a data set of one's own; None where it was prepared from another one."""
-    given = manifest.get("custom")
-    if given is None:
+    if (given := manifest.get("custom")) is None:
         return None
     return CustomData(
         classes=tuple(manifest["classes"]),
@@ -144,6 +144,11 @@ class StoreSource:
         here = self.stored.table.filter(pc.field("shard") == shard).sort_by("row")
         return [StoredClip(**values) for values in here.to_pylist()]
 
+    @cached_property
+    def content(self) -> str:
+        """Digest of the manifest, which lists every shard with its checksum: other pixels give another one."""
+        return short_digest(self.manifest)
+
     def read(self, row: ClipRow, frame_indices: Sequence[int], min_side_px: int) -> DecodedClip:
         """Load the clip in one read; see `clip.ClipSource.read`. Each frame is decoded when it is taken from the result.
 
@@ -151,7 +156,7 @@ class StoreSource:
         """
         jpegs, joints, _ = self._load(row, ("frames", "joints"))
         decode = partial(self._decode, row, jpegs, min_side_px=min_side_px)
-        return DecodedClip(_Frames(decode, frame_indices), joints[np.asarray(frame_indices)])
+        return DecodedClip(LazyFrames(decode, frame_indices), joints[np.asarray(frame_indices)])
 
     def encode(self, row: ClipRow, short_side_px: int) -> EncodedClip:
         """The clip as it is stored, whatever `short_side_px` says; see `clip.ClipSource.encode`."""
@@ -268,29 +273,6 @@ class StoreSource:
 
     def _where(self, shard: int, row_group: int) -> str:
         return f"{self.folder.uri}/{shard_name(shard)}.parquet, row group {row_group}"
-
-
-class _Frames(Sequence[NDArray[np.uint8]]):
-    """Frames that are decoded when they are asked for; the last one is kept, because short clips repeat frames."""
-
-    def __init__(self, decode: Callable[[int], NDArray[np.uint8]], indices: Sequence[int]) -> None:
-        self._decode, self._indices = decode, indices
-        self._last: tuple[int, NDArray[np.uint8]] | None = None
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, place: int) -> NDArray[np.uint8]: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[NDArray[np.uint8]]: ...
-    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
-        if isinstance(place, slice):
-            return [self[at] for at in range(*place.indices(len(self)))]
-        index = self._indices[place]
-        if self._last is None or self._last[0] != index:
-            self._last = (index, self._decode(index))
-        return self._last[1]
 
 
 @lru_cache(maxsize=4)

@@ -44,7 +44,7 @@ class ListedClip:
     frames: int | None
     """The number of frames, where the list says it; else they are counted."""
     line: int
-    """Its line in the list; 0 where there is no list."""
+    """Line number in the list, or 0 without a list."""
 
 
 def is_custom(root: Path) -> bool:

@@ -135,7 +135,7 @@ def _lines(root: Path, found: Found) -> Iterator[str]:
 
 
 def _labelled(root: Path) -> list[ListedClip] | None:
-    """The clips by their folders; None where there is no folder per class."""
+    """Return the clips, each with its folder as its class, or None if there is not one folder per class."""
     try:
         return read_clips(root)
     except DataError:
