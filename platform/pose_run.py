@@ -14,14 +14,16 @@ import ray
 
 from starlab.pipelines.clip import DataError
 from starlab.pipelines.recording import VIDEO_ENDINGS
+from starlab.pipelines.skeletons import COCO
 from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.quiet import quiet_ray_data
 from starlab.platform.errors import UserError
 from starlab.platform.pose.clips import Clips, Video, VideoFiles, open_clips
 from starlab.platform.pose.estimators import pose_settings
-from starlab.platform.pose.extract import Extraction, PoseProgress, extract
+from starlab.platform.pose.extract import Extraction, extract
 from starlab.platform.pose.health import joint_health
 from starlab.platform.pose.joints_file import PoseSettings, read_clips, settings_of
+from starlab.platform.pose.progress import PoseProgress
 from starlab.platform.serving.recogniser import ModelCard
 from starlab.platform.serving.video_input import VideoInput
 
@@ -101,17 +103,16 @@ def joints_for_prediction(
     """
     if not card.needs_joints:
         raise UserError(f"{card.name} reads no joints (model.modality is rgb): leave --pose out")
-    settings = pose_settings()
-    if (skeleton := card.spec.data.facts().skeleton.name) != settings.skeleton:
+    if (skeleton := card.spec.data.facts().skeleton.name) != COCO.name:
         raise UserError(
             f"{card.name} was trained on the joints of the skeleton {skeleton}, and --pose estimates those of "
-            f"{settings.skeleton}: name a file of the former with --joints, or train with estimated joints (docs/pose.md)"
+            f"{COCO.name}: name a file of the former with --joints, or train with estimated joints (docs/pose.md)"
         )
     if any(VideoInput(video).is_live for video in videos):
         raise UserError("the joints of a pipe or camera cannot be estimated: record it to a file first")
     if unknown := next((video for video in videos if not video.lower().endswith(VIDEO_ENDINGS)), None):
         raise UserError(f"the joints of {unknown} cannot be estimated: its name must end in {', '.join(VIDEO_ENDINGS)}")
-    stream = sys.stderr if quiet else sys.stdout
+    settings, stream = pose_settings(), sys.stderr if quiet else sys.stdout
     with tempfile.TemporaryDirectory(prefix="starlab-joints-") as folder:
         path = Path(folder) / "joints.parquet" if out is None else out.absolute()
         print(f"pose     {len(videos):,} videos", file=stream, flush=True)
