@@ -26,8 +26,8 @@ JointsOf = Callable[[str, int], Joints]
 def joints_from_file(path: Path, skeleton: Skeleton) -> JointsOf:
     """Open a Parquet file as `starlab.pipelines.estimated_joints` describes it, with a row per video.
 
-    A row's clip_id is the path of its video as given, its file name, or that without the ending; or the path of a single file of
-    that name in another folder.
+    A row's clip_id is the path of its video as given, its file name, or that without the ending. The path of a file of that
+    name in another folder does as well, if only one row has such a path.
 
     Args:
         path: The file.

@@ -78,7 +78,11 @@ def difference(found: list[NDArray[np.float32]], best: list[NDArray[np.float32]]
 class Beginning(VideoFiles):
     """The first frames of videos."""
 
-    def frames(self, number: int) -> Iterator[NDArray[np.uint8]]:
+    def length(self, number: int) -> int:
+        """Not known, so that no video is divided."""
+        return 0
+
+    def frames(self, number: int, part: range | None = None) -> Iterator[NDArray[np.uint8]]:
         """The first `SCALING_FRAMES` frames."""
         return islice(super().frames(number), SCALING_FRAMES)
 

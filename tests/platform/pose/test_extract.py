@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -158,6 +159,14 @@ def test_a_second_call_estimates_only_what_is_new_or_has_changed(
     assert len(after["v1"]) == 7
     for name in ("v0", "v2", "v3"):
         np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_two_calls_at_once_do_not_write_one_file(code: Path, videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "joints.parquet"
+    with (tmp_path / ".joints.parquet.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another process estimates joints into .*joints\.parquet: wait for it, or name"):
+            run(videos, out)
 
 
 @pytest.mark.usefixtures("local_ray")
