@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from starlab.models.config import BackboneName, BatchNorm, LocalLayer, PixelNorm
+from starlab.models.stem import StemConvolution
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 CHANNELS: dict[BackboneName, dict[str, int]] = {
@@ -126,11 +127,16 @@ class Backbone(nn.Module):
 
 
 def mc3_18_trunk() -> nn.Module:
-    """torchvision's mc3_18 with random weights; `Backbone` takes its stages and drops pooling and classifier."""
+    """torchvision's mc3_18 with random weights and our first convolution; `Backbone` drops pooling and classifier."""
     # Imported here because torchvision takes longer to import than torch, and mc3_tiny does not need it.
     from torchvision.models.video import mc3_18
 
-    return cast(nn.Module, mc3_18(weights=None))
+    trunk = mc3_18(weights=None)
+    with torch.device("meta"):  # draws no random numbers: the weights are torchvision's
+        convolution = StemConvolution(trunk.stem[0].out_channels)
+    convolution.weight = trunk.stem[0].weight
+    trunk.stem[0] = convolution
+    return cast(nn.Module, trunk)
 
 
 class TinyTrunk(nn.Module):
