@@ -29,12 +29,10 @@ from starlab.platform.pose.estimators import MOVENET, import_estimator
 from starlab.platform.pose.joints_file import PoseSettings, clip_digests, settings_of, tables, write_joints_file
 from starlab.platform.pose.model_file import load_model
 from starlab.platform.pose.parts import EstimatePart, parts_of
-from starlab.platform.pose.progress import Meter, PoseProgress
+from starlab.platform.pose.progress import Amounts, Meter, PoseProgress, look_at_amounts
 
 PARTS = ".parts"
 """What the name of the folder with finished videos ends in."""
-LOOKED_AT = 64
-"""Largest videos whose headers are read beforehand, for their lengths."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +98,8 @@ def extract(
                 files = ray.put(load_model())
             elif estimator is None:
                 estimator = import_estimator(settings.estimator)
-            largest = sorted(todo, key=lambda number: -clips.size(number))[:LOOKED_AT]
-            lengths = {number: length for number in largest if (length := clips.length(number))}
-            meter = Meter(clips, todo, lengths)
+            amounts = look_at_amounts(clips, todo)
+            meter = Meter(len(clips.clip_ids), todo, amounts)
 
             def tell(finished: int | None, videos_bad: int) -> None:
                 if finished is not None:
@@ -111,7 +108,7 @@ def extract(
 
             try:
                 work = EstimatePart(clips, digests, settings, estimator, files, meter.counter)
-                bad = _run(work, todo, lengths, places, workers, tell)
+                bad = _run(work, todo, amounts, places, workers, tell)
             finally:
                 meter.close()
         if len(bad) == len(clips.clip_ids):
@@ -147,16 +144,16 @@ def _alone(path: Path) -> Iterator[None]:
 def _run(
     work: EstimatePart,
     todo: list[int],
-    lengths: dict[int, int],
+    amounts: Amounts,
     places: dict[str, Path],
     workers: int | None,
     tell: Callable[[int | None, int], None],
 ) -> dict[str, str]:
     """Estimate some videos, and keep each in its place once it is finished. Returns those that cannot be read, and why."""
-    clips, sizes = work.clips, {number: work.clips.size(number) for number in todo}
+    clips, sizes = work.clips, {number: amounts.sizes[number] for number in todo}
     order = sorted(todo, key=lambda number: (-sizes[number], number))  # the longest first: none is left alone
     cpus, everything = workers or int(ray.cluster_resources().get("CPU", 1)), max(1, sum(sizes.values()))
-    divided = {n: parts_of(n, lengths.get(n, 0), sizes[n] / everything, cpus, work.settings.every) for n in order}
+    divided = {n: parts_of(n, amounts.lengths.get(n, 0), sizes[n] / everything, cpus, work.settings.every) for n in order}
     rows = [asdict(part) for number in order for part in divided[number]]
     tasks = ray.data.from_items(rows, override_num_blocks=len(rows))
     done = tasks.map_batches(
@@ -191,7 +188,7 @@ def _run(
             tell(finished, len(bad))
     finally:
         fetched.close()
-    return bad | (_run(work, sorted(again), {}, places, workers, tell) if again else {})
+    return bad | (_run(work, sorted(again), Amounts(sizes, {}), places, workers, tell) if again else {})
 
 
 def _earlier(path: Path, settings: PoseSettings, fresh: bool) -> dict[str, str]:

@@ -10,6 +10,9 @@ import ray
 
 from starlab.platform.pose.clips import Clips
 
+LOOKED_AT = 64
+"""Largest videos whose headers are read beforehand, for their lengths."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoseProgress:
@@ -38,20 +41,37 @@ class PoseProgress:
         return "  ".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much work videos are, by their numbers."""
+
+    sizes: Mapping[int, int]
+    """Only compared with each other; see `Clips.size`."""
+    lengths: Mapping[int, int]
+    """About how many frames some of them have."""
+
+
+def look_at_amounts(clips: Clips, todo: Sequence[int]) -> Amounts:
+    """Look at the sizes of all videos and at the lengths of the largest ones."""
+    sizes = {number: clips.size(number) for number in todo}
+    largest = sorted(todo, key=lambda number: -sizes[number])[:LOOKED_AT]
+    return Amounts(sizes, {number: length for number in largest if (length := clips.length(number))})
+
+
 class Meter:
     """Measures the progress of one call."""
 
-    def __init__(self, clips: Clips, todo: Sequence[int], lengths: Mapping[int, int]) -> None:
+    def __init__(self, videos: int, todo: Sequence[int], amounts: Amounts) -> None:
         """Begin to measure.
 
         Args:
-            clips: The videos.
+            videos: How many there are, with those that an earlier call estimated.
             todo: Numbers of those that this call estimates.
-            lengths: About how many frames some of them have.
+            amounts: How much work they are.
         """
         self.counter = ray.remote(num_cpus=0)(_Counter).remote()
         """The actor that counts frames; `set` is called with (video, first frame of the part) and a number of frames."""
-        self._clips, self._todo, self._lengths = clips, todo, lengths
+        self._videos, self._todo, self._amounts = videos, todo, amounts
         self._began = time.monotonic()
         self._done: dict[int, int] = {}
 
@@ -70,8 +90,8 @@ class Meter:
         all_frames = self._expected()
         known = all_frames is not None and rate > 0
         return PoseProgress(
-            videos_done=len(self._clips.clip_ids) - len(self._todo) + len(self._done),
-            videos=len(self._clips.clip_ids),
+            videos_done=self._videos - len(self._todo) + len(self._done),
+            videos=self._videos,
             frames_done=frames,
             frames_per_second=rate,
             videos_bad=videos_bad,
@@ -80,15 +100,16 @@ class Meter:
 
     def _expected(self) -> float | None:
         """About how many frames all videos of this call have: by their headers, else by their sizes and what is done."""
-        frames, unknown = 0.0, 0
+        frames, unknown, sizes = 0.0, 0, self._amounts.sizes
         for number in self._todo:
-            if number in self._done or number in self._lengths:
-                frames += self._done.get(number, self._lengths.get(number, 0))
+            known = self._done.get(number, self._amounts.lengths.get(number))
+            if known is None:
+                unknown += sizes[number]
             else:
-                unknown += self._clips.size(number)
+                frames += known
         if not unknown:
             return frames
-        size = sum(self._clips.size(number) for number in self._done)
+        size = sum(sizes[number] for number in self._done)
         return frames + unknown * sum(self._done.values()) / size if size else None
 
 

@@ -193,4 +193,4 @@ class _Upload:
         text = str(error)
         for folder in (self._folder.resolve(), self._folder):
             text = text.replace(f"{folder}/video", self._name).replace(f"{folder}/joints", "the file of joints")
-        return text.replace("with --joints", "as joints")
+        return text.replace("with --joints", "as joints").replace("--window", "window_seconds")

@@ -88,7 +88,7 @@ def sliding_windows(frames: Iterable[TimedFrame], length: int | None, stride: in
         if len(held) * frame.pixels.nbytes > MAX_WINDOW_BYTES:
             raise UserError(
                 f"a window of {len(held)} frames or more needs above {MAX_WINDOW_BYTES / 2**30:g} GiB of memory: set a "
-                "shorter one with --window (window_seconds of the service)"
+                "shorter one with --window"
             )
         if length is not None and count == length + due:
             yield Window(count - length, list(held))
