@@ -134,7 +134,7 @@ def train(
         say(line)
     for abandoned in close_abandoned_everywhere(root):
         say(f"closed   {abandoned.path.name}: its driver had died")
-    with Lease.claim(root / spec.run_id(source.fingerprint)):  # refuse a second process now, not when the cluster has room
+    with Lease.claim(root / spec.run_id(source.fingerprint), wait=say):  # refuse now, not when the cluster has room
         cluster = join_cluster(spec, 1, say)
     request = RunRequest(
         spec=spec,
@@ -159,7 +159,8 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
         say(f"fresh    the earlier run is kept as {kept}")
     was_complete = _is_complete(folder.result, request)
     placement = place(spec, request.cluster, request.share)
-    with Lease.claim(folder.path) as lease:
+    # An ablation does not wait for a cell: it trains others in the meantime.
+    with Lease.claim(folder.path, wait=None if request.queues else say) as lease:
         open_run(folder, spec, request.source, request.runs, request.parent, tags=request.tags)
         resumed = not was_complete and bool(folder.stored_checkpoints.folders())
         state = "complete already" if was_complete else "continues from its newest checkpoint" if resumed else "is new"

@@ -59,7 +59,8 @@ class Story:
         monkeypatch.setattr(
             attempt, "place", lambda spec, _, share, workers=None: replace(PLACEMENT, workers=workers or 4, share=share)
         )
-        monkeypatch.setattr(attempt, "watched", lambda *_: nullcontext())
+        monkeypatch.setattr(attempt, "watch_nodes", lambda *_: nullcontext())
+        monkeypatch.setattr(attempt, "watch_room", lambda *_: nullcontext())
 
     def _fit(self, _: Any, task: Any, placement: Placement, __: Any) -> None:
         step, end = self.groups.pop(0)
