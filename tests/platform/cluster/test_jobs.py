@@ -66,7 +66,7 @@ def test_on_a_slow_link_the_log_takes_a_tenth_of_the_time_and_its_end_is_printed
 ) -> None:
     client = Client(monkeypatch, log_seconds=3.0, ends_after=50.0)
     assert jobs.stop_job("job") == 0
-    assert len(client.fetched) == 4  # before, two while it ended, and at the end
+    assert len(client.fetched) == 3  # before, once while it ended, and at the end
     assert f"line {9 + int(client.now)}\n" in capsys.readouterr().out
 
 
