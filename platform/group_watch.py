@@ -51,10 +51,16 @@ class Answer(Enum):
 
 
 class NodeWatch:
-    """Records an event when a node with workers no longer answers, answers again, or is lost."""
+    """Records an event when a node on which the run depends no longer answers, answers again, or is lost."""
 
     def __init__(
-        self, folder: RunFolder, then: str, stuck_after_seconds: float, ask: Callable[[str, int], Answer] | None = None
+        self,
+        folder: RunFolder,
+        then: str,
+        stuck_after_seconds: float,
+        *,
+        decodes: bool = False,
+        ask: Callable[[str, int], Answer] | None = None,
     ) -> None:
         """Watch the nodes that `workers.json` in the run's folder names.
 
@@ -62,54 +68,69 @@ class NodeWatch:
             folder: Folder of the run.
             then: What follows when a node is lost, e.g. "the workers start again once there is room for 2".
             stuck_after_seconds: After so long without a step the watchdog ends the group in any case.
+            decodes: Watch the other nodes with CPUs too, because clips may be decoded there.
             ask: Returns how a port of an address answers. A test may replace it.
         """
         self._folder, self._then, self._bound = folder, then, stuck_after_seconds
-        self._ask = ask or ask_for_connection
+        self._decodes, self._ask = decodes, ask or ask_for_connection
         self._missed: dict[str, int] = {}
         self._refused: dict[str, int] = {}
         self._silent_since: dict[str, float] = {}
         self._lost: set[str] = set()
 
     def look(self) -> None:
-        """Look at every node with workers once."""
+        """Look at every node once."""
         group = self._folder.read(WorkerNodes)
         if group is None:
             return
-        watched = [node for node in _nodes() if node["NodeID"] in group.nodes and node["NodeID"] not in self._lost]
+        watched = [node for node in _nodes() if self._matters(node, group)]
         alive = [node for node in watched if node["Alive"]]
         with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
             answers = pool.map(lambda node: self._ask(node["NodeManagerAddress"], node["NodeManagerPort"]), alive)
         answered = dict(zip((node["NodeID"] for node in alive), answers, strict=True))
         for node in watched:
             ranks = [rank for rank, where in enumerate(group.nodes) if where == node["NodeID"]]
-            self._judge(_name(node, ranks), node["NodeID"], answered.get(node["NodeID"]))
+            self._judge(node, ranks, answered.get(node["NodeID"]))
 
-    def _judge(self, name: str, key: str, answer: Answer | None) -> None:
+    def _matters(self, node: dict[str, Any], group: WorkerNodes) -> bool:
+        key = node["NodeID"]
+        # A node without ranks that is gone in order, because it was idle, is not worth a word.
+        may_decode = self._decodes and (key in self._silent_since or (node["Alive"] and "CPU" in node["Resources"]))
+        return key not in self._lost and (key in group.nodes or may_decode)
+
+    def _judge(self, node: dict[str, Any], ranks: list[int], answer: Answer | None) -> None:
         """Record what a node's answer means; None is a node that Ray has given up."""
+        key = node["NodeID"]
         self._refused[key] = self._refused.get(key, 0) + 1 if answer is Answer.REFUSED else 0
         if answer is None or self._refused[key] == MISSED_ANSWERS:
             self._lost.add(key)
             why = "Ray has given it up" if answer is None else "its Ray has ended"
-            self._record("node_lost", f"{name} is lost: {why}. From {self._newest()}, {self._then}")
+            then = f"From {self._newest()}, {self._then}" if ranks else "Its clips are decoded on other nodes"
+            self._record("node_lost", f"{_name(node, ranks)} is lost: {why}. {then}")
         elif answer is Answer.NONE:
-            self._miss(name, key)
+            self._miss(node, ranks)
         else:
             self._missed[key] = 0
             if (since := self._silent_since.pop(key, None)) is not None:
-                self._record("node_back", f"{name} answers again after {time.monotonic() - since:.0f} s")
+                self._record("node_back", f"{_name(node, ranks)} answers again after {time.monotonic() - since:.0f} s")
 
-    def _miss(self, name: str, key: str) -> None:
+    def _miss(self, node: dict[str, Any], ranks: list[int]) -> None:
+        key = node["NodeID"]
         self._missed[key] = self._missed.get(key, 0) + 1
         if self._missed[key] == MISSED_ANSWERS:
             silent = MISSED_ANSWERS * LOOK_SECONDS
             self._silent_since[key] = time.monotonic() - silent
             at = time.strftime("%H:%M:%S", time.localtime(time.time() + self._bound))
+            then = (
+                f"The other ranks wait for it. When Ray gives it up, in about a minute and at {at} at the latest, "
+                f"{self._then}, from {self._newest()}"
+                if ranks
+                else "Ranks may wait for its clips. When Ray gives it up, in about a minute, other nodes decode them"
+            )
             self._record(
                 "node_silent",
-                f"{name} has not answered for {silent:.0f} s or more: its power or network is gone, or it is overloaded. The "
-                f"other ranks wait for it. When Ray gives it up, in about a minute and at {at} at the latest, {self._then}, "
-                f"from {self._newest()}",
+                f"{_name(node, ranks)} has not answered for {silent:.0f} s or more: its power or network is gone, or it is "
+                f"overloaded. {then}",
             )
 
     def _newest(self) -> str:
@@ -166,7 +187,9 @@ def watch_nodes(task: TrainTask) -> Iterator[None]:
     )
     folder.remove(WorkerNodes)  # of the driver before
     # The last look is for a node whose loss ends the training before the next one.
-    with Background("starlab-nodes", NodeWatch(folder, then, resources.stuck_after_seconds).look, LOOK_SECONDS, last_call=True):
+    decodes = task.spec.data.decode == "cluster"
+    nodes = NodeWatch(folder, then, resources.stuck_after_seconds, decodes=decodes)
+    with Background("starlab-nodes", nodes.look, LOOK_SECONDS, last_call=True):
         yield
 
 
@@ -213,5 +236,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _name(node: dict[str, Any], ranks: list[int]) -> str:
-    which = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-    return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) with {which}"
+    name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    if not ranks:
+        return f"{name}, where clips may be decoded,"
+    return f"{name} with rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -29,7 +29,7 @@ class Cluster:
         monkeypatch.setattr(RunFolder, "stored_checkpoints", property(lambda folder: Folder(folder.path)))
         folder.path.mkdir()
         folder.write(WorkerNodes(nodes=("a", "b")))
-        self.watch = NodeWatch(folder, THEN, 600.0, self._ask)
+        self.watch = NodeWatch(folder, THEN, 600.0, ask=self._ask)
 
     def _ask(self, address: str, _: int) -> Answer:
         return Answer.NONE if address in self.silent else Answer.REFUSED if address in self.refusing else Answer.TAKEN
@@ -42,6 +42,7 @@ class Cluster:
                 "NodeManagerAddress": f"10.0.0.{number}",
                 "NodeManagerHostname": f"host-{node}",
                 "NodeManagerPort": 1,
+                "Resources": {"CPU": 1.0} if node not in self.dead else {},
             }
             for number, node in enumerate("abc", 1)
         ]
@@ -119,7 +120,7 @@ def test_many_silent_nodes_take_no_longer_than_one(tmp_path: Path, monkeypatch: 
 
     folder = RunFolder(tmp_path)
     folder.write(WorkerNodes(nodes=tuple(map(str, range(50)))))
-    watch = NodeWatch(folder, THEN, 600.0, silence)
+    watch = NodeWatch(folder, THEN, 600.0, ask=silence)
     for _ in range(group_watch.MISSED_ANSWERS):
         watch.look()
     assert [event.kind for event in read_events(tmp_path)] == ["node_silent"] * 50
@@ -129,6 +130,27 @@ def test_a_node_without_a_worker_of_the_run_does_not_matter(cluster: Cluster) ->
     cluster.dead.add("c")
     cluster.silent.add("10.0.0.3")
     assert cluster.look(5) == []
+
+
+def test_a_node_that_decodes_clips_is_named_too(cluster: Cluster) -> None:
+    cluster.watch = NodeWatch(cluster.folder, THEN, 600.0, decodes=True, ask=cluster._ask)
+    cluster.silent.add("10.0.0.3")
+    [(kind, says)] = cluster.look(5)
+    assert (kind, says.split(" has not")[0]) == ("node_silent", "node host-c (10.0.0.3), where clips may be decoded,")
+    assert says.endswith("other nodes decode them")
+    cluster.dead.add("c")
+    assert cluster.look(5)[-1] == (
+        "node_lost",
+        "node host-c (10.0.0.3), where clips may be decoded, is lost: Ray has given it up. Its clips are decoded on "
+        "other nodes",
+    )
+
+
+def test_a_decoding_node_that_ends_in_order_is_not_worth_a_word(cluster: Cluster) -> None:
+    cluster.watch = NodeWatch(cluster.folder, THEN, 600.0, decodes=True, ask=cluster._ask)
+    assert cluster.look() == []
+    cluster.dead.add("c")
+    assert cluster.look(3) == []
 
 
 def test_a_living_machine_answers_also_where_nothing_listens() -> None:
