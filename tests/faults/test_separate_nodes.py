@@ -24,7 +24,9 @@ pytestmark = [
 ]
 
 
-RAYS_OWN = pytest.mark.parametrize("nodes", [{}], indirect=True, ids=["Ray's own health checks"])
+RECONNECT = {"RAY_grpc_client_keepalive_timeout_ms": "15000"}
+"""As every deployment sets it."""
+RAYS_OWN = pytest.mark.parametrize("nodes", [RECONNECT], indirect=True, ids=["Ray's own health checks"])
 """They give a node up after a minute instead of a quarter of one."""
 
 
