@@ -31,11 +31,6 @@ _LOOK_SECONDS = 0.5
 class RunTakenError(UserError):
     """Another process is training this run."""
 
-    def __init__(self, message: str, held: LeaseState) -> None:
-        """Create the error; `held` is the lease of that process."""
-        super().__init__(message)
-        self.held = held
-
 
 class LeaseLostError(StarlabError):
     """This process no longer owns the run that it is training."""
@@ -64,31 +59,29 @@ class Lease:
             RunTakenError: Another process holds the lease. The message names that process and the time left.
         """
         seen: LeaseState | None = None
-        while True:
-            try:
-                return cls._claim_now(folder, seconds)
-            except RunTakenError as error:
-                if wait is None or error.held.owner.machine == this_machine() or (seen or error.held) != error.held:
-                    raise
-                if seen is None:
-                    wait(f"waiting  to see whether its process still lives: {error}")
-                seen = error.held
+        while isinstance(held := cls._claim_now(folder, seconds), LeaseState):
+            left = held.renewed + held.seconds - time.time()
+            taken = (
+                f"run {folder.name} is being trained by process {held.owner.pid} on {held.owner.host}; wait for it or "
+                f"end it. Unless renewed, its lease runs out in {left:.0f} s (lease {held.fence}, {folder / FILE})"
+            )
+            if wait is None or held.owner.machine == this_machine() or (seen or held) != held:
+                raise RunTakenError(taken)
+            if seen is None:
+                wait(f"waiting  to see whether its process still lives: {taken}")
+            seen = held
             time.sleep(_LOOK_SECONDS)
+        return held
 
     @classmethod
-    def _claim_now(cls, folder: Path, seconds: float) -> Lease:
+    def _claim_now(cls, folder: Path, seconds: float) -> Lease | LeaseState:
+        """Claim the run, or return the lease of the process that has it."""
         folder.mkdir(parents=True, exist_ok=True)
         me = this_process()
         with _locked(folder):
             held = _read(folder)
-            if held and not held.released:
-                left = held.renewed + held.seconds - time.time()
-                if left > 0 and not is_dead(held.owner):
-                    raise RunTakenError(
-                        f"run {folder.name} is being trained by process {held.owner.pid} on {held.owner.host}; wait for it or "
-                        f"end it. Unless renewed, its lease runs out in {left:.0f} s (lease {held.fence}, {folder / FILE})",
-                        held,
-                    )
+            if held and not held.released and time.time() < held.renewed + held.seconds and not is_dead(held.owner):
+                return held
             fence = held.fence + 1 if held else 1
             _write(folder, fence, me, seconds, released=False)
         return cls(folder, fence, me, seconds)
