@@ -20,10 +20,10 @@ from starlab.platform.cluster.network import NodeAddressTorchConfig
 from starlab.platform.cluster.placement import Placement, place, worker_group
 
 pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(900)]
-CLIPS_PER_NODE, DECODE_SECONDS = 4, 0.15
+CLIPS_PER_NODE, DECODE_SECONDS = 4, 0.25
 PERIOD_STEPS = 16
 """A rank has two decode tasks, and a task decodes eight batches: batches come in bursts, which repeat after so many steps."""
-PERIODS = 4
+PERIODS = 3
 """Periods that are measured, after as many that are not. Decode processes import for many seconds of processor
 time, so the first periods are slower."""
 
