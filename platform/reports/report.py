@@ -197,7 +197,7 @@ def verdict_rows(comparison: Comparison) -> list[VerdictRow]:
         found.append(
             VerdictRow(
                 name=row.name,
-                values=tuple(run.test[comparison.metric] for run in row.runs if comparison.metric in run.test),
+                values=tuple(scale * value for value in row.by_seed),
                 mean=row.mean * scale,
                 sd=None if row.sd is None else row.sd * scale,
                 low=None if row.low is None else row.low * scale,
