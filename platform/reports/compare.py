@@ -172,13 +172,18 @@ def _with_differences(rows: Sequence[Row], pairings: dict[str, Pairing], metric:
                 clips=len(pairing.clip_ids),
                 subjects=pairing.subjects,
                 mcnemar=pairing.mcnemar() if metric in BOUNDED else (),
-                detectable=scale * spread.detectable(spread.seeds, comparisons=comparisons) if several else None,
+                detectable=_detectable(spread, comparisons, metric, scale) if several else None,
                 seeds_for_one=spread.seeds_for(1 / scale, comparisons=comparisons) if several and metric in BOUNDED else None,
                 verdict=_verdict(spread, p_value, p_equivalent, METRICS[metric].higher_is_better),
             )
             row = replace(row, difference=difference)
         judged.append(row)
     return judged
+
+
+def _detectable(spread: Spread, comparisons: int, metric: str, scale: float) -> float:
+    found = spread.detectable(spread.seeds, comparisons=comparisons)
+    return scale * (min(1.0, found) if metric in BOUNDED else found)  # with two clips, it would be some hundred points
 
 
 def _verdict(spread: Spread, p_adjusted: float, p_equivalent: float, higher_is_better: bool) -> Verdict:
