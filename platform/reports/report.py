@@ -120,7 +120,7 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
     sections = [
         _search_charts(trials, space, found, judge),
         layers_section([_validated(run) for run in whole], "top1", best_only=True),
-        pairing_section([_validated(run) for run in whole], "top1"),
+        pairing_section([_validated(run) for run in whole], "top1", best_only=True),
         pareto_section({run.name: [_validated(run)] for run in whole}, "top1"),
         curves_section(ordered[:_MOST_LISTED], best=best.name),
         classes_section(rows),
