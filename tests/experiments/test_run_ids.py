@@ -23,6 +23,8 @@ SEARCH_IDS = {"demo_search": "demo_search-98c26dfe", "search_depth_and_pairing":
 """Run ids of the base of each search."""
 ROW_IDS = {
     "demo_figure5": "8c1c323e 62facf3a b142eb6f 79aa6fac",
+    "demo_learning_curve": "d8177aa8 a7c25df0 cbc03bd9 24433e2f 94cf81a9 02358baa 9509ef9e f344fd5a 9e85b2e8 1ad31a85 89504d8e "
+    "2029f094 acadb976 b71d282f a45707a9 68f6bed7 069dddba",
     "demo_table3": "97bea7b8 8c1c323e",
     "demo_table4": "4b176b97 0e901abb 5ac2e8ff 537eb223 8c1c323e",
     "demo_temporal": "3a092ea9 8c1c323e",
