@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from starlab.models.attention import xavier_linear
-from starlab.models.backbone import CHANNELS, LOCAL_STRIDE_PX, Backbone, BackboneOptions, load_kinetics400
+from starlab.models.backbone import LOCAL_STRIDE_PX, Backbone, BackboneOptions, load_kinetics400
 from starlab.models.config import StarConfig
 from starlab.models.initialisation import initialise
 from starlab.models.inputs import check_inputs
 from starlab.models.layers import LayerOptions, StarLayer
 from starlab.models.state import load_state
 from starlab.models.tokens import Bodies, GlobalTokens, JointTokenOptions, JointTokens, TimeOptions, Tokenizer, Tokens
+from starlab.models.trunks import CHANNELS
 
 __all__ = ["StarConfig", "StarTransformer", "load_state"]
 
