@@ -17,9 +17,13 @@ ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "extends", None),
     ("train", "tf32", False),
     ("train", "deterministic", False),
+    ("train", "cutmix", 0.0),
+    ("model", "share_layers", False),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
     ("data", "custom", None),
+    ("data", "rotation_degrees", 0.0),
+    ("data", "person_crop", None),
 )
 """Keys (section, key, default) that do not count for a run's identity at their default, so that earlier runs keep their ids."""
 PLACES = ("store", "source", "decode", "cache", "estimated_joints")

@@ -102,6 +102,9 @@ class StarConfig:
     """Encoder layers; None means `layers`."""
     decoder_layers: int | None = None
     """Decoder layers; None means `layers`."""
+    share_layers: bool = False
+    """Use one encoder layer at every depth of the encoder, and one decoder layer at every depth of the decoder (Universal
+    Transformers, arXiv:1807.03819, 2019; ALBERT, arXiv:1909.11942, 2020). The paper's layers have weights of their own."""
     encoder: str = "FZ"
     """First and second attention of an encoder layer: one or two letters of `patterns.PATTERNS`."""
     decoder: str = "FB"
@@ -121,7 +124,8 @@ class StarConfig:
     dropout: float = 0.0
     """Dropout probability on every branch of a layer and inside the MLP."""
     drop_path: float = 0.0
-    """Stochastic depth: the probability at the last layer; it grows linearly from 0 at the first."""
+    """Stochastic depth (Huang et al., arXiv:1603.09382, 2016): the probability at the last layer; it grows linearly from 0 at
+    the first. Depths that share a layer have the mean of their probabilities."""
 
     # --- speed and memory; no effect on results ------------------------------------------------------------------------
     channels_last: bool = True

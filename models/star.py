@@ -9,8 +9,9 @@ Letters: B clips, T frames, H W pixels, M bodies, N joints per body, S tokens pe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,9 @@ class StarTransformer(nn.Module):
         self.tokens = build_tokenizer(config)
         depths = (config.encoder_depth, config.decoder_depth)
         drop_paths = [config.drop_path * index / max(1, sum(depths) - 1) for index in range(sum(depths))]
-        self.encoder = nn.ModuleList(build_layer(config, config.encoder, p) for p in drop_paths[: depths[0]])
-        self.decoder = nn.ModuleList(build_layer(config, config.decoder, p) for p in drop_paths[depths[0] :])
-        initialise([*self.encoder, *self.decoder], config.init)
+        self.encoder = build_layers(config, config.encoder, drop_paths[: depths[0]])
+        self.decoder = build_layers(config, config.decoder, drop_paths[depths[0] :])
+        initialise(self.layers(), config.init)
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.head = nn.Sequential(
             nn.LayerNorm(config.dim),
@@ -88,10 +89,16 @@ class StarTransformer(nn.Module):
         class_tokens = torch.cat([self._attend(run) for run in runs]) if len(runs) > 1 else self._attend(runs[0])
         return self.norm(class_tokens).mean((1, 2))  # type: ignore[no-any-return]
 
+    def layers(self) -> list[StarLayer]:
+        """The layers of encoder and decoder in the order in which they run; a shared layer comes once for each depth."""
+        config = self.config
+        uses = (config.encoder_depth, config.decoder_depth) if config.share_layers else (1, 1)
+        return cast(list[StarLayer], [*self.encoder] * uses[0] + [*self.decoder] * uses[1])
+
     def _attend(self, z: Tokens) -> Tensor:
         """Encoder and decoder: the class tokens of every frame, (B, T, R, D). The last layer computes no others."""
         x = z.tokens
-        layers = [*self.encoder, *self.decoder]
+        layers = self.layers()
         for index, layer in enumerate(layers):
             rows = z.class_rows if index == len(layers) - 1 else None
             if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
@@ -151,6 +158,13 @@ def build_tokenizer(config: StarConfig) -> Tokenizer:
         time=TimeOptions(frames=config.frames, position=config.temporal_position, scale=config.temporal_position_scale),
         init_std=config.token_init_std,
     )
+
+
+def build_layers(config: StarConfig, patterns: str, drop_paths: Sequence[float]) -> nn.ModuleList:
+    """Build the layers of the encoder or the decoder, one for each probability; a single one if they share their weights."""
+    if config.share_layers:
+        drop_paths = [sum(drop_paths) / len(drop_paths)]
+    return nn.ModuleList(build_layer(config, patterns, probability) for probability in drop_paths)
 
 
 def build_layer(config: StarConfig, patterns: str, drop_path: float) -> StarLayer:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from starlab.pipelines.augment import fit
 from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import ClipSource, UnreadableClipError
+from starlab.pipelines.decode import NO_SHRINK
 from starlab.pipelines.decoded_cache import DecodedCache
 from starlab.pipelines.sampling import pick_frames
 from starlab.pipelines.schedule import Plan
@@ -69,7 +70,7 @@ class LoadClips:
                 break
             try:
                 picked = pick_frames(clip.num_frames, config.frames, drawn, choice.view)
-                decoded = source.read(clip, picked.tolist(), config.size)
+                decoded = source.read(clip, picked.tolist(), config.size if config.person_crop is None else NO_SHRINK)
                 mirror = source.skeleton.mirror
                 _, joints[:] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, frames)
             except UnreadableClipError as error:

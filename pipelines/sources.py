@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoi
 from starlab.pipelines.generated.ntu import SyntheticNtuConfig
 from starlab.pipelines.generated.penn_action import SyntheticConfig
 from starlab.pipelines.ntu_names import Protocol
+from starlab.pipelines.schedule import check_weights
 from starlab.pipelines.skeletons import NO_JOINTS
 from starlab.pipelines.store import StoreSource, is_store
 
@@ -61,6 +61,10 @@ class DataConfig:
     """Mirror half of the clips, swapping left and right joints; refused where a class names a side."""
     color_jitter: float = 0.0
     """Largest relative change of brightness and contrast."""
+    rotation_degrees: float = 0.0
+    """Largest angle by which "standard" turns frames and joints together."""
+    person_crop: float | None = None
+    """Crop every clip to the box of its joints, with this share of it added on each side; null keeps the whole frame."""
     validation_fraction: float = 0.1
     """Share of the official training part that is held out for selection; 0 holds out nothing."""
     train_fraction: float = 1.0
@@ -141,12 +145,16 @@ class DataConfig:
         if self.flip and self.augment == "standard" and self.custom is not None and not self.custom.may_flip:
             raise ValueError("data.flip is true, but data.yaml says flip: false; use data.flip=false")
         if isinstance(self.oversample, dict):
-            _check_weights(self.oversample, facts.classes)
+            check_weights(self.oversample, facts.classes)
         temporal, spatial = self.test_views
         if temporal < 1 or spatial < 1:
             raise ValueError(f"data.test_views is {list(self.test_views)}; it must be [temporal, spatial], each 1 or more")
         if not 0 < self.test_crop <= 1:
             raise ValueError(f"data.test_crop is {self.test_crop}; it must be in (0, 1], where 1 is the whole frame")
+        try:
+            self.augmentation()
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from None
         if spatial > 1 and self.test_crop == 1:
             raise ValueError(
                 f"data.test_views asks for {spatial} views of the picture, but with data.test_crop 1 all of them are the whole "
@@ -185,6 +193,8 @@ class DataConfig:
             crop_aspect=self.crop_aspect,
             flip=self.flip,
             color_jitter=self.color_jitter,
+            rotation_degrees=self.rotation_degrees,
+            person_crop=self.person_crop,
             test_crop=self.test_crop,
         )
 
@@ -256,16 +266,6 @@ def open_authors_files(dataset: str, root: Path) -> ClipSource:
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the one that holds the files of {dataset}")
     return found.open(root, found.protocols[0] if found.protocols else None)
-
-
-def _check_weights(weights: dict[str, float], classes: tuple[str, ...]) -> None:
-    for name, weight in weights.items():
-        if name not in classes:
-            near = difflib.get_close_matches(name, classes, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"its classes: {', '.join(classes)}"
-            raise ValueError(f"data.oversample names '{name}', which is no class of the data set; {hint}")
-        if not 0 < weight <= 1000:
-            raise ValueError(f"data.oversample.{name} is {weight}; it must be above 0 and at most 1000")
 
 
 def generated_folder(config: DataConfig, runs: Path) -> Path:

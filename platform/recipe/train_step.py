@@ -17,7 +17,7 @@ from starlab.models.backbone import Backbone
 from starlab.models.layers import StarLayer
 from starlab.models.tokens import Bodies
 from starlab.pipelines.batch import Batch
-from starlab.platform.recipe.mixup import mix, mixing_share
+from starlab.platform.recipe.mixup import Mixing, draw_mixing
 from starlab.platform.recipe.optimizer import learning_rate, set_rate, update_unless
 from starlab.platform.recipe.precision import AUTOCAST, compiles, set_gpu_arithmetic
 from starlab.platform.recipe.ranks import Ranks
@@ -52,16 +52,16 @@ class TrainStep:
         """Compute the gradients of the mean loss over the global batch. Returns this rank's sums."""
         config, state, clips = self._config, self._state, len(batch.labels)
         torch.manual_seed(_step_seed(config.seed, state.step, self._ranks.rank))  # dropout and drop-path of this step
-        share = mixing_share(config.mixup, config.seed, state.step)
+        mixing = draw_mixing(config, state.step, batch.frames.shape[1])
         state.guard.keep_buffers(state.model)
         sums = Sums.of(self._device, clips=clips, unreadable=len(batch.unreadable))
         for number in range(config.accumulate):
             low, high = clips * number // config.accumulate, clips * (number + 1) // config.accumulate
             part = batch.take(slice(low, high))
             with self._alone(number + 1 < config.accumulate):
-                if share < 1:
+                if mixing.share < 1:
                     neighbours = batch.take(np.arange(low - 1, high - 1))  # that of the first clip is the last one
-                    losses, hits = self._mixed(part, neighbours, share)
+                    losses, hits = self._mixed(part, neighbours, mixing)
                 else:
                     losses, hits = self._plain(part)
                 # DDP averages over ranks, whose slices may differ in size: the local sum times world / G gives the global mean.
@@ -78,15 +78,15 @@ class TrainStep:
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self._config.label_smoothing)
         return losses, logits.detach().argmax(1) == labels
 
-    def _mixed(self, batch: Batch, neighbours: Batch, share: float) -> tuple[Tensor, Tensor]:
-        """Compute losses and hits of clips that are blended with their neighbours; the losses of their labels are mixed too."""
+    def _mixed(self, batch: Batch, neighbours: Batch, mixing: Mixing) -> tuple[Tensor, Tensor]:
+        """Compute losses and hits of clips that are mixed with their neighbours; the losses of their labels are mixed too."""
         frames, joints, labels = self._inputs(batch)
         other_frames, other_joints, others = self._inputs(neighbours)
-        logits = self._logits(*mix(frames, joints, other_frames, other_joints, share), None)
+        logits = self._logits(*mixing(frames, joints, other_frames, other_joints), None)
         smoothing = self._config.label_smoothing
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         other_losses = cross_entropy(logits, others, reduction="none", label_smoothing=smoothing)
-        return torch.lerp(other_losses, losses, share), logits.detach().argmax(1) == labels
+        return torch.lerp(other_losses, losses, mixing.share), logits.detach().argmax(1) == labels
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Copy frames, joints and labels to the device."""

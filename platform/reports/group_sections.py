@@ -1,12 +1,11 @@
-"""Sections about several runs: the verdicts of an ablation, accuracy over layers (Fig. 5), pairings, accuracy against cost."""
+"""Sections about several runs: the verdicts of an ablation, pairings of attentions, accuracy against cost."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from starlab.platform.reports.charts import Curve, Words, curves_chart
+from starlab.platform.reports.charts import Words
 from starlab.platform.reports.intervals import Interval, intervals_chart
 from starlab.platform.reports.matrix import matrix_chart
 from starlab.platform.reports.page import NamedTable, Section
@@ -69,45 +68,6 @@ def verdict_section(
         charts.append(intervals_chart(words, differences, zero=True, form="points" if form == "%" else form))
     table = NamedTable(f"{metric} by row", _verdict_table(rows, metric, form))
     return Section("Rows side by side", charts=charts, tables=[table], notes=notes)
-
-
-def layers_section(runs: Sequence[ReportRun], metric: str, *, best_only: bool = False) -> Section:
-    """Draw accuracy over the number of layers, a line per pairing (Fig. 5).
-
-    Args:
-        best_only: Whether the runs differ in other settings, too, as trials of a search do. Then the best run of each depth is
-            drawn, over all pairings.
-    """
-    found: dict[str, dict[float, list[float]]] = {}
-    for run in runs:
-        value = run.accuracy(metric)
-        if run.depth is not None and value is not None:
-            found.setdefault("best trial" if best_only else run.pairing, {}).setdefault(run.depth, []).append(value)
-    depths = {depth for series in found.values() for depth in series}
-    if len(depths) < 2:
-        return Section("Accuracy over layers", absent="all runs have the same number of layers.")
-    if not best_only and (mixed := _mixed(runs, lambda run: (run.pairing, run.depth))):
-        return Section("Accuracy over layers", absent=f"{mixed} have the same layers and pairing and differ in something else.")
-    curves = []
-    for name, series in found.items():
-        if len(series) > 1 or len(found) == 1:
-            steps = sorted(series)
-            pick = [max(series[depth]) if best_only else math.fsum(series[depth]) / len(series[depth]) for depth in steps]
-            several = not best_only and any(len(values) > 1 for values in series.values())
-            ends = [tuple(edge(series[depth]) for depth in steps) for edge in (min, max)] if several else [(), ()]
-            curves.append(Curve(name, tuple(steps), tuple(pick), *ends))
-    how = (
-        "The best trial of each depth. Trials differ in other settings, too, so this is not the effect of depth alone."
-        if best_only
-        else "Means over seeds; bands reach from the lowest to the highest seed."
-    )
-    words = Words(
-        "Accuracy over layers",
-        f"{METRIC_NAMES[metric]} over the number of encoder layers. {how}",
-        "layers",
-        METRIC_NAMES[metric],
-    )
-    return Section("Accuracy over layers", "Figure 5 of the paper.", [curves_chart(words, curves, form="%", whole_x=True)])
 
 
 def pairing_section(runs: Sequence[ReportRun], metric: str, *, best_only: bool = False) -> Section:

@@ -86,7 +86,7 @@ def group_runs(results: Results, by: Sequence[str] = ()) -> Grouping:
         if key not in known:
             near = difflib.get_close_matches(key, known, 3, 0.4)
             raise UserError(f"--by {key}: no run has this key in its spec. Close to it: {', '.join(near) or 'nothing'}")
-    differing = [key for key in known if _counts(key) and len({repr(run.spec.get(key)) for run in runs}) > 1]
+    differing = [key for key in known if is_compared(key) and len({repr(run.spec.get(key)) for run in runs}) > 1]
     drafts = _by_values(runs, by) if by else _by_row(runs, differing, results.ablations)
     open_keys = [key for key in differing if key not in by] if by else []
     open_data = any(len({run.data for run in draft.runs}) > 1 for draft in drafts)
@@ -102,7 +102,8 @@ def group_runs(results: Results, by: Sequence[str] = ()) -> Grouping:
     return _named(drafts, list(by) or differing, open_keys, notes, open_data=open_data)
 
 
-def _counts(key: str) -> bool:
+def is_compared(key: str) -> bool:
+    """Return whether runs that differ in this key of the spec are different rows."""
     return key != SEED and key not in _NOT_COMPARED and not key.startswith(_NOT_COMPARED_SECTIONS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,23 @@ def write_predictions(path: Path, evaluation: Evaluation, source: ClipSource) ->
     floats). The file's metadata holds the classes, in the order of the logits, and the unreadable clips, as JSON under
     "starlab".
     """
-    names = np.array(source.classes, dtype=object)
+    write_predictions_of(path, evaluation, [source.clips[int(index)].clip_id for index in evaluation.clips], source.classes)
+
+
+def write_predictions_of(path: Path, evaluation: Evaluation, clip_ids: Sequence[str], classes: Sequence[str]) -> None:
+    """As `write_predictions`, for clips of these ids, in the evaluation's order."""
+    names = np.array(classes, dtype=object)
     logits = evaluation.logits.astype(np.float32)
     table = pa.table(
         {
-            "clip_id": [source.clips[int(index)].clip_id for index in evaluation.clips],
+            "clip_id": list(clip_ids),
             "true": pa.array(names[evaluation.labels].tolist(), pa.string()),
             "predicted": pa.array(names[evaluation.predicted].tolist(), pa.string()),
             "probability": pa.array(evaluation.probabilities().max(axis=1, initial=0.0), pa.float32()),
             "logits": pa.array(list(logits), pa.list_(pa.float32(), logits.shape[1])),
         }
     )
-    about = {"classes": list(source.classes), "unreadable": dict(evaluation.unreadable)}
+    about = {"classes": list(classes), "unreadable": dict(evaluation.unreadable)}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}")
     pq.write_table(table.replace_schema_metadata({"starlab": json.dumps(about)}), draft)
