@@ -66,6 +66,7 @@ def _texts(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, s
         "seeds": str(len(row.seeds) or ""),
         f"{comparison.metric} {unit}": _with_spread(row.mean, row.sd, digits),
         "95 % interval": interval,
+        "PCK@0.2 %": _mean_pck(row),
         "paper": "" if row.paper is None else f"{row.paper:.1f}",
         f"validation {unit}": "" if row.val is None else f"{row.val:.{digits}f}",
         "difference": ""
@@ -102,6 +103,12 @@ def mean_cost(row: Row) -> RunCost:
         clips_per_second=mean("clips_per_second"),
         memory_gb=max((cost.memory_gb for cost in costs if cost.memory_gb is not None), default=None),
     )
+
+
+def _mean_pck(row: Row) -> str:
+    """Return the mean share of joints that the row's models found, in percent; empty for models that are given them."""
+    shares = [run.test["pck_0.2"] for run in row.runs if "pck_0.2" in run.test]
+    return f"{100 * sum(shares) / len(shares):.1f}" if shares else ""
 
 
 def _with_spread(mean: float | None, sd: float | None, digits: int) -> str:
