@@ -83,9 +83,9 @@ class PoseHead(nn.Module):
         context = enlarge(self.context(global_map), local_map.shape[3], local_map.shape[4])
         hidden = nn.functional.relu(self.local(local_map) + context)
         hidden = nn.functional.relu(self.mix(hidden))
-        scores = rearrange(self.maps(hidden), "b j t h w -> b t j (h w)").float()
+        scores = at_least_single(rearrange(self.maps(hidden), "b j t h w -> b t j (h w)"))
         log_maps = scores.log_softmax(-1).unflatten(-1, tuple(local_map.shape[3:]))
-        presence = None if self.presence is None else self.presence(hidden.mean((2, 3, 4))).float()
+        presence = None if self.presence is None else at_least_single(self.presence(hidden.mean((2, 3, 4))))
         return FoundPose(log_maps, presence)
 
 
@@ -103,6 +103,11 @@ def enlarge(maps: Tensor, height: int, width: int) -> Tensor:
     return torch.einsum("bcthw,hy,wx->bctyx", maps, down, across)
 
 
+def at_least_single(values: Tensor) -> Tensor:
+    """Values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def pose_losses(found: FoundPose, joints: Tensor, grid: CellGrid, sigma_cells: float) -> Tensor:
     """The loss of each clip's pose, (B,), in nats.
 
@@ -117,7 +122,7 @@ def pose_losses(found: FoundPose, joints: Tensor, grid: CellGrid, sigma_cells: f
         sigma_cells: Standard deviation of the Gaussian, in cells.
     """
     flat = rearrange(joints, "b t m n c -> b t (m n) c")
-    target = joint_heatmaps(flat, grid, sigma_cells, "sum").float()
+    target = joint_heatmaps(flat, grid, sigma_cells, "sum")
     divergence = (torch.xlogy(target, target) - target * found.log_maps).sum((-2, -1))
     visible = visible_joints(flat)
     losses = torch.where(visible, divergence, 0).sum((1, 2)) / visible.sum((1, 2)).clamp(min=1)

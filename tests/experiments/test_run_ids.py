@@ -23,6 +23,7 @@ SEARCH_IDS = {"demo_search": "demo_search-98c26dfe", "search_depth_and_pairing":
 """Run ids of the base of each search."""
 ROW_IDS = {
     "demo_figure5": "8c1c323e 62facf3a b142eb6f 79aa6fac",
+    "demo_pose_source": "b0794d57 efb7232b d4096fe7 2be75785",
     "demo_table3": "97bea7b8 8c1c323e",
     "demo_table4": "4b176b97 0e901abb 5ac2e8ff 537eb223 8c1c323e",
     "demo_temporal": "3a092ea9 8c1c323e",
