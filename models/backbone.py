@@ -19,12 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from starlab.models.config import BackboneName, BatchNorm, LocalLayer, PixelNorm
+from starlab.models.trunks import STAGES, Mc3Trunk, TinyTrunk
 
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-CHANNELS: dict[BackboneName, dict[str, int]] = {
-    "mc3_18": {"stem": 64, "layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512},
-    "mc3_tiny": {"stem": 8, "layer1": 8, "layer2": 16, "layer3": 32, "layer4": 64},
-}
 LOCAL_STRIDE_PX: dict[LocalLayer, int] = {"layer2": 4, "layer3": 8}
 """Pixels between neighbouring cells of a local map, in both trunks. Every convolution on the way has an odd kernel k and
 padding (k - 1) / 2, so cell i is centred on pixel stride · i exactly, whatever the size of the frame."""
@@ -56,7 +52,7 @@ class Backbone(nn.Module):
     def __init__(self, name: BackboneName, options: BackboneOptions = BackboneOptions()) -> None:
         """Build the trunk with random weights."""
         super().__init__()
-        trunk = mc3_18_trunk() if name == "mc3_18" else TinyTrunk()
+        trunk = Mc3Trunk() if name == "mc3_18" else TinyTrunk()
         for stage in STAGES:
             self.add_module(stage, trunk.get_submodule(stage))
         self.local_layer = options.local_layer
@@ -123,51 +119,6 @@ class Backbone(nn.Module):
             for norm in batch_norms(self):
                 norm.eval()
         return self
-
-
-def mc3_18_trunk() -> nn.Module:
-    """torchvision's mc3_18 with random weights; `Backbone` takes its stages and drops pooling and classifier."""
-    # Imported here because torchvision takes longer to import than torch, and mc3_tiny does not need it.
-    from torchvision.models.video import mc3_18
-
-    return cast(nn.Module, mc3_18(weights=None))
-
-
-class TinyTrunk(nn.Module):
-    """mc3_18's pattern at an eighth of its width, one block per stage: for small frames on a CPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        width = CHANNELS["mc3_tiny"]
-        self.stem = nn.Sequential(convolution(3, width["stem"], (3, 3, 3), stride=2), nn.ReLU(inplace=True))
-        self.layer1 = TinyBlock(width["stem"], width["layer1"], (3, 3, 3), stride=1)
-        self.layer2 = TinyBlock(width["layer1"], width["layer2"], (1, 3, 3), stride=2)
-        self.layer3 = TinyBlock(width["layer2"], width["layer3"], (1, 3, 3), stride=2)
-        self.layer4 = TinyBlock(width["layer3"], width["layer4"], (1, 3, 3), stride=2)
-
-
-class TinyBlock(nn.Module):
-    """Two convolutions and a residual (1×1×1 where the shape changes); `stride` in space only."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int], *, stride: int) -> None:
-        super().__init__()
-        self.conv1 = convolution(channels_in, channels_out, kernel, stride=stride)
-        self.conv2 = convolution(channels_out, channels_out, kernel, stride=1)
-        same = stride == 1 and channels_in == channels_out
-        self.shortcut = nn.Identity() if same else convolution(channels_in, channels_out, (1, 1, 1), stride=stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, T, H, W) → (B, channels_out, T, H / stride, W / stride)."""
-        branch = self.conv2(self.conv1(x).relu_())
-        return cast(Tensor, (branch + self.shortcut(x)).relu_())
-
-
-def convolution(channels_in: int, channels_out: int, kernel: tuple[int, int, int], *, stride: int) -> nn.Sequential:
-    """A convolution with batch-norm that keeps T and divides H and W by `stride`."""
-    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    conv = nn.Conv3d(channels_in, channels_out, kernel, stride=(1, stride, stride), padding=padding, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm3d(channels_out))
 
 
 def pool_grid(global_map: Tensor, grid: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from starlab.models.attention import xavier_linear
-from starlab.models.backbone import CHANNELS, LOCAL_STRIDE_PX, Backbone, BackboneOptions, load_kinetics400
+from starlab.models.backbone import LOCAL_STRIDE_PX, Backbone, BackboneOptions, load_kinetics400
 from starlab.models.config import StarConfig
 from starlab.models.heatmaps import CellGrid, joint_heatmaps
 from starlab.models.initialisation import initialise
@@ -28,6 +28,7 @@ from starlab.models.layers import LayerOptions, StarLayer
 from starlab.models.pose_head import FoundPose, PoseHead, left_to_right, pose_losses, present_bodies
 from starlab.models.state import load_state
 from starlab.models.tokens import Bodies, GlobalTokens, JointTokenOptions, JointTokens, TimeOptions, Tokenizer, Tokens
+from starlab.models.trunks import CHANNELS
 
 __all__ = ["StarConfig", "StarTransformer", "load_state"]
 

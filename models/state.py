@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from starlab.models.backbone import CHANNELS
+from starlab.models.trunks import CHANNELS
 
 if TYPE_CHECKING:
     from starlab.models.star import StarTransformer

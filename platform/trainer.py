@@ -6,6 +6,7 @@ The driver opens the data, places the workers, follows the journal and updates M
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +21,14 @@ from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.placement import Placement, place
 from starlab.platform.extension import extended_spec, extension_lines, seed_from
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
-from starlab.platform.preflight import check_spec, join_cluster, open_data_while_ray_starts
+from starlab.platform.preflight import check_spec, join_cluster, open_data, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
 from starlab.platform.runs.folder import RunFolder, find_run, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST, VAL
-from starlab.platform.runs.records import MlflowState, Result, RunInfo
+from starlab.platform.runs.records import DamagedRecordError, MlflowState, Result, RunInfo
 from starlab.platform.runs.system_metrics import SystemMetrics
 from starlab.platform.serving.initial_weights import initial_lines, place_initial_weights, with_digest
 from starlab.platform.serving.registry import write_best_model
@@ -47,7 +48,8 @@ class RunRequest:
     parts: Parts
     runs: Path
     """Folder of runs."""
-    cluster: Cluster
+    cluster: Cluster | None
+    """None for a run that is finished already: it is only read."""
     share: float = 1.0
     """Fraction of the cluster that this run may use."""
     parent: RunFolder | None = None
@@ -129,13 +131,15 @@ def train(
     finished = find_run(root, extend, say) if extend is not None else None
     if finished is not None:
         spec = extended_spec(spec, finished)
-    source, parts = open_data_while_ray_starts(spec, root, say)
+    finished_before = not fresh and _finished_before(spec, root)
+    source, parts = (open_data if finished_before else open_data_while_ray_starts)(spec, root, say)
     for line in extension_lines(spec, finished, source, len(parts.train)) if finished is not None else ():
         say(line)
     for abandoned in close_abandoned_everywhere(root):
         say(f"closed   {abandoned.path.name}: its driver had died")
-    with Lease.claim(root / spec.run_id(source.fingerprint)):  # refuse a second process now, not when the cluster has room
-        cluster = join_cluster(spec, 1, say)
+    folder = RunFolder(root / spec.run_id(source.fingerprint))
+    with Lease.claim(folder.path):  # refuse a second process now, not when the cluster has room
+        cluster = None if not fresh and _is_complete(folder.result) else join_cluster(spec, 1, say)
     request = RunRequest(
         spec=spec,
         source=source,
@@ -157,8 +161,8 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
         with Lease.claim(folder.path):  # fails while another process trains the run
             kept = folder.set_aside()
         say(f"fresh    the earlier run is kept as {kept}")
-    was_complete = _is_complete(folder.result, request)
-    placement = place(spec, request.cluster, request.share)
+    was_complete = _is_complete(folder.result, is_trial=request.is_trial)
+    placement = None if was_complete or request.cluster is None else place(spec, request.cluster, request.share)
     with Lease.claim(folder.path) as lease:
         open_run(folder, spec, request.source, request.runs, request.parent, tags=request.tags)
         resumed = not was_complete and bool(folder.stored_checkpoints.folders())
@@ -171,7 +175,7 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
             seed_from(request.extends, folder, spec)
         with Sender(folder, spec.tracking.address(request.runs)) as sender:
             try:
-                if not was_complete:
+                if placement is not None:
                     _train(request, placement, lease, say, live)
             except BaseException as error:
                 if lease.holds():
@@ -191,8 +195,19 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
 
 
-def _is_complete(result: Result | None, request: RunRequest) -> bool:
-    return result is not None and (result.test is not None or request.is_trial)
+def _is_complete(result: Result | None, *, is_trial: bool = False) -> bool:
+    return result is not None and (result.test is not None or is_trial)
+
+
+def _finished_before(spec: Spec, root: Path) -> bool:
+    """Return whether a run of this spec is finished, as far as can be told before the data are open."""
+    for file in root.glob(f"{spec.name}-*/{RunInfo.FILE}"):
+        folder = RunFolder(file.parent)
+        with suppress(DamagedRecordError):
+            same = folder.path.name == spec.run_id(folder.info.tags.get("starlab.data_fingerprint", ""))
+            if same and _is_complete(folder.result):
+                return True
+    return False
 
 
 def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callable[[str], None], live: bool) -> None:

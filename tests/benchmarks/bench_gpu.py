@@ -1,6 +1,6 @@
 """What the model and its training step reach on one GPU: `make bench-gpu`, or `python tests/benchmarks/bench_gpu.py`.
 
-Needs PyTorch, torchvision, NumPy and einops. starlab is the checkout that this file belongs to, installed or not. Every part
+Needs PyTorch, NumPy and einops. starlab is the checkout that this file belongs to, installed or not. Every part
 has a share of the minutes, and what it leaves goes to the parts after it. The file of figures is written after every row.
 With `--quick`, a small model shows on a CPU that the script works; its figures mean nothing.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gpu.setup import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("torch", "torchvision", "numpy", "einops")
+NEEDED = ("torch", "numpy", "einops")
 
 
 def missing_packages() -> list[str]:

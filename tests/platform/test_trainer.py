@@ -119,7 +119,10 @@ def test_mlflow_holds_the_run_once_with_params_tags_every_point_and_the_artifact
     }
 
 
-def test_the_same_command_again_says_complete_and_trains_nothing(whole: RunResult, tiny_store: Path) -> None:
+def test_the_same_command_again_says_complete_and_neither_trains_nor_starts_ray(
+    whole: RunResult, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("starlab.platform.preflight.connect", lambda: pytest.fail("Ray was asked for"))
     before = (whole.folder / "journal.jsonl").read_bytes()
     said: list[str] = []
     again = train(tiny(tiny_store), runs=whole.folder.parent, say=said.append)

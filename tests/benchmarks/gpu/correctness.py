@@ -263,10 +263,12 @@ def exactness_rows(bench: Bench) -> Iterator[Row]:
     penn = Setup(clips=bench.scale.check_clips, precision="fp32")
     ntu = replace(penn, data="ntu")
     rows, mixed = replace(penn, class_rows_last=True), replace(ntu, data="ntu mixed", clips=4)
+    maps = replace(penn, layout="maps")
     pairs = {
         "last layer for class rows only, fp32: gradients": (penn, rows),
         "absent bodies left out, fp32: gradients": (ntu, replace(ntu, mask="left out")),
         "absent bodies left out of some clips, fp32: gradients": (mixed, replace(mixed, mask="left out")),
+        "first convolution on cells, fp32: gradients": (maps, replace(maps, stem_cells=True)),
         "activation checkpointing, fp32: gradients": (rows, replace(rows, checkpointing=True)),
     }
     for what, (plain, changed) in pairs.items():

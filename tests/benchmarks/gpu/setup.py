@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -112,6 +112,8 @@ class Setup:
     cudnn_benchmark: bool = False
     layout: Literal["first", "maps"] = "first"
     """What of the backbone is in channels_last_3d."""
+    stem_cells: bool = False
+    """Whether the first convolution reads cells of 2 × 2 pixels (with `layout` "maps")."""
     tf32: bool = False
     deterministic: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -134,6 +136,7 @@ class Setup:
 SHIPPED: Mapping[str, Any] = {
     "cudnn_benchmark": True,
     "layout": "maps",
+    "stem_cells": True,
     "inputs": "library",
     "loop": "library",
     "mask": "left out",
@@ -163,9 +166,18 @@ def model_config(setup: Setup, scale: Scale) -> StarConfig:
     return StarConfig(**fields)
 
 
-def training_flops(setup: Setup, scale: Scale) -> int:
-    """FLOP of one clip's training step, as `models.cost` counts them: three times those of the full forward pass."""
-    return cost(model_config(setup, scale), height=scale.size_px, width=scale.size_px).training_flops
+def training_flops(setup: Setup, scale: Scale) -> float:
+    """FLOP of one clip's training step, as `models.cost` counts them: three times those of the forward pass.
+
+    The tokens of absent bodies count only if they are computed.
+    """
+    config = model_config(setup, scale)
+    whole = cost(config, height=scale.size_px, width=scale.size_px).training_flops
+    if setup.mask != "left out" or config.max_bodies == 1:
+        return whole
+    alone = cost(replace(config, max_bodies=1), height=scale.size_px, width=scale.size_px).training_flops
+    share = CLIPS[setup.data].alone
+    return share * alone + (1 - share) * whole
 
 
 def tokens_per_clip(setup: Setup, scale: Scale, *, present: bool = False) -> int:

@@ -24,14 +24,15 @@ def shipped_rows(bench: Bench) -> Iterator[Row]:
         best = replace(best, compile="off")
     yield guarded("shipped", lambda: shipped_figures(plain, best, bench))
     yield guarded("shipped, profile", lambda: profile_figures(best, bench))
-    for data in ("ntu", "ntu mixed"):
-        yield guarded(f"shipped, {data}", partial(beside_penn, best, replace(best, data=data), bench))
-    volta = replace(best, precision="fp16", compile="off")
-    yield guarded("as on a V100: fp16, not compiled", lambda: alone(volta, bench))
+    yield guarded("shipped, ntu", lambda: beside_penn(best, replace(best, data="ntu"), bench))
     for clips in bench.scale.clips[1:]:
         yield guarded(f"shipped, batch {clips}", partial(alone, replace(best, clips=clips), bench))
-    yield guarded("shipped, ntu, profile", lambda: profile_figures(replace(best, data="ntu"), bench))
+    volta = replace(best, precision="fp16", compile="off")
+    yield guarded("as on a V100: fp16, not compiled", lambda: alone(volta, bench))
+    yield guarded("shipped, fp32 with TF32", lambda: alone(replace(best, precision="fp32", tf32=True), bench))
+    yield guarded("shipped, ntu mixed", lambda: beside_penn(best, replace(best, data="ntu mixed"), bench))
     yield guarded("shipped, fp16", lambda: alone(replace(best, precision="fp16"), bench))
+    yield guarded("shipped, ntu, profile", lambda: profile_figures(replace(best, data="ntu"), bench))
     yield guarded("shipped, fp32", lambda: alone(replace(best, precision="fp32"), bench))
 
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from gpu.measure import matrix_flags
 from gpu.setup import Bench, Setup, host_batch, model_config
-from gpu.variants import EveryRowStar, VarlenAttention, without_mask
+from gpu.variants import EveryRowStar, VarlenAttention, stem_on_pixels, without_mask
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from starlab.experiments.sections import TrainConfig
 from starlab.models import attention as attention_module
 from starlab.models.star import StarTransformer
+from starlab.models.tokens import Bodies
 from starlab.pipelines.batch import Batch
 from starlab.platform.recipe.loss_guard import Verdict
 from starlab.platform.recipe.precision import AUTOCAST
@@ -129,6 +130,8 @@ class Step:
         torch.manual_seed(0)
         with torch.device(device):
             self.model = (StarTransformer if setup.class_rows_last else EveryRowStar)(model_config(setup, bench.scale)).train()
+        if not setup.stem_cells:
+            stem_on_pixels(self.model)
         if setup.mask == "none":
             self.model.tokens.register_forward_hook(without_mask)
         config = TrainConfig(
@@ -146,8 +149,6 @@ class Step:
             batch if setup.mask == "left out" else MaskedBatch(**{f.name: getattr(batch, f.name) for f in fields(batch)})
         )
         self.stage = self._stage(bench)
-        if setup.cuda_graphs:
-            self._capture()
         arguments = (self.state, config, Ranks(0, 1), device, 10**6)
         if setup.inputs == "library":
             self.train_step = TrainStep(*arguments)
@@ -155,6 +156,8 @@ class Step:
             staged = StagedStep(*arguments)
             staged.stage = self.stage
             self.train_step = staged
+        if setup.cuda_graphs:
+            self._capture()
         torch.backends.cudnn.benchmark = False  # TrainStep sets it for the process; `flags` sets it for the step
 
     def _stage(self, bench: Bench) -> Callable[[], Inputs]:
@@ -173,6 +176,12 @@ class Step:
         frames, joints, _ = self.stage()
         with self.flags(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             torch.cuda.make_graphed_callables(self.model, (frames, joints), allow_unused_input=True)
+        graphed = self.model.forward  # which the call above has replaced
+
+        def forward(frames: Tensor, joints: Tensor, bodies: Bodies | None = None) -> Tensor:
+            return graphed(frames, joints)  # a graph takes tensors alone
+
+        self.model.forward = forward  # type: ignore[method-assign]
 
     def _step(self) -> Tensor:
         with self.flags():

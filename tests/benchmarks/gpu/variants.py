@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from starlab.models.attention import select_rows
 from starlab.models.star import StarTransformer
+from starlab.models.stem import StemConvolution
 from starlab.models.tokens import Tokens
 
 
@@ -22,6 +24,15 @@ class EveryRowStar(StarTransformer):
         for layer in (*self.encoder, *self.decoder):
             x = layer(x, z.key_mask)
         return select_rows(x, z.class_rows)
+
+
+def stem_on_pixels(model: StarTransformer) -> None:
+    """Make the first convolution read pixels, as torchvision's does, where it has another way."""
+    if model.backbone is None:
+        return
+    for module in model.backbone.get_submodule("stem").children():
+        if isinstance(module, StemConvolution):
+            module.on_cells = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
 
 
 def without_mask(_module: Any, _inputs: Any, z: Tokens) -> Tokens:
