@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,7 +29,7 @@ def read_section(kind: type[T], raw: object, path: str, where: str) -> T:
     refuse_unknown_keys(kind, raw, path, where)
     try:
         # Through JSON, where strict mode still lets a list be a tuple.
-        return _adapter(kind).validate_json(json.dumps(raw), strict=True)
+        value: T = _adapter(cast("type", kind)).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         # Where a value may be of several kinds, pydantic puts the kind it tried into the place: literal['balanced'], dict[…].
@@ -45,10 +45,11 @@ def read_section(kind: type[T], raw: object, path: str, where: str) -> T:
         raise SpecError(f"{where}: {key} is {first['input']!r}; it {message}") from None
     except TypeError as error:
         raise SpecError(f"{where}: {path or 'the spec'} holds a value that is not plain YAML: {error}") from None
+    return value
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: type) -> TypeAdapter[Any]:
     """Make the reader of a kind of section, once: it takes 5 ms, and a search reads the specs of its trials many times."""
     return TypeAdapter(kind)
 
