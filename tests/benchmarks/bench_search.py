@@ -6,7 +6,8 @@ curves: the search's own ledger, sampler and early stopping propose and end tria
 read where a run would train it. A search may use a third of the training steps of its grid.
 
 A search sees one seed, as a user's does. It has succeeded if the cell that it names is, in the mean over all seeds, within the
-seed noise of the grid's best cell: one standard deviation over seeds, pooled over the grid's better half.
+seed noise of the grid's best cell: one standard deviation over seeds, pooled over the grid's better half. What a seed does to
+all cells alike is left out of the noise, because it does not blur which cell is better.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from starlab.experiments.spec import SearchSpec, Spec, load_search
@@ -189,11 +191,15 @@ def replay(spec: SearchSpec, curves: Mapping[str, list[float]], most_epochs: int
 
 
 def judge(curves: Curves) -> tuple[dict[str, float], float]:
-    """The mean over seeds of each cell's best value, and the seed noise: the pooled sd over seeds of the better half."""
+    """The mean over seeds of each cell's best value, and the seed noise: what is left of the values of the better half without
+    the means of cells and of seeds, as a standard deviation.
+    """
     reached = {point: [max(by_seed[seed]) for seed in SEEDS] for point, by_seed in curves.items()}
     means = {point: statistics.fmean(values) for point, values in reached.items()}
     better = sorted(means, key=lambda point: -means[point])[: max(2, len(means) // 2)]
-    return means, math.sqrt(statistics.fmean(statistics.variance(reached[point]) for point in better))
+    table = np.array([reached[point] for point in better])
+    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    return means, math.sqrt((rest**2).sum() / ((len(better) - 1) * (len(SEEDS) - 1)))
 
 
 def compare_strategies(curves: Curves, sampler_seeds: Sequence[int]) -> dict[str, Any]:
