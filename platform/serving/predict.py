@@ -43,7 +43,8 @@ class PredictRequest:
                 )
             return None
         if not card.needs_joints:
-            raise UserError(f"{card.name} reads no joints (model.modality is rgb): leave --joints out")
+            why = "model.modality is rgb" if card.spec.model.modality == "rgb" else "model.pose is learned"
+            raise UserError(f"{card.name} reads no joints ({why}): leave --joints out")
         return joints_from_file(self.joints, card.spec.data.facts().skeleton)
 
 

@@ -120,7 +120,8 @@ def cut(
     joints = _joints(card, video, joints_of)
     length, stride = _frames(card, video, sampling)
     # People who are cut out of the frames need more pixels than those who fill them.
-    short_side_px = spec.data.size * (2 if are_apart(joints, spec, sampling.people) else 1)
+    is_cut_out = spec.data.person_crop is not None or are_apart(joints, spec, sampling.people)
+    short_side_px = spec.data.size * (2 if is_cut_out else 1)
     for window in sliding_windows(totals.count(video.frames(short_side_px)), length, stride):
         yield window, clips_of(window, joints, spec, sampling.people)
 

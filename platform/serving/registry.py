@@ -111,9 +111,13 @@ class Predictor:
         self._model = model
 
     def predict(self, data: Mapping[str, NDArray[Any]], params: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
-        """Compute logits (n, C) from {"frames": uint8 (n, T, H, W, 3), "joints": float32 (n, T, M, N, 3)}."""
+        """Compute logits (n, C) from {"frames": uint8 (n, T, H, W, 3), "joints": float32 (n, T, M, N, 3)}.
+
+        A model that finds the joints itself takes frames only.
+        """
+        inputs = [torch.from_numpy(data[name]) for name in ("frames", "joints") if name in data]
         with torch.no_grad():
-            logits = self._model(torch.from_numpy(data["frames"]), torch.from_numpy(data["joints"]))
+            logits = self._model(*inputs)
         scores: NDArray[np.float32] = logits.float().numpy()
         return scores
 
@@ -130,7 +134,8 @@ def _signature(spec: Spec, classes: int) -> Any:
     data, model = spec.data, spec.model
     frames = TensorSpec(np.dtype(np.uint8), (-1, data.frames, data.size, data.size, 3), "frames")
     joints = TensorSpec(np.dtype(np.float32), (-1, data.frames, model.max_bodies, model.num_joints, 3), "joints")
-    return ModelSignature(inputs=Schema([frames, joints]), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]))
+    inputs = [frames] if model.pose == "learned" else [frames, joints]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]))
 
 
 def _local(uri: str) -> Path:
