@@ -15,7 +15,8 @@ _FORM = (
 )
 
 _DATA_KEYS = frozenset(
-    {"frames", "size", "augment", "crop_area", "crop_aspect", "flip", "color_jitter", "oversample", "train_fraction"}
+    {"frames", "size", "augment", "crop_area", "crop_aspect", "flip", "color_jitter", "rotation_degrees", "person_crop"}
+    | {"oversample", "train_fraction"}
 )
 """Keys of `data` that a trial varies: how a clip becomes a batch, and how many of the training clips there are."""
 _WHY_NOT = {

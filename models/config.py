@@ -24,9 +24,11 @@ Norm = Literal["post", "pre"]
 Init = Literal["depth_scaled", "xavier", "torch", "trunc_normal"]
 GroupProjections = Literal["shared", "separate"]
 Modality = Literal["both", "rgb", "pose"]
+PoseSource = Literal["annotated", "estimated", "learned"]
 
 CHOICES: dict[str, object] = {
     "modality": Modality,
+    "pose": PoseSource,
     "backbone": BackboneName,
     "weights": Weights,
     "pixel_norm": PixelNorm,
@@ -57,6 +59,10 @@ class StarConfig:
     """Frames per clip; a multiple of the groups of each attention pattern in use (even for Z and B)."""
     modality: Modality = "both"
     """Use both; "rgb": no JM-tokens; "pose": joint tokens from x, y and confidence alone, without reading a pixel."""
+
+    pose: PoseSource = "annotated"
+    """Where the joints of Eq. 1 come from: the data set's annotations, an estimator's file, which the model treats alike, or
+    "learned": the model's own heat maps, so that it recognises from frames alone. It is trained on the given joints."""
 
     # --- backbone --------------------------------------------------------------------------------------------------
     backbone: BackboneName = "mc3_18"
@@ -102,6 +108,9 @@ class StarConfig:
     """Encoder layers; None means `layers`."""
     decoder_layers: int | None = None
     """Decoder layers; None means `layers`."""
+    share_layers: bool = False
+    """Use one encoder layer at every depth of the encoder, and one decoder layer at every depth of the decoder (Universal
+    Transformers, arXiv:1807.03819, 2019; ALBERT, arXiv:1909.11942, 2020). The paper's layers have weights of their own."""
     encoder: str = "FZ"
     """First and second attention of an encoder layer: one or two letters of `patterns.PATTERNS`."""
     decoder: str = "FB"
@@ -121,7 +130,8 @@ class StarConfig:
     dropout: float = 0.0
     """Dropout probability on every branch of a layer and inside the MLP."""
     drop_path: float = 0.0
-    """Stochastic depth: the probability at the last layer; it grows linearly from 0 at the first."""
+    """Stochastic depth (Huang et al., arXiv:1603.09382, 2016): the probability at the last layer; it grows linearly from 0 at
+    the first. Depths that share a layer have the mean of their probabilities."""
 
     # --- speed and memory; no effect on results ------------------------------------------------------------------------
     channels_last: bool = True
@@ -143,6 +153,9 @@ class StarConfig:
         """Raises ValueError naming the field, its value, the limit and the fix."""
         for field, choices in CHOICES.items():
             self._require(field, getattr(self, field) in get_args(choices), f"must be one of {get_args(choices)}")
+        learned = self.pose == "learned"
+        self._require("pose", not learned or self.modality == "both", "needs modality 'both': heat maps select pixels")
+        self._require("pose", not learned or self.heatmap_norm == "sum", "needs heatmap_norm 'sum': its maps sum to 1")
         for field in ("num_classes", "num_joints", "max_bodies", "frames", "dim", "heads"):
             self._require(field, getattr(self, field) >= 1, "must be at least 1")
         for field in ("layers", "encoder_layers", "decoder_layers"):

@@ -21,13 +21,14 @@ def initialise(layers: Sequence[StarLayer], init: Init) -> None:
     """Set the weights of every layer of a model; they were built Xavier-uniform, with zero biases.
 
     Args:
-        layers: Encoder and decoder layers together, because "depth_scaled" depends on their number.
+        layers: Encoder and decoder layers together, because "depth_scaled" depends on their number. A shared layer comes once
+            for each depth.
         init: "xavier" leaves them. "depth_scaled" multiplies both matrices of every branch (value and output projection, or
             the two of an MLP) by n^(-1/4), so that the n branches together add about as much variance as the tokens have.
             "torch" is the start of PyTorch's TransformerEncoderLayer. "trunc_normal" is ViT's, deviation 0.02.
     """
     gain = sum(len(layer.attentions) + 1 for layer in layers) ** -0.25
-    for layer in layers:
+    for layer in dict.fromkeys(layers):
         for attention in layer.attentions:
             assert isinstance(attention, SpatioTemporalAttention)
             initialise_attention(attention, init, gain)

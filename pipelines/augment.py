@@ -17,6 +17,8 @@ from starlab.pipelines.clip import DecodedClip
 from starlab.pipelines.sampling import MIDDLE, View
 
 CROP_ATTEMPTS = 10
+LEAST_BOX = 0.2
+"""Smallest side of a person's box over the frame's shorter side, so that a single joint is not enlarged to a picture."""
 LINEAR_SHRINK, LINEAR_SHRINK_OF_A_SIDE = 2.6, 2.25
 """Linear interpolation reads 2 × 2 pixels, so a picture may shrink by about 2 a side before it leaves any out. Averaging over
 areas costs seven times as much (0.75 against 0.10 ms for 456×256 → 224², 54 dB apart): it is worth it beyond these factors."""
@@ -38,8 +40,15 @@ class AugmentConfig:
     """Mirror half of the clips. Leave it off where left or right tells classes apart."""
     color_jitter: float = 0.0
     """Strength s in [0, 1): brightness and contrast are each multiplied by a draw from [1 − s, 1 + s]."""
+    rotation_degrees: float = 0.0
+    """Largest angle by which the picture and its joints are turned together, drawn uniformly on both sides of 0. Pixels beyond
+    the picture's edge repeat it."""
     test_crop: float = 1.0
     """Share of the frame's width and height that a view shows when nothing is drawn; 1 is the whole frame."""
+    person_crop: float | None = None
+    """Crop to the people first, in training and in evaluation: the box of all joints seen in the clip, wider and higher by this
+    share of it on each side, and square where the frame allows. Everything else then happens within this box. None, or a clip
+    without joints, keeps the whole frame. (As PoseC3D does, arXiv:2104.13586, 2022.)"""
 
     def __post_init__(self) -> None:
         if self.mode not in ("none", "standard"):
@@ -52,6 +61,10 @@ class AugmentConfig:
             raise ValueError(f"crop_aspect must be two ascending ratios around 1, got {self.crop_aspect}")
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"color_jitter must be in [0, 1), got {self.color_jitter}")
+        if not 0 <= self.rotation_degrees <= 180:
+            raise ValueError(f"rotation_degrees must be in [0, 180], got {self.rotation_degrees}")
+        if self.person_crop is not None and not 0 <= self.person_crop <= 1:
+            raise ValueError(f"person_crop must be in [0, 1], or null, got {self.person_crop}")
         if not 0 < self.test_crop <= 1:
             raise ValueError(f"test_crop must be in (0, 1], got {self.test_crop}")
 
@@ -82,11 +95,12 @@ def fit(
     """
     height, width = clip.frames[0].shape[:2]
     augment = rng if config.mode == "standard" else None
-    left, top, crop_width, crop_height = 0, 0, width, height
+    box = (0, 0, width, height) if config.person_crop is None else person_box(clip.joints, width, height, config.person_crop)
+    left, top, crop_width, crop_height = box
     if augment is not None:
-        left, top, crop_width, crop_height = _draw_crop(width, height, config, augment)
+        left, top, crop_width, crop_height = _inside(box, _draw_crop(box[2], box[3], config, augment))
     elif rng is None:
-        left, top, crop_width, crop_height = _test_window(width, height, config.test_crop, view)
+        left, top, crop_width, crop_height = _inside(box, _test_window(box[2], box[3], config.test_crop, view))
     flip = augment is not None and config.flip and bool(augment.random() < 0.5)
 
     interpolation = _interpolation(crop_width / size_px, crop_height / size_px)
@@ -106,9 +120,51 @@ def fit(
         # Fractions count from the frame's edge, so 1 − x is the mirror of pixel centres (W − 1 − column).
         joints = joints[:, :, list(mirror)]
         joints[..., 0] = 1 - joints[..., 0]
+    if augment is not None and config.rotation_degrees > 0:
+        _rotate(frames, joints, float(augment.uniform(-config.rotation_degrees, config.rotation_degrees)))
     inside = ((joints[..., :2] >= 0) & (joints[..., :2] < 1)).all(axis=-1)
     joints[..., 2] *= inside
     return frames, joints
+
+
+def person_box(joints: NDArray[np.float32], width: int, height: int, margin: float) -> tuple[int, int, int, int]:
+    """Compute the box of all people in a clip.
+
+    Args:
+        joints: (T, M, N, 3), as in `DecodedClip`.
+        width: Of the frames, in pixels.
+        height: Of the frames, in pixels.
+        margin: Share of the box's width and height that is added on each side.
+
+    Returns:
+        Left, top, width and height in whole pixels, inside the frame. The shorter side grows until the box is square or reaches
+        across the frame. Each side is at least `LEAST_BOX` of the frame's shorter side. The whole frame if no joint is seen.
+    """
+    seen = (joints[..., 2] > 0) & ((joints[..., :2] >= 0) & (joints[..., :2] < 1)).all(axis=-1)
+    if not seen.any():
+        return 0, 0, width, height
+    places = joints[seen][:, :2] * (width, height)
+    low, high = places.min(axis=0), places.max(axis=0)
+    side = max(LEAST_BOX * min(width, height), (1 + 2 * margin) * float((high - low).max()))
+    across, down = min(width, math.ceil(side)), min(height, math.ceil(side))
+    middle_x, middle_y = (low + high) / 2
+    left = min(max(0, round(middle_x - across / 2)), width - across)
+    top = min(max(0, round(middle_y - down / 2)), height - down)
+    return left, top, across, down
+
+
+def _inside(box: tuple[int, int, int, int], window: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """A window of a box, in pixels of the frame."""
+    return box[0] + window[0], box[1] + window[1], window[2], window[3]
+
+
+def _rotate(frames: NDArray[np.uint8], joints: NDArray[np.float32], degrees: float) -> None:
+    """Turn square frames and their joints about the middle, in place."""
+    middle = (frames.shape[1] - 1) / 2  # between pixel centres, so at the fraction 0.5
+    turn = cv2.getRotationMatrix2D((middle, middle), degrees, 1)
+    for frame in frames:
+        frame[:] = cv2.warpAffine(frame, turn, frame.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    joints[..., :2] = (joints[..., :2] - 0.5) @ turn[:, :2].T.astype(np.float32) + 0.5
 
 
 def _draw_crop(width: int, height: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:

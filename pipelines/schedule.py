@@ -6,6 +6,7 @@ raw output of a Philox generator, whose bits NumPy guarantees, and seeds from BL
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -188,6 +189,21 @@ def clip_weights(labels: Sequence[int], oversample: Literal["balanced"] | Mappin
         weights = np.array([float(oversample.get(label, 1.0)) for label in labels])
     whole: NDArray[np.uint32] = np.maximum(1, np.rint(weights / weights.max() * _LARGEST_WEIGHT)).astype("<u4")
     return whole.tobytes()
+
+
+def check_weights(weights: Mapping[str, float], classes: Sequence[str]) -> None:
+    """Check the weights that `data.oversample` gives to classes.
+
+    Raises:
+        ValueError: a class is unknown, which names the nearest one, or a weight is not in (0, 1000].
+    """
+    for name, weight in weights.items():
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"its classes: {', '.join(classes)}"
+            raise ValueError(f"data.oversample names '{name}', which is no class of the data set; {hint}")
+        if not 0 < weight <= 1000:
+            raise ValueError(f"data.oversample.{name} is {weight}; it must be above 0 and at most 1000")
 
 
 @lru_cache(maxsize=4)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +18,11 @@ from starlab.pipelines.custom.facts import check_facts, read_facts
 from starlab.pipelines.custom.source import split_lines
 from starlab.pipelines.datasets import DATASETS, Dataset, Generator, find_dataset
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
+from starlab.pipelines.generated.bystanders import SyntheticBystandersConfig
 from starlab.pipelines.generated.ntu import SyntheticNtuConfig
 from starlab.pipelines.generated.penn_action import SyntheticConfig
 from starlab.pipelines.ntu_names import Protocol
+from starlab.pipelines.schedule import check_weights
 from starlab.pipelines.skeletons import NO_JOINTS
 from starlab.pipelines.store import StoreSource, is_store
 
@@ -46,6 +48,11 @@ class DataConfig:
     """The skeleton of that file's joints."""
     clamp_confidence: bool = False
     """Clamp the confidences of that file to [0, 1]; some estimators give scores above 1, which are refused otherwise."""
+    joint_jitter_px: float = 0.0
+    """Standard deviation of noise on x and y of each joint, in pixels of the model's frames: how a less exact estimator would
+    do. The noise of a joint in a frame of a clip is always the same."""
+    joint_drop: float = 0.0
+    """Share of the joints that are missing, by frame, drawn likewise: how an estimator that overlooks joints would do."""
     frames: int = 16
     """Frames drawn from a clip. Zigzag and binary attention (Z, B) split them in two and so need an even number."""
     size: int = 224
@@ -61,6 +68,10 @@ class DataConfig:
     """Mirror half of the clips, swapping left and right joints; refused where a class names a side."""
     color_jitter: float = 0.0
     """Largest relative change of brightness and contrast."""
+    rotation_degrees: float = 0.0
+    """Largest angle by which "standard" turns frames and joints together."""
+    person_crop: float | None = None
+    """Crop every clip to the box of its joints, with this share of it added on each side; null keeps the whole frame."""
     validation_fraction: float = 0.1
     """Share of the official training part that is held out for selection; 0 holds out nothing."""
     train_fraction: float = 1.0
@@ -95,6 +106,8 @@ class DataConfig:
     """Settings of synthetic_penn_action."""
     synthetic_ntu: SyntheticNtuConfig = SyntheticNtuConfig()
     """Settings of synthetic_ntu."""
+    synthetic_bystanders: SyntheticBystandersConfig = SyntheticBystandersConfig()
+    """Settings of synthetic_bystanders."""
 
     def __post_init__(self) -> None:
         try:
@@ -118,6 +131,10 @@ class DataConfig:
             )
         if self.clamp_confidence and self.estimated_joints is None:
             raise ValueError("data.clamp_confidence is true, but there are no data.estimated_joints: remove the key")
+        if not 0 <= self.joint_jitter_px < math.inf:
+            raise ValueError(f"data.joint_jitter_px is {self.joint_jitter_px}; it must be 0 or more, in pixels")
+        if not 0 <= self.joint_drop <= 1:
+            raise ValueError(f"data.joint_drop is {self.joint_drop}; it must be a share in [0, 1]")
         if self.frames < 1:
             raise ValueError(f"data.frames is {self.frames}; it must be at least 1")
         if self.size < 16:
@@ -141,12 +158,16 @@ class DataConfig:
         if self.flip and self.augment == "standard" and self.custom is not None and not self.custom.may_flip:
             raise ValueError("data.flip is true, but data.yaml says flip: false; use data.flip=false")
         if isinstance(self.oversample, dict):
-            _check_weights(self.oversample, facts.classes)
+            check_weights(self.oversample, facts.classes)
         temporal, spatial = self.test_views
         if temporal < 1 or spatial < 1:
             raise ValueError(f"data.test_views is {list(self.test_views)}; it must be [temporal, spatial], each 1 or more")
         if not 0 < self.test_crop <= 1:
             raise ValueError(f"data.test_crop is {self.test_crop}; it must be in (0, 1], where 1 is the whole frame")
+        try:
+            self.augmentation()
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from None
         if spatial > 1 and self.test_crop == 1:
             raise ValueError(
                 f"data.test_views asks for {spatial} views of the picture, but with data.test_crop 1 all of them are the whole "
@@ -185,6 +206,8 @@ class DataConfig:
             crop_aspect=self.crop_aspect,
             flip=self.flip,
             color_jitter=self.color_jitter,
+            rotation_degrees=self.rotation_degrees,
+            person_crop=self.person_crop,
             test_crop=self.test_crop,
         )
 
@@ -256,16 +279,6 @@ def open_authors_files(dataset: str, root: Path) -> ClipSource:
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the one that holds the files of {dataset}")
     return found.open(root, found.protocols[0] if found.protocols else None)
-
-
-def _check_weights(weights: dict[str, float], classes: tuple[str, ...]) -> None:
-    for name, weight in weights.items():
-        if name not in classes:
-            near = difflib.get_close_matches(name, classes, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"its classes: {', '.join(classes)}"
-            raise ValueError(f"data.oversample names '{name}', which is no class of the data set; {hint}")
-        if not 0 < weight <= 1000:
-            raise ValueError(f"data.oversample.{name} is {weight}; it must be above 0 and at most 1000")
 
 
 def generated_folder(config: DataConfig, runs: Path) -> Path:

@@ -22,7 +22,10 @@ from starlab.platform.runs.records import Choices, Result
 from starlab.platform.serving.initial_weights import digest_of
 from starlab.platform.worker.calibration import FILE as VALIDATION
 
-KEPT = ("global_batch", "optimizer", "ema", "seed", "precision", "backbone_lr_scale", "init_digest", "init_lr_scale", "mixup")
+KEPT = (
+    *("global_batch", "optimizer", "ema", "seed", "precision", "backbone_lr_scale", "init_digest", "init_lr_scale"),
+    *("mixup", "cutmix"),
+)
 """Keys of `train` that must stay as they were: they decide the stream, or what the optimizer's state means."""
 _PLACES = ("store", "source", "decode", "cache")
 

@@ -20,6 +20,10 @@ Rope = Annotated[
     float | None,
     typer.Option(help="Points below which a difference is none in practice. Default: 0.5; 0: every difference counts."),
 ]
+Fuse = Annotated[
+    list[str] | None,
+    typer.Option(help="Rows, with commas between them, whose class probabilities are averaged as a further row. Repeatable."),
+]
 Paper = Annotated[bool, typer.Option("--paper", help="What differs from the paper's recipe, and what seed noise explains.")]
 
 
@@ -37,6 +41,7 @@ def compare(
         str | None, typer.Option(help="Row, or run, to compare with. Default: the ablation's reference, else the first row.")
     ] = None,
     rope: Rope = None,
+    fuse: Fuse = None,
     form: Form = None,
     output: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
     paper: Paper = False,
@@ -48,6 +53,7 @@ def compare(
     from starlab.platform.errors import UserError
     from starlab.platform.reports.compare import compare as compare_results
     from starlab.platform.reports.formats import ENDINGS, FORMATS, render
+    from starlab.platform.reports.fusion import with_fusion
     from starlab.platform.reports.results import read_results
     from starlab.platform.runs.folder import find_runs, runs_folder
 
@@ -68,6 +74,8 @@ def compare(
             _write(_paper_text(folders, root, by or []), output)
             return
         results = read_results(folders, _complain)
+        for number, rows in enumerate(fuse or []):
+            results = with_fusion(results, rows.split(","), Path(temporary) / f"fusion-{number}")
         comparison = compare_results(results, metric=metric, by=by or [], base=base, rope=rope)
         terminal = chosen == "terminal" and output is None and sys.stdout.isatty()
         _write(render(comparison, chosen, width=shutil.get_terminal_size().columns if terminal else None), output)
@@ -78,6 +86,7 @@ def compare(
 
 def _paper_text(folders: list[RunFolder], root: Path, by: list[str]) -> str:
     """Say for each row of these runs what differs from the paper. A single run brings the other seeds of its spec with it."""
+    from starlab.platform.errors import UserError
     from starlab.platform.reports.grouping import group_runs
     from starlab.platform.reports.paper import explain_gap, paper_lines
     from starlab.platform.reports.results import read_results
@@ -89,8 +98,13 @@ def _paper_text(folders: list[RunFolder], root: Path, by: list[str]) -> str:
         others = find_runs(root, single.info.experiment, lambda _: None) if single.path.parent == root else []
         folders = [*folders, *(folder for folder in others if folder.path not in asked)]
     results = read_results(folders, _complain, costs=False)
-    lines = []
-    for group in group_runs(results, by).groups:
+    lines, grouping = [], group_runs(results, by)
+    if grouping.open_keys:
+        left = ", ".join(grouping.open_keys)
+        raise UserError(
+            f"--paper is about the seeds of one spec, and --by leaves {left} open; name these keys too, or leave it out"
+        )
+    for group in grouping.groups:
         replicates = list(group.replicates.values())
         ours = any(run.folder in asked or (run.group and root / run.group in asked) for run in replicates)
         if ours:

@@ -16,14 +16,14 @@ from starlab.platform.reports.compare import compare
 from starlab.platform.reports.comparison import Comparison
 from starlab.platform.reports.group_sections import (
     VerdictRow,
-    layers_section,
     pairing_section,
     pareto_section,
     verdict_section,
 )
+from starlab.platform.reports.line_sections import Interval, layers_section, train_share_section
 from starlab.platform.reports.page import NamedTable, Section, Summary, page
 from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun, groups, read_run
-from starlab.platform.reports.results import read_results
+from starlab.platform.reports.results import Results, read_results
 from starlab.platform.reports.run_sections import cost_section, curves_section, provenance_section
 from starlab.platform.reports.search_charts import Judge, importance_chart, parallel_chart, slice_chart, trials_table
 from starlab.platform.reports.search_trials import first_objective, trials_of
@@ -120,7 +120,7 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
     sections = [
         _search_charts(trials, space, found, judge),
         layers_section([_validated(run) for run in whole], "top1", best_only=True),
-        pairing_section([_validated(run) for run in whole], "top1"),
+        pairing_section([_validated(run) for run in whole], "top1", best_only=True),
         pareto_section({run.name: [_validated(run)] for run in whole}, "top1"),
         curves_section(ordered[:_MOST_LISTED], best=best.name),
         classes_section(rows),
@@ -159,7 +159,8 @@ def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str
     runs = _cells(folder, record, complain)
     if not runs:
         raise UserError(f"no cell of {folder.path.name} has finished, so there is nothing to report")
-    comparison = compare(read_results([folder], complain, costs=False), metric=record.metric)
+    results = read_results([folder], complain, costs=False)
+    comparison = compare(results, metric=record.metric)
     metric, form = METRIC_NAMES.get(record.metric, record.metric), "%" if comparison.unit == "%" else "g"
     rows, verdicts = groups(runs), verdict_rows(comparison)
     missing = len(record.cells) - len(runs)
@@ -173,7 +174,7 @@ def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str
         verdict.append(f"{missing} of {len(record.cells)} cells have no result yet.")
     sections = [
         verdict_section(verdicts, metric, comparison.base or record.reference, notes, form),
-        *([layers_section(runs, record.metric), pairing_section(runs, record.metric)] if form == "%" else []),
+        *(_shapes(runs, record.metric, results) if form == "%" else []),
         curves_section(runs),
         *([pareto_section(rows, record.metric)] if form == "%" else []),
         classes_section(rows, record.reference),
@@ -183,6 +184,20 @@ def _ablation(folder: RunFolder, record: AblationRecord, complain: Callable[[str
         provenance_section(runs, _commands(folder, "ablate"), flatten(folder.read_json(SPEC))),
     ]
     return Summary(folder.path.name, _kind(folder, "Ablation"), verdict, _facts(runs)), sections
+
+
+def _shapes(runs: Sequence[ReportRun], metric: str, results: Results) -> list[Section]:
+    """The sections that show accuracy over a key of the spec."""
+
+    def against(base: str) -> dict[str, Interval]:
+        rows = compare(results, metric=metric, base=base).rows
+        return {row.name: (row.difference.value, row.difference.low, row.difference.high) for row in rows if row.difference}
+
+    return [
+        layers_section(runs, metric, against=against),
+        train_share_section(runs, metric),
+        pairing_section(runs, metric),
+    ]
 
 
 def verdict_rows(comparison: Comparison) -> list[VerdictRow]:
@@ -197,7 +212,7 @@ def verdict_rows(comparison: Comparison) -> list[VerdictRow]:
         found.append(
             VerdictRow(
                 name=row.name,
-                values=tuple(run.test[comparison.metric] for run in row.runs if comparison.metric in run.test),
+                values=tuple(scale * value for value in row.by_seed),
                 mean=row.mean * scale,
                 sd=None if row.sd is None else row.sd * scale,
                 low=None if row.low is None else row.low * scale,

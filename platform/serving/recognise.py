@@ -21,6 +21,8 @@ from starlab.platform.serving.windows import Clip, People, Window, are_apart, cl
 
 BATCH = 8
 STRIDE_SHARE = 0.25
+MAX_SECONDS = 86_400.0
+"""Of a window and of a stride."""
 _ASSUMED_RATE = 25.0
 """Frames per second of a camera or pipe, to convert seconds to frames."""
 
@@ -37,8 +39,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, value in (("--window", self.window_seconds), ("--stride", self.stride_seconds)):
-            if value is not None and not value > 0:
-                raise UserError(f"{name} is {value:g} s; it must be above 0")
+            if value is not None and not 0 < value <= MAX_SECONDS:
+                raise UserError(f"{name} is {value:g} s; it must be above 0 and at most {MAX_SECONDS:g}")
 
 
 def recognise(
@@ -118,7 +120,8 @@ def cut(
     joints = _joints(card, video, joints_of)
     length, stride = _frames(card, video, sampling)
     # People who are cut out of the frames need more pixels than those who fill them.
-    short_side_px = spec.data.size * (2 if are_apart(joints, spec, sampling.people) else 1)
+    is_cut_out = spec.data.person_crop is not None or are_apart(joints, spec, sampling.people)
+    short_side_px = spec.data.size * (2 if is_cut_out else 1)
     for window in sliding_windows(totals.count(video.frames(short_side_px)), length, stride):
         yield window, clips_of(window, joints, spec, sampling.people)
 

@@ -54,10 +54,10 @@ def simulate(root: Path, uri: str, first: int, count: int) -> Sends:
     done = Sends()
     original = sending.sync
 
-    def timed(folder: RunFolder, to: str | None = None) -> int:
+    def timed(folder: RunFolder, uri: str | None = None) -> int:
         began = time.monotonic()
         try:
-            sent = original(folder, to)
+            sent = original(folder, uri)
         except Exception:
             done.failed += 1
             raise

@@ -13,6 +13,7 @@ RUN_IDS = {
     "demo": "demo-51d0d706",
     "ntu120_xset": "ntu120_xset-6f83a616",
     "ntu120_xsub": "ntu120_xsub-56163fac",
+    "ntu60_strong": "ntu60_strong-bfa24af7",
     "ntu60_xsub": "ntu60_xsub-ddca17e1",
     "ntu60_xview": "ntu60_xview-1913d367",
     "penn_action": "penn_action-c38ee06a",
@@ -23,12 +24,18 @@ SEARCH_IDS = {"demo_search": "demo_search-98c26dfe", "search_depth_and_pairing":
 """Run ids of the base of each search."""
 ROW_IDS = {
     "demo_figure5": "8c1c323e 62facf3a b142eb6f 79aa6fac",
+    "demo_learning_curve": "d8177aa8 a7c25df0 cbc03bd9 24433e2f 94cf81a9 02358baa 9509ef9e f344fd5a 9e85b2e8 1ad31a85 89504d8e "
+    "2029f094 acadb976 b71d282f a45707a9 68f6bed7 069dddba",
+    "demo_modalities": "8c1c323e dd4bcc63 87fbebee",
+    "demo_pose_source": "b0794d57 efb7232b d4096fe7 2be75785",
     "demo_table3": "97bea7b8 8c1c323e",
     "demo_table4": "4b176b97 0e901abb 5ac2e8ff 537eb223 8c1c323e",
     "demo_temporal": "3a092ea9 8c1c323e",
     "figure1": "87c84a84 c38ee06a",
     "figure5": "58d914f5 1cf31922 c38ee06a fa36110d 8e388e78 47ff0e04",
     "figure6": "5473cea2 572fe222 fcfb7b11",
+    "learning_curve": "617b8c02 50904e1a 4a6057e2 fe7fe64f 601656b3 3b178fe5 85e0786d 8091bbe9 322d89e7 2254e4a2 a4a43749 "
+    "eae3c6ef 665368a6 adc76ddd ad64c435 61f5f697 7f07858a 3999f941",
     "table1": "c38ee06a 8e5a8406",
     "table2": "ddca17e1 1913d367 56163fac 6f83a616",
     "table3": "87c84a84 c38ee06a",

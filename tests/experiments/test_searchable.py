@@ -11,6 +11,7 @@ from starlab.experiments.spec import SpecError, load_search
 from starlab.pipelines.sources import DataConfig
 
 BATCH_KEYS = {"frames", "size", "augment", "crop_area", "crop_aspect", "flip", "color_jitter", "oversample", "train_fraction"}
+BATCH_KEYS |= {"rotation_degrees", "person_crop"}
 
 
 def refusal(tmp_path: Path, space: str, *overrides: str) -> str:

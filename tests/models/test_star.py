@@ -58,6 +58,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"token_norm": True},
     {"norm": "pre"},
     {"group_projections": "separate"},
+    {"layers": 3, "share_layers": True, "drop_path": 0.2},
     {"pixel_norm": "clip"},
     {"batch_norm": "frozen"},
     {"activation_checkpointing": True},

@@ -79,7 +79,11 @@ def test_augmented_training_clips_are_never_cached_and_their_evaluation_is(sourc
     assert counting.reads == 9
 
 
-@pytest.mark.parametrize("change", [{"frames": 2}, {"size": 16}, {"fingerprint": "other"}, {"test_crop": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"frames": 2}, {"size": 16}, {"fingerprint": "other"}, {"test_crop": 0.5}, {"person_crop": 0.25}],
+    ids=str,
+)
 def test_another_decoding_or_other_data_have_a_cache_of_their_own(
     change: dict[str, Any], source: ClipSource, tmp_path: Path
 ) -> None:

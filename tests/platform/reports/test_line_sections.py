@@ -1,0 +1,89 @@
+"""Accuracy over one key: which runs share a line, and what is said about the depth at which over-fitting begins."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from starlab.platform.reports.line_sections import layers_section, overfitting_sentence, train_share_section
+from starlab.platform.reports.report_runs import ReportRun
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.records import Result
+
+
+def run(row: str, top1: float, seed: int = 0, **settings: Any) -> ReportRun:
+    base = {"model.encoder": "FZ", "model.decoder": "FB", "model.layers": 1, "data.train_fraction": 1.0, "train.seed": seed}
+    keys = {key.replace("__", "."): value for key, value in settings.items()}
+    result = Result(
+        steps=1, total_steps=1, best_step=1, selected_by="last", classes=("a", "b"), val={}, test={"top1": top1}, test_clips=10
+    )
+    return ReportRun(RunFolder(Path("nowhere") / row), row, seed, base | keys, result)
+
+
+def rows_of(chart_table: Any) -> list[list[str]]:
+    return [[str(getattr(cell, "text", cell)) for cell in row] for row in chart_table.rows]
+
+
+def test_a_line_over_the_share_of_train_joins_runs_that_differ_in_nothing_else() -> None:
+    runs = [
+        run(f"plain, {percent} %", accuracy, seed, data__train_fraction=percent / 100, train__epochs=400 / percent)
+        for seed in range(2)
+        for percent, accuracy in ((10, 0.4), (25, 0.6), (100, 0.9))
+    ]
+    runs.append(run("10 %, mixup", 0.5, data__train_fraction=0.1, train__mixup=0.4, train__epochs=40))
+    section = train_share_section(runs, "top1")
+    assert section.lead == "plain: top-1 40.0 % with 10 % of train and 90.0 % with 100 %."
+    (chart,) = section.charts
+    assert chart.table.heads == ("training clips used, %", "plain", "10 %, mixup")
+    assert [row[0] for row in rows_of(chart.table)] == ["10", "25", "100"]
+
+
+def test_runs_with_another_setting_are_not_averaged_into_the_line_over_layers() -> None:
+    runs = [run(f"{depth} layers", 0.5 + depth / 10, model__layers=depth) for depth in (1, 2, 3)]
+    runs.append(run("mixup", 0.1, model__layers=2, train__mixup=0.4))
+    (chart,) = layers_section(runs, "top1").charts
+    assert chart.table.heads == ("layers", "FZ / FB")
+    assert [row[1] for row in rows_of(chart.table)] == ["60.0 %", "70.0 %", "80.0 %"]
+
+
+def test_two_lines_of_one_pairing_are_named_after_their_rows() -> None:
+    runs = [
+        run(f"{depth} layers{extra}", 0.5, model__layers=depth, train__mixup=mixup)
+        for depth in (1, 2)
+        for extra, mixup in (("", 0.0), (" and mixup", 0.4))
+    ]
+    (chart,) = layers_section(runs, "top1").charts
+    assert chart.table.heads == ("layers", "1 layers", "1 layers and mixup")
+
+
+@pytest.mark.parametrize("section", [layers_section, train_share_section])
+def test_without_two_values_of_the_key_there_is_no_chart_but_a_reason(section: Any) -> None:
+    found = section([run("one", 0.5), run("two", 0.6, train__mixup=0.4)], "top1")
+    assert found.is_empty
+    assert found.absent.startswith("no two rows differ in the ")
+
+
+ROWS = {1.0: "one", 2.0: "two", 3.0: "three", 5.0: "five"}
+MEANS = {1.0: 0.7, 2.0: 0.8, 3.0: 0.79, 5.0: 0.6}
+
+
+def test_over_fitting_begins_past_the_best_depth_where_a_deeper_model_is_shown_to_be_worse() -> None:
+    asked = []
+
+    def against(base: str) -> dict[str, tuple[float, float, float]]:
+        asked.append(base)
+        return {"three": (-1.0, -4.0, 2.0), "five": (-20.0, -25.0, -15.0)}
+
+    assert overfitting_sentence(ROWS, MEANS, against) == (
+        "Over-fitting by depth begins past 2 layers: 5 layers are worse by 20.0 points (95 % interval 15.0 to 25.0)."
+    )
+    assert asked == ["two"]
+
+
+def test_a_deeper_model_that_may_be_as_good_is_not_called_over_fitted() -> None:
+    sentence = overfitting_sentence(ROWS, MEANS, lambda _: {"three": (-1.0, -4.0, 2.0), "five": (-20.0, -41.0, 1.0)})
+    assert sentence == "2 layers are best. No deeper model is shown to be worse, up to 5 layers."
+
+
+def test_where_the_deepest_model_is_best_depth_does_not_over_fit() -> None:
+    assert "does not over-fit" in overfitting_sentence({1.0: "one", 2.0: "two"}, {1.0: 0.5, 2.0: 0.6}, lambda _: {})
