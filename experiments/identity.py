@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
+
+from starlab.pipelines.generated.bystanders import SyntheticBystandersConfig
 
 ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "select_by", "top1"),
@@ -19,6 +22,13 @@ ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "deterministic", False),
     ("train", "cutmix", 0.0),
     ("model", "share_layers", False),
+    ("train", "pose_loss_weight", 1.0),
+    ("train", "pose_teacher_forcing", 0.0),
+    ("model", "pose", "annotated"),
+    ("model", "pose", "estimated"),  # data.estimated_joints decides between the two, and the fingerprint holds its file
+    ("data", "joint_jitter_px", 0.0),
+    ("data", "joint_drop", 0.0),
+    ("data", "synthetic_bystanders", asdict(SyntheticBystandersConfig())),
     ("data", "clamp_confidence", False),
     ("data", "train_fraction", 1.0),
     ("data", "custom", None),

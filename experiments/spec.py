@@ -57,6 +57,16 @@ class Spec:
                 f"model.modality is {self.model.modality}, but {self.data.store} has no joints: use model.modality=rgb, which "
                 "needs none, or give joints (data.estimated_joints and data.estimated_skeleton, or joints in data.yaml)"
             )
+        if self.model.pose == "estimated" and self.data.estimated_joints is None:
+            raise ValueError(
+                "model.pose is estimated, but there are no joints of an estimator: name their file with data.estimated_joints "
+                "and data.estimated_skeleton (starlab data pose writes one), or use model.pose=learned"
+            )
+        if self.model.pose == "learned" and self.train.mixup:
+            raise ValueError(
+                f"train.mixup is {self.train.mixup}, but the joints of two blended people are in two places, of which "
+                "model.pose=learned would learn the middle; use train.mixup=0"
+            )
         if self.model.batch_norm == "sync" and not self.resources.gpus_per_worker:
             raise ValueError(
                 "model.batch_norm is 'sync', which needs GPUs, and resources.gpus_per_worker is 0; "
@@ -241,6 +251,8 @@ def spec_from_dict(raw: Mapping[str, Any], where: str) -> Spec:
     for key, value in _fixed_by(data).items():
         if merged["model"].setdefault(key, value) != value:
             raise SpecError(f"{where}: model.{key} is {merged['model'][key]!r}, but the data fix it at {value}; remove the key")
+    if data.estimated_joints is not None and merged["model"].get("pose", "annotated") == "annotated":
+        merged["model"]["pose"] = "estimated"  # the resolved spec says where the joints come from
     return read_section(Spec, merged, "", where)
 
 

@@ -6,7 +6,8 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import TypeVar, get_args, get_type_hints
+from functools import cache
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -28,7 +29,7 @@ def read_section(kind: type[T], raw: object, path: str, where: str) -> T:
     refuse_unknown_keys(kind, raw, path, where)
     try:
         # Through JSON, where strict mode still lets a list be a tuple.
-        return TypeAdapter(kind).validate_json(json.dumps(raw), strict=True)
+        value: T = _adapter(cast("type", kind)).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         # Where a value may be of several kinds, pydantic puts the kind it tried into the place: literal['balanced'], dict[…].
@@ -44,6 +45,18 @@ def read_section(kind: type[T], raw: object, path: str, where: str) -> T:
         raise SpecError(f"{where}: {key} is {first['input']!r}; it {message}") from None
     except TypeError as error:
         raise SpecError(f"{where}: {path or 'the spec'} holds a value that is not plain YAML: {error}") from None
+    return value
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Make the reader of a kind of section, once: it takes 5 ms, and a search reads the specs of its trials many times."""
+    return TypeAdapter(kind)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def refuse_unknown_keys(kind: type, raw: object, path: str, where: str) -> None:
@@ -54,7 +67,7 @@ def refuse_unknown_keys(kind: type, raw: object, path: str, where: str) -> None:
     """
     if not isinstance(raw, Mapping):
         raise SpecError(f"{where}: '{path or 'the spec'}' must be a mapping of keys, not {raw!r}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     known = [field.name for field in fields(kind)]
     for key, value in raw.items():
         dotted = f"{path}.{key}" if path else str(key)

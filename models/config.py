@@ -24,9 +24,11 @@ Norm = Literal["post", "pre"]
 Init = Literal["depth_scaled", "xavier", "torch", "trunc_normal"]
 GroupProjections = Literal["shared", "separate"]
 Modality = Literal["both", "rgb", "pose"]
+PoseSource = Literal["annotated", "estimated", "learned"]
 
 CHOICES: dict[str, object] = {
     "modality": Modality,
+    "pose": PoseSource,
     "backbone": BackboneName,
     "weights": Weights,
     "pixel_norm": PixelNorm,
@@ -57,6 +59,10 @@ class StarConfig:
     """Frames per clip; a multiple of the groups of each attention pattern in use (even for Z and B)."""
     modality: Modality = "both"
     """Use both; "rgb": no JM-tokens; "pose": joint tokens from x, y and confidence alone, without reading a pixel."""
+
+    pose: PoseSource = "annotated"
+    """Where the joints of Eq. 1 come from: the data set's annotations, an estimator's file, which the model treats alike, or
+    "learned": the model's own heat maps, so that it recognises from frames alone. It is trained on the given joints."""
 
     # --- backbone --------------------------------------------------------------------------------------------------
     backbone: BackboneName = "mc3_18"
@@ -147,6 +153,9 @@ class StarConfig:
         """Raises ValueError naming the field, its value, the limit and the fix."""
         for field, choices in CHOICES.items():
             self._require(field, getattr(self, field) in get_args(choices), f"must be one of {get_args(choices)}")
+        learned = self.pose == "learned"
+        self._require("pose", not learned or self.modality == "both", "needs modality 'both': heat maps select pixels")
+        self._require("pose", not learned or self.heatmap_norm == "sum", "needs heatmap_norm 'sum': its maps sum to 1")
         for field in ("num_classes", "num_joints", "max_bodies", "frames", "dim", "heads"):
             self._require(field, getattr(self, field) >= 1, "must be at least 1")
         for field in ("layers", "encoder_layers", "decoder_layers"):

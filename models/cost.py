@@ -81,8 +81,8 @@ def cost(config: StarConfig, *, height: int = 224, width: int = 224) -> Cost:
 
 
 def roots(model: StarTransformer, part: str) -> list[nn.Module]:
-    """The model's children that make up a part; the final norm belongs to the head."""
-    names = ("norm", "head") if part == "head" else (part,)
+    """The model's children that make up a part; the final norm belongs to the head, the pose head to the tokens."""
+    names = {"head": ("norm", "head"), "tokens": ("pose", "tokens")}.get(part, (part,))
     return [child for name, child in model.named_children() if name in names]
 
 

@@ -106,6 +106,7 @@ def traced_fields(shapes: Shapes) -> dict[str, str]:
     fields["norm"] = "pre" if has(r"norm\.") else "post"
     fields["temporal_position"] = "learned" if has(r"tokens\.time") else "none or sincos"
     record("frames", "tokens.time", 0)
+    fields["pose"] = "learned" if has(r"pose\.") else "annotated or estimated"
     if joints:
         record("num_joints", "tokens.joint_tokens.pos", 0)
         fields["max_bodies"] = str(shapes.get("tokens.joint_tokens.body", (1,))[0])

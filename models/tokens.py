@@ -102,25 +102,32 @@ class JointTokens(nn.Module):
         wants_xy = options.position == "index_xy" and channels is not None
         self.xy = xavier_linear(4 * FOURIER_BANDS, dim, bias=False) if wants_xy else None
 
-    def forward(self, local_map: Tensor | None, joints: Tensor, size_px: tuple[int, int]) -> Tensor:
+    def forward(
+        self, local_map: Tensor | None, joints: Tensor, size_px: tuple[int, int], heatmaps: Tensor | None = None
+    ) -> Tensor:
         """Map (B, C, T, H, W) and joints (B, T, M, N, 3) → (B, T, M·N, D).
 
-        `local_map` is None if `channels` was None; `size_px` is the height and width of the frames.
+        `local_map` is None if `channels` was None; `size_px` is the height and width of the frames. `heatmaps`,
+        (B, T, M·N, H, W), take the place of the Gaussians around the joints in Eq. 1.
         """
         joints = rearrange(joints, "b t m n c -> b t (m n) c")
         if local_map is None:
             confidence = torch.where(visible_joints(joints), joints[..., 2], 0)
             features = torch.cat([fourier_code(joints), confidence[..., None]], dim=-1)
         else:
-            grid = CellGrid((local_map.shape[-2], local_map.shape[-1]), size_px, self.stride_px)
-            maps = joint_heatmaps(joints, grid, self.sigma_cells, self.heatmap_norm)
-            features = pool_joints(local_map, maps)
+            if heatmaps is None:
+                heatmaps = joint_heatmaps(joints, self.grid(local_map, size_px), self.sigma_cells, self.heatmap_norm)
+            features = pool_joints(local_map, heatmaps)
         tokens = cast(Tensor, self.norm(self.projection(features.to(self.pos.dtype))))
         if self.unseen is not None:
             tokens = torch.where(visible_joints(joints)[..., None], tokens, self.unseen)
         position = self.pos if self.body is None else rearrange(self.body[:, None] + self.pos, "m n d -> (m n) d")
         tokens = tokens + position
         return tokens if self.xy is None else tokens + self.xy(fourier_code(joints).to(self.pos.dtype))
+
+    def grid(self, local_map: Tensor, size_px: tuple[int, int]) -> CellGrid:
+        """Where the cells of the local map (B, C, T, H, W) are in frames of `size_px`, height and width."""
+        return CellGrid((local_map.shape[-2], local_map.shape[-1]), size_px, self.stride_px)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,14 +169,22 @@ class Tokenizer(nn.Module):
             table = sincos_position(time.frames, dim) if time.position == "sincos" else None
             self.register_buffer("time", table, persistent=False)
 
-    def forward(self, local_map: Tensor | None, global_map: Tensor | None, joints: Tensor, size_px: tuple[int, int]) -> Tokens:
+    def forward(
+        self,
+        local_map: Tensor | None,
+        global_map: Tensor | None,
+        joints: Tensor,
+        size_px: tuple[int, int],
+        heatmaps: Tensor | None = None,
+    ) -> Tokens:
         """Maps (B, C, T, H, W) and joints (B, T, M, N, 3) → `Tokens`.
 
-        A map is None where the modality does not use it; `size_px` is the height and width of the frames.
+        A map is None where the modality does not use it; `size_px` is the height and width of the frames; `heatmaps` as in
+        `JointTokens`.
         """
         clips, frames = joints.shape[:2]
         gg = None if self.global_tokens is None else self.global_tokens(global_map)
-        jm = None if self.joint_tokens is None else self.joint_tokens(local_map, joints, size_px)
+        jm = None if self.joint_tokens is None else self.joint_tokens(local_map, joints, size_px, heatmaps)
         parts = [part for part in (self.cls_glob, gg, self.cls_joint, jm, self.cls_total) if part is not None]
         rows = [1 if part.ndim == 1 else part.shape[2] for part in parts]
         starts = [sum(rows[:index]) for index in range(len(parts))]

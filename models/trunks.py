@@ -46,7 +46,7 @@ class TinyTrunk(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         width = CHANNELS["mc3_tiny"]
-        self.stem = convolution(3, width["stem"], (3, 3, 3), stride=2).append(nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(convolution(3, width["stem"], (3, 3, 3), stride=2), nn.ReLU(inplace=True))
         self.layer1 = Block(width["stem"], width["layer1"], (3, 3, 3), stride=1, residual="shortcut")
         self.layer2 = Block(width["layer1"], width["layer2"], (1, 3, 3), stride=2, residual="shortcut")
         self.layer3 = Block(width["layer2"], width["layer3"], (1, 3, 3), stride=2, residual="shortcut")

@@ -15,6 +15,7 @@ _UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 _PICTURES = (b"dc", b"db")
 """How the names of an AVI's chunks with pictures end: compressed, and plain."""
 _EBML = b"\x1a\x45\xdf\xa3"
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 
 
 class Bytes(Protocol):
@@ -31,7 +32,8 @@ def check_whole(data: Bytes, container_format: str) -> None:
 
     Args:
         data: The file.
-        container_format: "avi", "mp4", "matroska", "gif" or "mpegts"; of any other format nothing is known.
+        container_format: "avi", "mp4", "matroska", "gif", "mpegts", "asf", "flv" or "ogg"; of any other format nothing is
+            known.
 
     Raises:
         ValueError: the end of the file is missing; the message says how much.
@@ -55,6 +57,12 @@ def format_of(head: bytes) -> str | None:
         return "matroska"
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "gif"
+    if head[:16] == _ASF:
+        return "asf"
+    if head[:4] == b"FLV\x01":
+        return "flv"
+    if head[:5] == b"OggS\0":
+        return "ogg"
     for first, size in ((0, 188), (4, 192)):
         if len(head) > first + 2 * size and all(head[first + size * number] == 0x47 for number in range(3)):
             return "mpegts"
@@ -155,6 +163,36 @@ def _end_of_gif(data: Bytes) -> int:
     return at + 1
 
 
+def _end_of_asf(data: Bytes) -> int:
+    """Where the last object ends (Advanced Systems Format, 2.1); a stream that is still written leaves a size of 0."""
+    at = 0
+    while at + 24 <= len(data):
+        (size,) = struct.unpack("<Q", data[at + 16 : at + 24])
+        if size < 24:
+            return len(data)
+        at += size
+    return at
+
+
+def _end_of_flv(data: Bytes) -> int:
+    """Where the size that follows the last tag ends (Adobe Flash Video, annex E)."""
+    at = int.from_bytes(data[5:9], "big") + 4
+    while at + 11 <= len(data):
+        at += 11 + int.from_bytes(data[at + 1 : at + 4], "big") + 4
+    return at if at >= len(data) - 4 else len(data)
+
+
+def _end_of_ogg(data: Bytes) -> int:
+    """Where the last page ends (RFC 3533, section 6)."""
+    at = 0
+    while data[at : at + 4] == b"OggS":
+        segments = data[at + 26 : at + 27]
+        if not segments:
+            return at + 27
+        at += 27 + segments[0] + sum(data[at + 27 : at + 27 + segments[0]])
+    return at
+
+
 def _table_size(flags: bytes) -> int:
     """Bytes of a colour table, by the flags that announce it."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
@@ -167,4 +205,7 @@ _ENDS: dict[str, Callable[[Bytes], int]] = {
     "matroska": _end_of_matroska,
     "mpegts": _end_of_mpegts,
     "gif": _end_of_gif,
+    "asf": _end_of_asf,
+    "flv": _end_of_flv,
+    "ogg": _end_of_ogg,
 }

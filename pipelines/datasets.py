@@ -12,6 +12,7 @@ from typing import Any
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError
 from starlab.pipelines.custom.source import CustomSource, open_custom
+from starlab.pipelines.generated.bystanders import BYSTANDER_CLASSES, SyntheticBystandersConfig, write_bystanders
 from starlab.pipelines.generated.ntu import SYNTHETIC_NTU_CLASSES, SyntheticNtuConfig, write_ntu
 from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.pipelines.ntu import NtuSource
@@ -78,7 +79,7 @@ def _open_custom_frames(root: Path, _: Protocol | None, lengths: Mapping[str, in
     return CustomSource(root, lengths=lengths)
 
 
-def _penn_action_clips(settings: SyntheticConfig) -> tuple[int, int]:
+def _penn_action_clips(settings: SyntheticConfig | SyntheticBystandersConfig) -> tuple[int, int]:
     return settings.train_clips_per_class, settings.test_clips_per_class
 
 
@@ -127,6 +128,18 @@ DATASETS = {
         sided_classes=("raise_left_then_right", "raise_right_then_left"),
         generator=Generator(
             section="synthetic", folder="synthetic", write=write_penn_action, clips_per_class=_penn_action_clips
+        ),
+    ),
+    "synthetic_bystanders": Dataset(
+        classes=BYSTANDER_CLASSES,
+        skeleton=PENN_ACTION,
+        max_bodies=1,
+        open=partial(_open_penn_action, BYSTANDER_CLASSES),
+        generator=Generator(
+            section="synthetic_bystanders",
+            folder="synthetic-bystanders",
+            write=write_bystanders,
+            clips_per_class=_penn_action_clips,
         ),
     ),
     "synthetic_ntu": Dataset(

@@ -42,7 +42,7 @@ class DecodedCache:
         """
         if config.cache is None or (rng is not None and config.augment == "standard"):
             return None
-        view = config.test_crop if rng is None else None
+        view: float | str | None = config.test_crop if rng is None else None
         if config.person_crop is not None:
             view = f"{view} of people {config.person_crop}"
         key = short_digest(_FORMAT, av.__version__, cv2.__version__, _pixels(source), config.frames, config.size, view)

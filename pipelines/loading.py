@@ -14,6 +14,7 @@ from starlab.pipelines.batch import Batch
 from starlab.pipelines.clip import ClipSource, UnreadableClipError
 from starlab.pipelines.decode import NO_SHRINK
 from starlab.pipelines.decoded_cache import DecodedCache
+from starlab.pipelines.joint_noise import add_joint_noise
 from starlab.pipelines.sampling import pick_frames
 from starlab.pipelines.schedule import Plan
 from starlab.pipelines.sources import DataConfig
@@ -64,13 +65,14 @@ class LoadClips:
             clip, rng = source.clips[choice.clip], choice.rng
             drawn = rng if config.augment == "standard" else None
             frames, joints = columns["frames"][slot], columns["joints"][slot]
+            picked = pick_frames(clip.num_frames, config.frames, drawn, choice.view).tolist()
             cache = DecodedCache.of(source, config, rng)
             if cache and cache.read(choice.clip, choice.view, frames, joints):
+                add_joint_noise(joints, config, clip.clip_id, clip.num_frames, picked)
                 label, index = clip.label, choice.clip
                 break
             try:
-                picked = pick_frames(clip.num_frames, config.frames, drawn, choice.view)
-                decoded = source.read(clip, picked.tolist(), config.size if config.person_crop is None else NO_SHRINK)
+                decoded = source.read(clip, picked, config.size if config.person_crop is None else NO_SHRINK)
                 mirror = source.skeleton.mirror
                 _, joints[:] = fit(decoded, config.size, config.augmentation(), mirror, rng, choice.view, frames)
             except UnreadableClipError as error:
@@ -78,6 +80,7 @@ class LoadClips:
                 continue
             if cache:
                 cache.write(choice.clip, choice.view, frames, joints)
+            add_joint_noise(joints, config, clip.clip_id, clip.num_frames, picked)
             label, index = clip.label, choice.clip
             break
         columns["label"][slot], columns["clip"][slot], columns["position"][slot] = label, index, position

@@ -29,12 +29,14 @@ from starlab.pipelines.video import checked_packets
 
 VIDEO_ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".gif"),
-    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".ogv"),
 )
 """The format itself is what the first bytes of a file show. The library does not guess it, because some formats that a text
 file can claim to have make it open other files."""
 HELD_BYTES = 128 * 2**20
 """A file up to this size is read at once; of a larger one, the parts that are needed."""
+MAX_PIXELS = 8192 * 4320
+"""Of one frame; a small file may ask for any amount of memory."""
 MAX_FRAMES = 20_000
 """Of one clip: eleven minutes at 30 a second. A clip is stored and read as one piece, and an action is shorter."""
 SEEK_BACK_SECONDS = (0.5, 5.0, 60.0)
@@ -106,6 +108,23 @@ def read_recording(
         raise ValueError(f"it has {count} frames, {num_frames} expected: was the file changed?")
 
 
+def timed_frames(path: Path, short_side_px: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Decode a whole video as `read_recording` does and yield (seconds since its beginning, frame).
+
+    The name of the file may have any ending.
+    """
+    developer = Developer(short_side_px)
+    with _opened(path, any_ending=True) as video:
+        for seconds, frame in video.timed():
+            yield seconds, developer.develop(frame, video.pixel_aspect)
+
+
+def stated(path: Path) -> tuple[float | None, float]:
+    """Frames per second (None if not known) and seconds (0 if not known) of a video by its header; raises as `timed_frames`."""
+    with _opened(path, any_ending=True, whole=False) as video:
+        return video.rate, video.seconds
+
+
 def count_frames(path: Path, cut: Cut = WHOLE) -> int:
     """The number of frames of a video, or of a part of it, by decoding it; raises as `read_recording`."""
     count = 0
@@ -173,17 +192,23 @@ class _Video:
         if context is None:
             raise ValueError("its codec is not known")
         context.thread_count = 1  # the pipeline runs a task per core already
-        if context.name == "hevc":
-            context.options = {"err_detect": "explode"}  # see video.py
+        context.options = {"max_pixels": str(MAX_PIXELS)} | ({"err_detect": "explode"} if context.name == "hevc" else {})
         self.codec, self.size = str(context.name), (int(context.height), int(context.width))
         if not all(self.size):
             raise ValueError("it does not say the size of its frames")
+        if self.size[0] * self.size[1] > MAX_PIXELS:
+            raise ValueError(f"its frames have {self.size[1]}×{self.size[0]} pixels, more than 8K")
         aspect = self._stream.sample_aspect_ratio
         self.pixel_aspect = float(aspect) if aspect else 1.0
+        self.rate = float(self._stream.average_rate) if self._stream.average_rate else None
         self.has_sound = bool(container.streams.audio)
         duration, base = self._stream.duration, self._stream.time_base
         known = float(duration * base) if duration and base else (container.duration or 0) / 1e6
         self.seconds = max(0.0, known)
+
+    def timed(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        """All frames with their times in seconds, each checked; raises as `frames`."""
+        return self._decode(-math.inf)
 
     def frames(self, cut: Cut) -> Iterator[av.VideoFrame]:
         """The frames of a part, each checked.
@@ -192,7 +217,7 @@ class _Video:
             ValueError: a frame is corrupt or of another size, or the part is not inside the video.
         """
         if cut.is_whole:
-            yield from (frame for _, frame in self._decode(-math.inf))
+            yield from (frame for _, frame in self.timed())
             return
         last = None
         for seconds, frame in self._from(cut.start_seconds):
@@ -225,13 +250,13 @@ class _Video:
         yield from self._decode(start_seconds)
 
     def _decode(self, checked_from: float) -> Iterator[tuple[float, av.VideoFrame]]:
-        rate, base = self._stream.average_rate, self._stream.time_base
+        base = self._stream.time_base
         packets = self._container.demux(self._stream)
         if self._format not in ("mpegts", "mpeg"):  # these may pad their packets with zeros
             packets = checked_packets(packets, self.codec)
         for number, frame in enumerate(frame for packet in packets for frame in packet.decode()):
             if self._format == "avi" or frame.pts is None or not base:
-                seconds = number / float(rate or 25)  # an AVI has no times of its own
+                seconds = number / (self.rate or 25.0)  # an AVI has no times of its own
             else:
                 seconds = float((frame.pts - (self._stream.start_time or 0)) * base)
             if number == 0:
@@ -247,8 +272,8 @@ class _Video:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Video]:
-    if path.suffix.lower() not in VIDEO_ENDINGS:
+def _opened(path: Path, *, any_ending: bool = False, whole: bool = True) -> Iterator[_Video]:
+    if not any_ending and path.suffix.lower() not in VIDEO_ENDINGS:
         raise ValueError(f"not a video file that is read here: its name must end in {', '.join(VIDEO_ENDINGS)}; convert it")
     file = PatientFile(path)
     try:
@@ -256,11 +281,10 @@ def _opened(path: Path) -> Iterator[_Video]:
         if not len(file):
             raise ValueError("the file is empty")
         if found is None:
-            raise ValueError(
-                f"not a readable {path.suffix[1:].lower()} video: its first bytes are of no video format known here"
-            )
+            named = f"{path.suffix[1:].lower()} " if path.suffix.lower() in VIDEO_ENDINGS else ""
+            raise ValueError(f"not a readable {named}video: its first bytes are of no video format known here")
         check_whole(file, found)
-        held = len(file) <= HELD_BYTES
+        held = whole and len(file) <= HELD_BYTES
         with av.open(io.BytesIO(read_file(path)) if held else file, format=found, buffer_size=2**18) as container:
             yield _Video(container, found)
     except av.error.FFmpegError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from starlab.pipelines.custom.facts import check_facts, read_facts
 from starlab.pipelines.custom.source import split_lines
 from starlab.pipelines.datasets import DATASETS, Dataset, Generator, find_dataset
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
+from starlab.pipelines.generated.bystanders import SyntheticBystandersConfig
 from starlab.pipelines.generated.ntu import SyntheticNtuConfig
 from starlab.pipelines.generated.penn_action import SyntheticConfig
 from starlab.pipelines.ntu_names import Protocol
@@ -46,6 +48,11 @@ class DataConfig:
     """The skeleton of that file's joints."""
     clamp_confidence: bool = False
     """Clamp the confidences of that file to [0, 1]; some estimators give scores above 1, which are refused otherwise."""
+    joint_jitter_px: float = 0.0
+    """Standard deviation of noise on x and y of each joint, in pixels of the model's frames: how a less exact estimator would
+    do. The noise of a joint in a frame of a clip is always the same."""
+    joint_drop: float = 0.0
+    """Share of the joints that are missing, by frame, drawn likewise: how an estimator that overlooks joints would do."""
     frames: int = 16
     """Frames drawn from a clip. Zigzag and binary attention (Z, B) split them in two and so need an even number."""
     size: int = 224
@@ -99,6 +106,8 @@ class DataConfig:
     """Settings of synthetic_penn_action."""
     synthetic_ntu: SyntheticNtuConfig = SyntheticNtuConfig()
     """Settings of synthetic_ntu."""
+    synthetic_bystanders: SyntheticBystandersConfig = SyntheticBystandersConfig()
+    """Settings of synthetic_bystanders."""
 
     def __post_init__(self) -> None:
         try:
@@ -122,6 +131,10 @@ class DataConfig:
             )
         if self.clamp_confidence and self.estimated_joints is None:
             raise ValueError("data.clamp_confidence is true, but there are no data.estimated_joints: remove the key")
+        if not 0 <= self.joint_jitter_px < math.inf:
+            raise ValueError(f"data.joint_jitter_px is {self.joint_jitter_px}; it must be 0 or more, in pixels")
+        if not 0 <= self.joint_drop <= 1:
+            raise ValueError(f"data.joint_drop is {self.joint_drop}; it must be a share in [0, 1]")
         if self.frames < 1:
             raise ValueError(f"data.frames is {self.frames}; it must be at least 1")
         if self.size < 16:

@@ -24,7 +24,7 @@ from starlab.platform.cluster.placement import Placement, demand_of, place, work
 from starlab.platform.cluster.room import NoRoomError, could_hold, wait_for_room
 from starlab.platform.cluster.spare_room import count_room
 from starlab.platform.errors import RunFailedError
-from starlab.platform.group_watch import watched
+from starlab.platform.group_watch import watch_nodes, watch_room
 from starlab.platform.preemption import RunPreemptedError
 from starlab.platform.runs import events
 from starlab.platform.runs.checkpoint import checkpoint_steps
@@ -58,6 +58,16 @@ def train_to_end(
         RunPreemptedError: the run was asked to end, or this machine goes away.
         LeaseLostError: another process has taken the run over.
     """
+    with watch_nodes(task):
+        _train_to_end(task, placement, callbacks, next_fence)
+
+
+def _train_to_end(
+    task: TrainTask,
+    placement: Placement,
+    callbacks: tuple[UserCallback, ...],
+    next_fence: Callable[[], int] | None,
+) -> None:
     folder, resources = task.folder, task.spec.resources
     failures, reached, left, first = 0, _newest_step(folder), None, True
     while True:
@@ -140,19 +150,19 @@ def _run_workers(
 ) -> None:
     """Run `loop` once on a group of workers. Waits while the cluster has no room for them, and says so.
 
-    Unless this is the `first` group of a run, a node may be gone: then it does not even try before there is room.
+    Unless this is the `first` group of a run, a node may be gone, also one that Ray still counts. So it waits for room first.
     """
     what, again = f"run {task.folder.path.name} failed", "it goes on from its newest checkpoint when started again"
     if isinstance(task, EvaluationTask):
         what, again = f"the evaluation of {task.folder.path.name} failed", "the run itself is as it was"
-    deadline = time.monotonic() + task.spec.resources.wait_for_room_seconds
-    has_room = first or could_hold(demand_of(task.spec, placement))
+    has_room, deadline = first, None
     while True:
         try:
             if not has_room:
+                deadline = deadline or time.monotonic() + task.spec.resources.wait_for_room_seconds
                 _wait_for_room(task, placement, deadline, say)
             sized = _size(task, placement)
-            with watched(task, sized) if isinstance(task, TrainTask) else nullcontext():
+            with watch_room(task, sized) if isinstance(task, TrainTask) else nullcontext():
                 _fit(loop, replace(task, limits=sized.limits), sized, callbacks)
         except NoRoomError as error:
             raise _NoRoomForWorkersError(f"{what}; {again}", str(error)) from None

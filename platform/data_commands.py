@@ -38,6 +38,7 @@ def prepare(
 ) -> None:
     """Check every clip and write a store that trains fast, or resume: starlab prepare penn-action Penn_Action data/penn"""
     from starlab.pipelines.browse import open_to_prepare
+    from starlab.pipelines.skeletons import NO_JOINTS
 
     name = dataset.replace("-", "_")
     if pose:
@@ -76,7 +77,10 @@ def prepare(
         f"store    {result.folder.uri}: {len(result.clips):,} clips, {result.manifest['frames']:,} frames, "
         f"{megabytes:,.0f} MB, {len(result.skipped)} clips in quarantine; fingerprint {result.fingerprint[:12]}"
     )
-    print(f"train on it with data.store={shlex.quote(str(store))}")
+    with_joints = (
+        " model.modality=both model.joint_position=index_xy" if name == "custom" and result.skeleton != NO_JOINTS else ""
+    )
+    print(f"train on it with data.store={shlex.quote(str(store))}{with_joints}")
 
 
 def verify(

@@ -35,12 +35,14 @@ CHANGEABLE = (
     "data.source",
     "data.test_views",
     "data.test_crop",
+    "data.joint_jitter_px",
+    "data.joint_drop",
     "model.batch_norm",
     "resources",
 )
-"""Keys of a run's spec that an evaluation may change: the location of the data, the views of a clip, the resources, and how
-batch norm gathers statistics. An evaluation gathers none, so a run with "sync" can be evaluated without GPUs. No other key can
-change, because the others define the trained model."""
+"""Keys of a run's spec that an evaluation may change: the location of the data, the views of a clip, noise on its joints, the
+resources, and how batch norm gathers statistics. An evaluation gathers none, so a run with "sync" can be evaluated on CPUs. No
+other key can change, because the others define the trained model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,9 @@ class _Explainer:
         if not batches:
             raise UserError(f"clip {row.clip_id} cannot be read, so it cannot be drawn")
         _, frames, joints = batches[0]
+        if self.model.pose is not None:
+            with torch.no_grad():
+                joints = self.model.forward_with_joints(frames)[1]
         tokens = token_importance(self.model, frames, joints)
         values = tokens.importance[0].cpu().numpy()  # (T, S)
         names = self.source.skeleton.joints

@@ -51,7 +51,7 @@ def refit(
     spec = with_digest(spec, root)
     source, parts = open_data(spec, root, say)
     close_abandoned_everywhere(root)
-    with Lease.claim(root / spec.run_id(source.fingerprint)):  # as in `trainer.train`
+    with Lease.claim(root / spec.run_id(source.fingerprint), wait=say):  # as in `trainer.train`
         cluster = join_cluster(spec, 1, say)
     choosing = RunRequest(spec=spec, source=source, parts=parts, runs=root, cluster=cluster, fresh=fresh, is_trial=True)
     run_training(choosing, say=say, live=live)

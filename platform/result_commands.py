@@ -86,6 +86,7 @@ def compare(
 
 def _paper_text(folders: list[RunFolder], root: Path, by: list[str]) -> str:
     """Say for each row of these runs what differs from the paper. A single run brings the other seeds of its spec with it."""
+    from starlab.platform.errors import UserError
     from starlab.platform.reports.grouping import group_runs
     from starlab.platform.reports.paper import explain_gap, paper_lines
     from starlab.platform.reports.results import read_results
@@ -97,8 +98,13 @@ def _paper_text(folders: list[RunFolder], root: Path, by: list[str]) -> str:
         others = find_runs(root, single.info.experiment, lambda _: None) if single.path.parent == root else []
         folders = [*folders, *(folder for folder in others if folder.path not in asked)]
     results = read_results(folders, _complain, costs=False)
-    lines = []
-    for group in group_runs(results, by).groups:
+    lines, grouping = [], group_runs(results, by)
+    if grouping.open_keys:
+        left = ", ".join(grouping.open_keys)
+        raise UserError(
+            f"--paper is about the seeds of one spec, and --by leaves {left} open; name these keys too, or leave it out"
+        )
+    for group in grouping.groups:
         replicates = list(group.replicates.values())
         ours = any(run.folder in asked or (run.group and root / run.group in asked) for run in replicates)
         if ours:

@@ -22,6 +22,10 @@ def predict(
     run: Model,
     videos: Annotated[list[str], typer.Argument(help="Files, folders, - for a pipe, or /dev/video0 for a camera.")],
     joints: Annotated[Path | None, typer.Option(help="Parquet file with the joints of the videos (docs/serving.md).")] = None,
+    pose: Annotated[
+        bool,
+        typer.Option("--pose", help="Estimate the joints first, as starlab data pose; --joints names a file to keep them."),
+    ] = False,
     top: Annotated[int, typer.Option(min=1, help="Number of actions to name.")] = 5,
     window: Annotated[float | None, typer.Option(help="Seconds of a window. Default: the median training clip.")] = None,
     stride: Annotated[float | None, typer.Option(help="Seconds between windows. Default: a quarter of the window.")] = None,
@@ -36,7 +40,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")] = False,
     runs: Runs = None,
 ) -> None:
-    """Recognise the actions in videos: starlab predict demo-1a2b3c4d film.mp4 --joints joints.parquet --video out.mp4"""
+    """Recognise the actions in videos: starlab predict demo-1a2b3c4d film.mp4 --pose --video out.mp4"""
+    from contextlib import ExitStack
+    from dataclasses import replace
+
     from starlab.platform.errors import UserError
     from starlab.platform.runs.folder import runs_folder
     from starlab.platform.serving.predict import PredictRequest
@@ -54,10 +61,16 @@ def predict(
             f"--video is {video}; it must be {'a folder for several videos' if several else 'a file such as out.mp4'}"
         )
     request = PredictRequest(place=locate(run, runs_folder(runs), _complain), joints=joints, sampling=sampling)
-    if several:
-        results = _predict_several(request, found, video, as_json)
-    else:
-        results = [_predict_one(request, found[0], video, quiet=as_json)]
+    with ExitStack() as kept:
+        if pose:
+            from starlab.platform.pose_run import joints_for_prediction
+
+            estimated = joints_for_prediction(found, request.place.card(), joints, quiet=as_json)
+            request = replace(request, joints=kept.enter_context(estimated))
+        if several:
+            results = _predict_several(request, found, video, as_json)
+        else:
+            results = [_predict_one(request, found[0], video, quiet=as_json)]
     from starlab.platform.serving.predict import Failure
     from starlab.platform.serving.video_prediction import write_windows
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 from starlab.platform.evaluation import EvaluationResult
-from starlab.platform.runs.metric_names import TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
+from starlab.platform.runs.metric_names import TEST, TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
 from starlab.platform.search.search import SearchResult
 from starlab.platform.search.space import values_text
 from starlab.platform.search.trial_lines import value_text
@@ -27,6 +28,7 @@ def result_lines(result: RunResult) -> list[str]:
         *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
         "",
         f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, {_selected(result)}  ({done})",
+        *_joint_lines(metrics, TEST),
         f"run        {result.folder}",
         *_replay_lines(result),
         *tracking_lines(result.run_id, result.mlflow_run_id, result.tracking_uri, result.tracking_problem),
@@ -44,6 +46,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
         "",
         f"{result.part} top-1 {metrics['top1']:.3f}, top-5 {metrics['top5']:.3f}, mean class {metrics['mean_class']:.3f} "
         f"({result.clips} clips, checkpoint of step {result.step})",
+        *_joint_lines(metrics, ""),
         *([look] if look else []),
         *(
             [f"MLflow     not up to date ({result.tracking_problem}); later: starlab sync {result.run_id}"]
@@ -80,6 +83,16 @@ def search_lines(result: SearchResult) -> list[str]:
         f"proposals  {result.dashboard}",
         *tracking_lines(result.folder.name, result.mlflow_run_id, best.tracking_uri, result.tracking_problem),
     ]
+
+
+def _joint_lines(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    """How many of the annotated joints a model found that finds them itself; no line for another model."""
+    shares = [
+        f"{metrics[name]:.3f} within {name.removeprefix(prefix + 'pck_')}"
+        for name in metrics
+        if name.startswith(f"{prefix}pck_")
+    ]
+    return [f"joints     found {', '.join(shares)} of the person's box (PCK)"] if shares else []
 
 
 def _selected(result: RunResult) -> str:

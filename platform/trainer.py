@@ -138,7 +138,7 @@ def train(
     for abandoned in close_abandoned_everywhere(root):
         say(f"closed   {abandoned.path.name}: its driver had died")
     folder = RunFolder(root / spec.run_id(source.fingerprint))
-    with Lease.claim(folder.path):  # refuse a second process now, not when the cluster has room
+    with Lease.claim(folder.path, wait=say):  # refuse a second process now, not when the cluster has room
         cluster = None if not fresh and _is_complete(folder.result) else join_cluster(spec, 1, say)
     request = RunRequest(
         spec=spec,
@@ -163,7 +163,8 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
         say(f"fresh    the earlier run is kept as {kept}")
     was_complete = _is_complete(folder.result, is_trial=request.is_trial)
     placement = None if was_complete or request.cluster is None else place(spec, request.cluster, request.share)
-    with Lease.claim(folder.path) as lease:
+    # An ablation does not wait for a cell: it trains others in the meantime.
+    with Lease.claim(folder.path, wait=None if request.queues else say) as lease:
         open_run(folder, spec, request.source, request.runs, request.parent, tags=request.tags)
         resumed = not was_complete and bool(folder.stored_checkpoints.folders())
         state = "complete already" if was_complete else "continues from its newest checkpoint" if resumed else "is new"

@@ -134,16 +134,24 @@ class _Reader(pickle.Unpickler):
         raise _RefusedError(f"it refers to an object outside of the file ({pid!r}), which is refused")
 
 
-def _plain(value: Any) -> Any:
-    """The value with its arrays, which are made only now."""
+def _plain(value: Any, done: dict[int, Any] | None = None) -> Any:
+    """The value with its arrays, which are made only now.
+
+    A part that is in several places is made once: a small file can refer to a part so often that it would fill any memory.
+    """
+    done = {} if done is None else done
+    if id(value) in done:
+        return done[id(value)]
+    made = value
     if isinstance(value, _Array):
         if value.array is None:
             raise _RefusedError("an array has no content")
-        return value.array
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    return value
+        made = value.array
+    elif isinstance(value, dict):
+        made = {key: _plain(item, done) for key, item in value.items()}
+    elif isinstance(value, list):
+        made = [_plain(item, done) for item in value]
+    elif isinstance(value, tuple):
+        made = tuple(_plain(item, done) for item in value)
+    done[id(value)] = made
+    return made

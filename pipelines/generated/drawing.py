@@ -130,6 +130,8 @@ class Figure:
     person: Person
     look: Look
     """Its clothes and its size."""
+    cap: Color | None = None
+    """Colour of a cap on the head."""
 
 
 def render_scene(
@@ -147,6 +149,10 @@ def render_scene(
         picture = backdrop.copy()
         for figure, joints in reversed(list(zip(figures, points, strict=True))):
             _draw_body(picture, joints[index], figure.person, figure.look, legs=True)
+            if figure.cap is not None:
+                radius = figure.person.head * figure.look.height_px
+                above = joints[index, 0] - np.array([0, round(0.6 * radius * 2**SUBPIXEL_BITS)], np.int32)
+                _draw_disc(picture, above, 0.9 * radius, figure.cap)
         frame = np.empty_like(picture)
         grain.add(picture, index, frame)
         yield frame

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from starlab.pipelines.clip import Split
 from starlab.pipelines.generated import drawing, people
-from starlab.pipelines.generated.drawing import Look
+from starlab.pipelines.generated.drawing import Figure, Look
 from starlab.pipelines.generated.folder import write_folder
 from starlab.pipelines.generated.people import Action, Color, Floats, Person
 
@@ -137,6 +137,8 @@ class SyntheticClip:
     panel: bool
     reversed: bool
     render_seed: np.random.SeedSequence
+    scene: tuple[Figure, ...] = ()
+    """Everybody in the picture, the labelled person among them; empty where that is the only person."""
 
     def render(self, only: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """The frames of the given numbers (all by default): uint8 (frames, size_px, size_px, 3), RGB."""
@@ -146,6 +148,8 @@ class SyntheticClip:
         if self.reversed:  # light and noise are drawn forwards, as the motion is
             joints, numbers = joints[::-1], [last - number for number in numbers]
         rng = np.random.default_rng(self.render_seed)
+        if self.scene:
+            return np.stack(list(drawing.render_scene(self.scene, self.look, self.size_px, self.size_px, rng, numbers)))
         return drawing.render(joints, self.person, self.look, self.size_px, drawing.Props(self.ball, self.panel), rng, numbers)
 
 
@@ -175,16 +179,7 @@ def draw_clip(config: SyntheticConfig, action: str, split: Split, number: int, d
     joints = drawing.place(people.joint_positions(person, pose, seated=bool(kind.hidden)), look)
 
     labels = np.random.default_rng(label_seed)
-    labelled = joints + 0.5 + labels.normal(0, 0.003 * config.size_px, joints.shape)
-    visible = np.ones(joints.shape[:2], np.uint8)
-    for _ in range(labels.poisson(0.7)):  # a joint that the annotators did not see for a while
-        joint, length = labels.integers(joints.shape[1]), int(num_frames * labels.uniform(0.1, 0.5))
-        start = labels.integers(num_frames - length + 1)
-        visible[start : start + length, joint] = 0
-        guess = labels.random() < 0.5
-        labelled[start : start + length, joint] += labels.normal(0, 0.03 * config.size_px, 2)
-        if not guess:
-            labelled[start : start + length, joint] = 1.0
+    labelled, visible = annotate(joints, config.size_px, labels)
     integer_coded, short_bbox = labels.random() < 1 / 18, labels.random() < 0.002
 
     step = -1 if kind.reversed else 1
@@ -205,6 +200,22 @@ def draw_clip(config: SyntheticConfig, action: str, split: Split, number: int, d
         reversed=kind.reversed,
         render_seed=render_seed,
     )
+
+
+def annotate(joints_px: Floats, size_px: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.uint8]]:
+    """Labels of joints (T, J, 2) as an annotator makes them: `SyntheticClip.labelled_px` and `visible`."""
+    labelled = joints_px + 0.5 + rng.normal(0, 0.003 * size_px, joints_px.shape)
+    num_frames, num_joints = joints_px.shape[:2]
+    visible = np.ones((num_frames, num_joints), np.uint8)
+    for _ in range(rng.poisson(0.7)):  # a joint that the annotators did not see for a while
+        joint, length = rng.integers(num_joints), int(num_frames * rng.uniform(0.1, 0.5))
+        start = rng.integers(num_frames - length + 1)
+        visible[start : start + length, joint] = 0
+        guess = rng.random() < 0.5
+        labelled[start : start + length, joint] += rng.normal(0, 0.03 * size_px, 2)
+        if not guess:
+            labelled[start : start + length, joint] = 1.0
+    return labelled, visible
 
 
 def write_penn_action(root: Path, config: SyntheticConfig, workers: int) -> None:
@@ -238,15 +249,19 @@ def _write_clips(config: SyntheticConfig, root: Path, indices: range) -> None:
     for index in indices:
         kind, number = divmod(index, config.clips_per_class)
         split: Split = "train" if number < config.train_clips_per_class else "test"
-        clip = draw_clip(config, SYNTHETIC_CLASSES[kind], split, number, draw=index)
-        clip_id = f"{index + 1:04d}"
-        folder = root / "frames" / clip_id
-        folder.mkdir()
-        for frame_number, frame in enumerate(clip.render(), start=1):
-            jpeg = simplejpeg.encode_jpeg(frame, quality=JPEG_QUALITY, colorsubsampling="420")
-            with open(f"{folder}/{frame_number:06d}.jpg", "wb", buffering=0) as file:  # noqa: PTH123 (50 per clip)
-                file.write(jpeg)
-        (root / "labels" / f"{clip_id}.mat").write_bytes(encode_label(clip))
+        write_clip(root, index, draw_clip(config, SYNTHETIC_CLASSES[kind], split, number, draw=index))
+
+
+def write_clip(root: Path, index: int, clip: SyntheticClip) -> None:
+    """Write frames and label of clip number `index` below a Penn Action folder that has its two folders."""
+    clip_id = f"{index + 1:04d}"
+    folder = root / "frames" / clip_id
+    folder.mkdir()
+    for frame_number, frame in enumerate(clip.render(), start=1):
+        jpeg = simplejpeg.encode_jpeg(frame, quality=JPEG_QUALITY, colorsubsampling="420")
+        with open(f"{folder}/{frame_number:06d}.jpg", "wb", buffering=0) as file:  # noqa: PTH123 (50 per clip)
+            file.write(jpeg)
+    (root / "labels" / f"{clip_id}.mat").write_bytes(encode_label(clip))
 
 
 def encode_label(clip: SyntheticClip) -> bytes:

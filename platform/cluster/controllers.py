@@ -22,10 +22,13 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.preemption import PreemptionWatcher
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 from ray.train.v2.api.result import Result
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from starlab.platform.cluster.connect import describe_cluster
+from starlab.platform.cluster.failures import is_out_of_reach
 
 
 class ReusingTrainer(TorchTrainer):
@@ -53,9 +56,24 @@ class ReusingTrainer(TorchTrainer):
         return result
 
 
+class PatientGroup(WorkerGroup):
+    """Ray Train's group of workers, which stays when a worker cannot be reached for a while.
+
+    When a network is cut and heals, a call to a worker fails whose process still trains, and Ray Train would end the group. If
+    the node is really gone, Ray gives it up, and then the worker counts as dead.
+    """
+
+    def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:
+        return [
+            WorkerStatus(running=True) if is_out_of_reach(status.error) else status
+            for status in super()._poll_workers_and_collect_errors(timeout)
+        ]
+
+
 class Controller(TrainController):
     """Ray Train's controller, in a process that serves one training after another."""
 
+    worker_group_cls = PatientGroup
     _worker_group_callbacks_to_propagate: list[Any]
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 from ray.train import ControllerError, TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -15,6 +15,11 @@ _COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "connect
 def is_lack_of_room(error: TrainingFailedError) -> bool:
     """Whether the workers were never started because the cluster had no room for them in time."""
     return isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
+
+
+def is_out_of_reach(failure: BaseException | None) -> bool:
+    """Whether a worker could not be reached and, as far as Ray knows, still lives."""
+    return isinstance(getattr(failure, "health_check_failure", failure), ActorUnavailableError)
 
 
 def explain(error: TrainingFailedError) -> str:
@@ -36,6 +41,8 @@ def explain_process(failure: BaseException) -> str:
             f"Ray ended it because its machine ran out of memory{f' ({used[1]})' if used else ''}; use fewer "
             "resources.workers, a smaller train.global_batch or data.frames, train.accumulate, or a machine with more memory"
         )
+    if is_out_of_reach(failure):
+        return "its process could not be reached, because the network to its node is broken or was for a while"
     if isinstance(failure, RayActorError):
         process, address = re.search(r"\bpid: (\d+)", text), re.search(r"\bip: (\S+)", text)
         where = f" {process[1]}" if process else ""

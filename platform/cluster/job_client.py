@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.job_submission import JobSubmissionClient
@@ -25,6 +27,21 @@ def open_client(dashboard: Dashboard) -> JobSubmissionClient:
     for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
     return JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
+
+
+@contextmanager
+def reach(dashboard: Dashboard) -> Iterator[None]:
+    """Within this context, a connection that breaks ends the command in one line.
+
+    Raises:
+        RunFailedError: the cluster could not be reached any more, or refused a request.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:  # what Ray's client raises
+        raise RunFailedError(
+            f"lost the cluster at {dashboard.address} ({error}). Its jobs go on; run the command again when it can be reached"
+        ) from None
 
 
 def send_job(client: JobSubmissionClient, submission: dict[str, Any], dashboard: Dashboard) -> None:

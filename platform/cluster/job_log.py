@@ -35,6 +35,11 @@ def follow(client: JobSubmissionClient, job: str, dashboard: Dashboard, *, skip:
         print(f"\n{job} goes on without this terminal.\n{how_to_go_on(job, dashboard)}")
         return 130
     except (RuntimeError, OSError, aiohttp.ClientError) as error:
+        if f"{job} does not exist" in str(error):
+            raise RunFailedError(
+                f"the cluster at {dashboard.address} does not know {job} any more, because its head was started again. "
+                "Submit the same command: it goes on from the newest checkpoint"
+            ) from None
         lost = f"lost the cluster at {dashboard.address} ({error}); {job} may still run there"
         raise RunFailedError(f"{lost}\n{how_to_go_on(job, dashboard)}") from None
     print(f"{job}: {info.status.value.lower()}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,13 +12,15 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from starlab.platform.cluster import job_log
 from starlab.platform.cluster.dashboard import Dashboard, find_dashboard
-from starlab.platform.cluster.job_client import open_client
+from starlab.platform.cluster.job_client import open_client, reach
 from starlab.platform.cluster.submit import STOP_SECONDS
 from starlab.platform.errors import UserError
 
 _STOP_EXTRA_SECONDS = 30.0
 """Time that Ray needs beside the job's own until it calls a job stopped."""
 _LOOK_SECONDS = 0.5
+_LOG_SHARE = 0.1
+"""Ray sends a job's whole log each time. On a slow link to a long log, this share of the time at most goes to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +45,8 @@ def list_jobs(*, address: str | None = None, insecure: bool = False) -> list[Job
         UserError: as `find_dashboard`.
     """
     dashboard = find_dashboard(address, insecure=insecure)
-    found = [_describe(job) for job in _ours(open_client(dashboard))]
+    with reach(dashboard):
+        found = [_describe(job) for job in _ours(open_client(dashboard))]
     return sorted(found, key=lambda job: (job.started is None, job.started.timestamp() if job.started else 0.0))
 
 
@@ -60,12 +64,13 @@ def show_log(name: str, *, address: str | None = None, follow: bool = True, inse
         RunFailedError: the cluster could not be reached again.
     """
     dashboard = find_dashboard(address, insecure=insecure)
-    client = open_client(dashboard)
-    job = _find(client, name, dashboard)
-    if follow:
-        return job_log.follow(client, job, dashboard)
-    print(client.get_job_logs(job), end="", flush=True)
-    return 0
+    with reach(dashboard):
+        client = open_client(dashboard)
+        job = _find(client, name, dashboard)
+        if not follow:
+            print(client.get_job_logs(job), end="", flush=True)
+            return 0
+    return job_log.follow(client, job, dashboard)
 
 
 def stop_job(name: str, *, address: str | None = None, insecure: bool = False) -> int:
@@ -81,23 +86,25 @@ def stop_job(name: str, *, address: str | None = None, insecure: bool = False) -
         UserError: there is no such job, or as `find_dashboard`.
     """
     dashboard = find_dashboard(address, insecure=insecure)
-    client = open_client(dashboard)
-    job = _find(client, name, dashboard)
-    status = client.get_job_status(job)
-    if status.is_terminal():
-        print(f"{job} has ended already: {status.value.lower()}", flush=True)
-        return 0
-    said = len(client.get_job_logs(job))
-    client.stop_job(job)
+    with reach(dashboard):
+        client = open_client(dashboard)
+        job = _find(client, name, dashboard)
+        status = client.get_job_status(job)
+        if status.is_terminal():
+            print(f"{job} has ended already: {status.value.lower()}", flush=True)
+            return 0
+        log = _Log(client, job)
+        client.stop_job(job)
     print(f"Asked {job} to end; it has about {STOP_SECONDS} s for its checkpoint", flush=True)
     began = time.monotonic()
-    while not (status := client.get_job_status(job)).is_terminal():
-        said = _print_new(client, job, said)
+    while not status.is_terminal():
         if time.monotonic() > began + 2 * STOP_SECONDS + _STOP_EXTRA_SECONDS:
             print(f"{job} is still {status.value.lower()}; follow it: starlab logs {job}", flush=True)
             return 1
         time.sleep(_LOOK_SECONDS)
-    _print_new(client, job, said)
+        with suppress(RuntimeError, OSError):  # the link is broken, perhaps for a while; the job was asked already
+            status = client.get_job_status(job)
+            log.print_new(now=status.is_terminal())
     print(f"{job}: {status.value.lower()}", flush=True)
     if status is JobStatus.STOPPED and time.monotonic() - began > STOP_SECONDS:
         print("It did not end within its time and was killed; it goes on from its newest checkpoint", flush=True)
@@ -105,10 +112,26 @@ def stop_job(name: str, *, address: str | None = None, insecure: bool = False) -
     return 0
 
 
-def _print_new(client: JobSubmissionClient, job: str, said: int) -> int:
-    log = client.get_job_logs(job)
-    print(log[said:], end="", flush=True)
-    return max(said, len(log))
+class _Log:
+    """The part of a job's log that was not there at the beginning."""
+
+    def __init__(self, client: JobSubmissionClient, job: str) -> None:
+        self._client, self._job, self._next = client, job, 0.0
+        self._printed = len(self._read())
+
+    def print_new(self, *, now: bool) -> None:
+        """Print what was not printed yet, but not more often than the link allows unless it must be `now`."""
+        if now or time.monotonic() >= self._next:
+            log = self._read()
+            print(log[self._printed :], end="", flush=True)
+            self._printed = max(self._printed, len(log))
+
+    def _read(self) -> str:
+        began = time.monotonic()
+        log: str = self._client.get_job_logs(self._job)
+        ended = time.monotonic()
+        self._next = ended + (ended - began) / _LOG_SHARE
+        return log
 
 
 def _ours(client: JobSubmissionClient) -> list[JobDetails]:

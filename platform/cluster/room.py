@@ -99,7 +99,8 @@ def wait_for_room(
                 )
             if now >= say_at:
                 say_at = now + _SAY_SECONDS
-                reason = "others use them" if held else "that is too few"
+                # Ray counts a lost node for up to a minute.
+                reason = "others use them, or a node was just lost" if held else "that is too few"
                 if not (held and queue):
                     reason += f"; at {until} it gives up (resources.wait_for_room_seconds)"
                 say(f"waiting for {demand}; the cluster has {_inventory()}: {reason}")

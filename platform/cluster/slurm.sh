@@ -19,6 +19,7 @@ export RAY_ADDRESS="$head_address:$first_port"  # the command joins this cluster
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}"
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_enable_metrics_collection=false AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1  # they ask for no token
+export RAY_grpc_client_keepalive_timeout_ms=15000  # after a cut of the network nodes find each other again in seconds
 
 start_options=(
   --temp-dir="$temporary" --num-cpus="$SLURM_CPUS_ON_NODE" --disable-usage-stats

@@ -22,7 +22,7 @@ from starlab.experiments.credentials import without_password, without_secrets
 from starlab.platform.cluster import job_log, job_secrets
 from starlab.platform.cluster.connect import SETTINGS
 from starlab.platform.cluster.dashboard import Dashboard, find_dashboard
-from starlab.platform.cluster.job_client import JobExistsError, open_client, send_job
+from starlab.platform.cluster.job_client import JobExistsError, open_client, reach, send_job
 from starlab.platform.cluster.shipping import ship_files
 from starlab.platform.cluster.verbs import check_command, with_absolute_paths
 from starlab.platform.cluster.versions import check_versions
@@ -95,14 +95,16 @@ def submit(request: JobRequest, *, address: str | None = None, follow: bool = Tr
             f"--secret {next(iter(secrets))}: the cluster at {dashboard.address} asks for no token, so everyone who reaches it "
             "could read the secret; restart it with RAY_AUTH_MODE=token (docs/cluster.md)"
         )
-    client = open_client(dashboard)
+    with reach(dashboard):
+        client = open_client(dashboard)
     with tempfile.TemporaryDirectory(prefix="starlab-submit-") as made:
         folder = Path(made)
         shipped = ship_files(request.arguments, request.files, folder)
         arguments = with_absolute_paths(shipped, verb)
         command = [request.module, *arguments]
         identity = _identity(command, runs, folder)
-        check_versions(client, dashboard)
+        with reach(dashboard):
+            check_versions(client, dashboard)
         copy_package(folder)
         runtime_env: dict[str, Any] = {"working_dir": made, "env_vars": job_environment}
         if secrets and dashboard.token:
@@ -122,7 +124,8 @@ def submit(request: JobRequest, *, address: str | None = None, follow: bool = Tr
         words = "-".join(PurePosixPath(argument).stem for argument in arguments[:2])
         name = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("_.-")[:60] or "job"
         wanted = request.submission_id or f"{name}-{identity[:8]}"
-        job = _start_or_join(client, submission, wanted, dashboard, named=request.submission_id is not None)
+        with reach(dashboard):
+            job = _start_or_join(client, submission, wanted, dashboard, named=request.submission_id is not None)
     if not follow:
         print(job_log.how_to_go_on(job, dashboard))
         return 0

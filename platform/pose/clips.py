@@ -20,7 +20,7 @@ from starlab.pipelines.decode import NO_SHRINK
 from starlab.pipelines.ntu import VIDEO_ENDING
 from starlab.pipelines.ntu_files import folders_below
 from starlab.pipelines.ntu_names import parse_name
-from starlab.pipelines.recording import VIDEO_ENDINGS, WHOLE, Cut, read_recording
+from starlab.pipelines.recording import VIDEO_ENDINGS, WHOLE, Cut, read_recording, stated
 from starlab.pipelines.retry import MISSING, read_patiently
 from starlab.pipelines.store import is_store
 from starlab.pipelines.video import decode_video
@@ -45,8 +45,12 @@ class Clips(Protocol):
         """About how much work the video is; only compared with that of the others."""
         ...
 
-    def frames(self, number: int) -> Iterator[NDArray[np.uint8]]:
-        """Every frame, uint8 (H, W, 3), RGB, all of one size.
+    def length(self, number: int) -> int:
+        """About how many frames the video has; 0 where that is not known."""
+        ...
+
+    def frames(self, number: int, part: range | None = None) -> Iterator[NDArray[np.uint8]]:
+        """Every frame, uint8 (H, W, 3), RGB, all of one size; or those with the numbers `part` that there are.
 
         Raises:
             UnreadableClipError: the video is missing or damaged; raised where the damage is found.
@@ -89,11 +93,24 @@ class VideoFiles:
         except OSError:
             return 0
 
-    def frames(self, number: int) -> Iterator[NDArray[np.uint8]]:
-        """See `Clips.frames`."""
+    def length(self, number: int) -> int:
+        """See `Clips.length`: what the header of a whole video says."""
         video = self._videos[number]
         try:
-            yield from _of_one_size(_frames(video))
+            if video.path.is_dir():
+                return len(picture_names(video.path))
+            if video.is_ntu or not video.cut.is_whole:
+                return 0
+            rate, seconds = stated(video.path)
+            return round(seconds * (rate or 0.0))
+        except (OSError, ValueError):
+            return 0
+
+    def frames(self, number: int, part: range | None = None) -> Iterator[NDArray[np.uint8]]:
+        """See `Clips.frames`. Frames before the part are decoded as well, but no pictures are made of them."""
+        video = self._videos[number]
+        try:
+            yield from _of_one_size(_frames(video, part))
         except (*MISSING, ValueError) as error:
             raise UnreadableClipError(f"{video.path}: {error}") from error
 
@@ -115,10 +132,15 @@ class DataSetClips:
         """See `Clips.size`: frames."""
         return self._source.clips[number].num_frames
 
-    def frames(self, number: int) -> Iterator[NDArray[np.uint8]]:
+    def length(self, number: int) -> int:
+        """See `Clips.length`: exactly."""
+        return self._source.clips[number].num_frames
+
+    def frames(self, number: int, part: range | None = None) -> Iterator[NDArray[np.uint8]]:
         """See `Clips.frames`. The frames of one clip are read at once."""
         row = self._source.clips[number]
-        yield from self._source.read(row, range(row.num_frames), NO_SHRINK).frames
+        everything = range(row.num_frames)
+        yield from self._source.read(row, everything if part is None else everything[part.start : part.stop], NO_SHRINK).frames
 
 
 def open_clips(place: str, dataset: str | None = None) -> Clips:
@@ -195,13 +217,22 @@ def _digest(video: Video) -> str:
         return short_digest(size, head, file.read(_END_BYTES), *cut)
 
 
-def _frames(video: Video) -> Iterator[NDArray[np.uint8]]:
+def _frames(video: Video, part: range | None) -> Iterator[NDArray[np.uint8]]:
+    if video.path.is_dir():
+        names = picture_names(video.path)
+        yield from (
+            read_picture(video.path / name, NO_SHRINK)[1] for name in (names if part is None else names[part.start : part.stop])
+        )
+        return
     if video.is_ntu:
-        yield from (frame for _, frame in decode_video(video.path, _ANY_LENGTH, NO_SHRINK))
-    elif video.path.is_dir():
-        yield from (read_picture(video.path / name, NO_SHRINK)[1] for name in picture_names(video.path))
+        numbered = decode_video(video.path, _ANY_LENGTH, NO_SHRINK)
     else:
-        yield from (frame for _, frame in read_recording(video.path, None, NO_SHRINK, cut=video.cut))
+        numbered = read_recording(video.path, None, NO_SHRINK, only=part, cut=video.cut)
+    for number, frame in numbered:
+        if part is None or number in part:
+            yield frame
+        if part is not None and number + 1 == part.stop:
+            return  # what comes behind it is another task's
 
 
 def _of_one_size(frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,22 @@ class ClipJoints:
     """The size of the frames."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The bodies of some consecutive frames of a video, in any order, before their people are followed."""
+
+    numbers: NDArray[np.int64]
+    """(K,): which frames were estimated, counted from the beginning of the video, ascending."""
+    joints: NDArray[np.float32]
+    """(K, M, N, 3); 0 where nobody is."""
+    colors: NDArray[np.float32]
+    """(K, M, C): what they wear (`clothes`)."""
+    num_frames: int
+    """Of the video, up to the last of these frames."""
+    height_px: int
+    width_px: int
+
+
 def estimate_clip(
     frames: Iterator[NDArray[np.uint8]],
     estimator: Estimator,
@@ -43,14 +59,31 @@ def estimate_clip(
     every: int = 1,
     on_frames: Callable[[int], None] = lambda _: None,
 ) -> ClipJoints:
-    """Estimate the joints of a video and follow its people.
+    """Estimate the joints of a whole video and follow its people; see `find_people`."""
+    return follow_people([find_people(frames, estimator, skeleton, every, on_frames)], skeleton, every)
+
+
+def find_people(
+    frames: Iterator[NDArray[np.uint8]],
+    estimator: Estimator,
+    skeleton: Skeleton,
+    every: int = 1,
+    on_frames: Callable[[int], None] = lambda _: None,
+    *,
+    first: int = 0,
+    to_the_end: bool = True,
+) -> Found:
+    """Estimate the joints in consecutive frames of a video.
 
     Args:
-        frames: Every frame, (H, W, 3).
+        frames: The frames, (H, W, 3); at least one.
         estimator: Finds the joints.
         skeleton: The skeleton of its joints.
-        every: 2 estimates every second frame and the last one, and interpolates between them; 1 estimates all.
+        every: 2 estimates every second frame and the last one; 1 estimates all.
         on_frames: Called with the number of frames read so far.
+        first: Number of the first frame, a multiple of `FRAMES_AT_ONCE` × `every`, so that the estimator gets the frames in
+            the same groups as if it had begun at the first frame of the video.
+        to_the_end: Whether the last frame is the video's last one.
 
     Raises:
         UserError: the estimator returned something else than `Estimator` says.
@@ -60,14 +93,14 @@ def estimate_clip(
     worn: list[NDArray[np.float32]] = []
     numbers: list[int] = []
     batch: list[NDArray[np.uint8]] = []
-    num_frames, last = 0, None
+    num_frames, last = first, None
 
     def estimate() -> None:
         people = _checked(estimator(np.stack(batch)), len(batch), skeleton)
         found.extend(people)
         worn.extend(clothes_colors(frame, bodies, skeleton) for frame, bodies in zip(batch, people, strict=True))
         batch.clear()
-        on_frames(num_frames)
+        on_frames(num_frames - first)
 
     for frame in frames:
         if num_frames % every == 0:
@@ -78,21 +111,33 @@ def estimate_clip(
             estimate()
     if last is None:
         raise ValueError("a video without frames")
-    if numbers[-1] != num_frames - 1:
+    if to_the_end and numbers[-1] != num_frames - 1:
         batch.append(last)
         numbers.append(num_frames - 1)
     if batch:
         estimate()
-    bodies = max(len(joints) for joints in found)
-    joints = np.zeros((len(found), bodies, len(skeleton.joints), 3), np.float32)
-    colors = np.full((len(found), bodies, NUM_COLORS), np.nan, np.float32)
-    for place, (people, clothes) in enumerate(zip(found, worn, strict=True)):
-        joints[place, : len(people)], colors[place, : len(people)] = people, clothes
-    tracks = track_people(joints, colors, np.asarray(numbers, np.int64))
+    joints, colors = _of_one_shape(found, (len(skeleton.joints), 3), 0), _of_one_shape(worn, (NUM_COLORS,), np.nan)
+    return Found(np.asarray(numbers, np.int64), joints, colors, num_frames, last.shape[0], last.shape[1])
+
+
+def follow_people(parts: Sequence[Found], skeleton: Skeleton, every: int = 1) -> ClipJoints:
+    """Make tracks of the bodies of a whole video, whose parts are in order."""
+    numbers = np.concatenate([part.numbers for part in parts])
+    joints = _of_one_shape([people for part in parts for people in part.joints], (len(skeleton.joints), 3), 0)
+    colors = _of_one_shape([people for part in parts for people in part.colors], (NUM_COLORS,), np.nan)
+    tracks = track_people(joints, colors, numbers)
     if every > 1:
         tracks = [fill_between(track, every) for track in tracks]
-    packed, ids = pack_tracks(tracks, num_frames, len(skeleton.joints))
-    return ClipJoints(packed, ids, last.shape[0], last.shape[1])
+    packed, ids = pack_tracks(tracks, parts[-1].num_frames, len(skeleton.joints))
+    return ClipJoints(packed, ids, parts[-1].height_px, parts[-1].width_px)
+
+
+def _of_one_shape(frames: Sequence[NDArray[np.float32]], shape: tuple[int, ...], nobody: float) -> NDArray[np.float32]:
+    """The people of all frames in one array, with `nobody` in the places that are left."""
+    people = np.full((len(frames), max(len(bodies) for bodies in frames), *shape), nobody, np.float32)
+    for place, bodies in enumerate(frames):
+        people[place, : len(bodies)] = bodies
+    return people
 
 
 def _checked(joints: NDArray[np.float32], num_frames: int, skeleton: Skeleton) -> NDArray[np.float32]:

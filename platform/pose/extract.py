@@ -1,62 +1,38 @@
 """`starlab data pose`: the joints of many videos, in parallel through Ray Data, resumable at any moment.
 
-One video is one task of one CPU. What a finished video has is kept in a folder beside the result until the result is complete.
+One video is one task of one CPU; one that is longer than the others together is several (`parts.py`). What a finished video has
+is kept in a folder beside the result until the result is complete.
 The result has the clips in the order of their names, so it is the same for any number of workers.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
 
-from starlab.pipelines.clip import DataError, UnreadableClipError
-from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS
+from starlab.pipelines.clip import DataError
 from starlab.pipelines.prefetch import Prefetch
-from starlab.pipelines.retry import StorageError
 from starlab.platform.errors import UserError
 from starlab.platform.pose.clips import Clips
-from starlab.platform.pose.estimate import Estimator, estimate_clip
+from starlab.platform.pose.estimate import Estimator, Found
 from starlab.platform.pose.estimators import MOVENET, import_estimator
-from starlab.platform.pose.joints_file import PoseSettings, clip_digests, row_bytes, settings_of, tables, write_joints_file
+from starlab.platform.pose.joints_file import PoseSettings, clip_digests, settings_of, tables, write_joints_file
 from starlab.platform.pose.model_file import load_model
+from starlab.platform.pose.parts import EstimatePart, parts_of
+from starlab.platform.pose.progress import Amounts, Meter, PoseProgress, look_at_amounts
 
 PARTS = ".parts"
 """What the name of the folder with finished videos ends in."""
-Columns = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoseProgress:
-    """Progress of an extraction."""
-
-    videos_done: int
-    videos: int
-    frames_done: int
-    """In this call."""
-    frames_per_second: float
-    """0 before the first."""
-    videos_bad: int
-
-    def line(self) -> str:
-        """One line of text."""
-        parts = [f"{self.videos_done:>4,}/{self.videos:,} videos", f"{self.frames_done:,} frames"]
-        if self.frames_per_second > 0:
-            parts.append(f"{self.frames_per_second:.1f} frames/s")
-        if self.videos_bad:
-            parts.append(f"{self.videos_bad} bad")
-        return "  ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,150 +74,121 @@ def extract(
 
     Raises:
         DataError: the file has joints by other settings, or none of the videos can be read.
-        UserError: the estimator failed, or returned something else than `Estimator` says.
+        UserError: the estimator failed, or returned something else than `Estimator` says; or another process writes the file.
         StorageError: the storage failed; the same call resumes.
     """
-    parts = path.with_name(f"{path.name}{PARTS}")
-    if fresh:
+    with _alone(path):
+        parts = path.with_name(f"{path.name}{PARTS}")
+        if fresh:
+            shutil.rmtree(parts, ignore_errors=True)
+        earlier = _earlier(path, settings, fresh)
+        places = {clip_id: parts / f"{hashlib.sha256(clip_id.encode()).hexdigest()[:24]}.parquet" for clip_id in clips.clip_ids}
+        digests = [clips.digest(number) for number in range(len(clips.clip_ids))]
+        todo: list[int] = []
+        for number, clip_id in enumerate(clips.clip_ids):
+            if not _is_part(places[clip_id], clip_id, digests[number], settings):
+                places[clip_id].unlink(missing_ok=True)  # of other settings, or of a video that has changed
+                if earlier.get(clip_id) != digests[number]:
+                    todo.append(number)
+        kept = len(clips.clip_ids) - len(todo)
+        bad: dict[str, str] = {}
+        if todo:
+            files = None
+            if estimator is None and settings.estimator == MOVENET:
+                files = ray.put(load_model())
+            elif estimator is None:
+                estimator = import_estimator(settings.estimator)
+            amounts = look_at_amounts(clips, todo)
+            meter = Meter(len(clips.clip_ids), todo, amounts)
+
+            def tell(finished: int | None, videos_bad: int) -> None:
+                if finished is not None:
+                    meter.finish(finished)
+                on_progress(meter.progress(videos_bad))
+
+            try:
+                work = EstimatePart(clips, digests, settings, estimator, files, meter.counter)
+                bad = _run(work, todo, amounts, places, workers, tell)
+            finally:
+                meter.close()
+        if len(bad) == len(clips.clip_ids):
+            first = next(iter(sorted(bad.items())))
+            raise DataError(f"none of the {len(bad)} videos can be read; the first, {first[0]}: {first[1]}")
+        if todo or set(earlier) != set(clips.clip_ids) or any(place.is_file() for place in places.values()):
+            found = _gather(clips.clip_ids, places, path if earlier else None, bad)
+            write_joints_file(path, found, settings)
         shutil.rmtree(parts, ignore_errors=True)
-    earlier = _earlier(path, settings, fresh)
-    places = {clip_id: parts / f"{hashlib.sha256(clip_id.encode()).hexdigest()[:24]}.parquet" for clip_id in clips.clip_ids}
-    digests = [clips.digest(number) for number in range(len(clips.clip_ids))]
-    todo: list[int] = []
-    for number, clip_id in enumerate(clips.clip_ids):
-        if not _is_part(places[clip_id], clip_id, digests[number], settings):
-            places[clip_id].unlink(missing_ok=True)  # of other settings, or of a video that has changed
-            if earlier.get(clip_id) != digests[number]:
-                todo.append(number)
-    kept = len(clips.clip_ids) - len(todo)
-    bad: dict[str, str] = {}
-    if todo:
-        files = None
-        if estimator is None and settings.estimator == MOVENET:
-            files = ray.put(load_model())
-        elif estimator is None:
-            estimator = import_estimator(settings.estimator)
-        work = _EstimateVideo(clips, digests, settings, estimator, files, ray.remote(num_cpus=0)(_Counter).remote())
+        return Extraction(path=path, videos=len(clips.clip_ids) - len(bad), kept=kept, bad=dict(sorted(bad.items())))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the right to write a file; two calls at once would remove each other's finished videos.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
         try:
-            bad = _run(work, todo, places, workers, on_progress)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process estimates joints into {path}: wait for it, or name another file") from None
+        try:
+            yield
         finally:
-            ray.kill(work.counter)
-    if len(bad) == len(clips.clip_ids):
-        first = next(iter(sorted(bad.items())))
-        raise DataError(f"none of the {len(bad)} videos can be read; the first, {first[0]}: {first[1]}")
-    if todo or set(earlier) != set(clips.clip_ids) or any(place.is_file() for place in places.values()):
-        found = _gather(clips.clip_ids, places, path if earlier else None, bad)
-        write_joints_file(path, found, settings)
-    shutil.rmtree(parts, ignore_errors=True)
-    return Extraction(path=path, videos=len(clips.clip_ids) - len(bad), kept=kept, bad=dict(sorted(bad.items())))
-
-
-@dataclass(frozen=True, slots=True)
-class _EstimateVideo:
-    """The work of one task: estimates the joints of one video."""
-
-    clips: Clips
-    digests: list[str]
-    settings: PoseSettings
-    estimator: Estimator | None
-    """None takes MoveNet from `files`."""
-    files: ray.ObjectRef | None
-    counter: Any
-    """The actor that counts frames."""
-
-    def __call__(self, tasks: Columns) -> Columns:
-        """The columns number, row (a file with one clip), problem (why it cannot be read) and failure (of the estimator)."""
-        [number] = tasks["number"].tolist()
-        row, problem, failure = b"", "", ""
-        try:
-            found = estimate_clip(
-                self.clips.frames(number),
-                self._estimator(),
-                ESTIMATOR_SKELETONS[self.settings.skeleton],
-                self.settings.every,
-                lambda frames: self.counter.set.remote(number, frames),
-            )
-            row = row_bytes(self.clips.clip_ids[number], self.digests[number], found, self.settings)
-        except UnreadableClipError as error:
-            problem = str(error)
-        except UserError as error:
-            failure = str(error)
-        except StorageError:
-            raise
-        except Exception as error:
-            if self.estimator is None:
-                raise
-            failure = f"the estimator failed on {self.clips.clip_ids[number]}: {type(error).__name__}: {error}"
-        columns = {"number": number, "row": row, "problem": problem, "failure": failure}
-        return {name: np.array([value], object if name == "row" else None) for name, value in columns.items()}
-
-    def _estimator(self) -> Estimator:
-        import torch
-
-        from starlab.platform.pose.movenet import MoveNet
-
-        torch.set_num_threads(1)  # another number of threads may round in another way
-        if self.estimator is not None:
-            return self.estimator
-        return MoveNet(ray.get(self.files), self.settings.long_side_px)
+            lock.unlink(missing_ok=True)
 
 
 def _run(
-    work: _EstimateVideo,
+    work: EstimatePart,
     todo: list[int],
+    amounts: Amounts,
     places: dict[str, Path],
     workers: int | None,
-    on_progress: Callable[[PoseProgress], None],
+    tell: Callable[[int | None, int], None],
 ) -> dict[str, str]:
     """Estimate some videos, and keep each in its place once it is finished. Returns those that cannot be read, and why."""
-    clip_ids = work.clips.clip_ids
-    order = sorted(todo, key=lambda number: (-work.clips.size(number), number))  # the longest first: none is left alone
-    tasks = ray.data.from_items([{"number": number} for number in order], override_num_blocks=len(order))
-    done = tasks.map_batches(work.__call__, batch_size=None, batch_format="numpy", num_cpus=1, concurrency=workers)
+    clips, sizes = work.clips, {number: amounts.sizes[number] for number in todo}
+    order = sorted(todo, key=lambda number: (-sizes[number], number))  # the longest first: none is left alone
+    cpus, everything = workers or int(ray.cluster_resources().get("CPU", 1)), max(1, sum(sizes.values()))
+    divided = {n: parts_of(n, amounts.lengths.get(n, 0), sizes[n] / everything, cpus, work.settings.every) for n in order}
+    rows = [asdict(part) for number in order for part in divided[number]]
+    tasks = ray.data.from_items(rows, override_num_blocks=len(rows))
+    done = tasks.map_batches(
+        work.__call__, batch_size=None, batch_format="numpy", num_cpus=1, concurrency=workers and min(workers, len(rows))
+    )
     done.context.enable_progress_bars = False
-    rows = Prefetch((row for row in done.iter_rows()), 2)
-    rows.start()
-    bad: dict[str, str] = {}
-    began, finished = time.monotonic(), 0
+    found: dict[int, dict[int, Found]] = {number: {} for number in order}
+    bad, again = dict[str, str](), set[int]()
+    fetched = Prefetch((row for row in done.iter_rows()), 2)
+    fetched.start()
     try:
-        for row in rows.poll():
+        for row in fetched.poll():
+            finished = None
             if row is not None:
                 if row["failure"]:
                     raise UserError(row["failure"])
-                finished += 1
-                clip_id = clip_ids[row["number"]]
-                if row["problem"]:
-                    bad[clip_id] = row["problem"]
-                else:
+                number, clip_id = row["number"], clips.clip_ids[row["number"]]
+                parts = found[number]
+                if row["problem"] and len(divided[number]) > 1:
+                    again.add(number)  # the header may have said too many frames
+                elif row["problem"]:
+                    bad[clip_id], finished = row["problem"], number
+                elif row["row"]:
                     _keep(places[clip_id], row["row"])
-            frames = ray.get(work.counter.total.remote())
-            on_progress(
-                PoseProgress(
-                    videos_done=len(clip_ids) - len(todo) + finished,
-                    videos=len(clip_ids),
-                    frames_done=frames,
-                    frames_per_second=frames / (time.monotonic() - began),
-                    videos_bad=len(bad),
-                )
-            )
+                    finished = number
+                else:
+                    parts[row["first"]] = row["found"]
+                    if len(parts) == len(divided[number]):
+                        _keep(places[clip_id], work.row(number, [parts[first] for first in sorted(parts)]))
+                        finished = number
+                        parts.clear()
+            tell(finished, len(bad))
     finally:
-        rows.close()
-    return bad
-
-
-class _Counter:
-    """Counts the frames of all videos under way; an actor."""
-
-    def __init__(self) -> None:
-        self._frames: dict[int, int] = {}
-
-    def set(self, number: int, frames: int) -> None:
-        """Note how many frames of a video were read."""
-        self._frames[number] = frames
-
-    def total(self) -> int:
-        """The frames of all videos."""
-        return sum(self._frames.values())
+        fetched.close()
+    return bad | (_run(work, sorted(again), Amounts(sizes, {}), places, workers, tell) if again else {})
 
 
 def _earlier(path: Path, settings: PoseSettings, fresh: bool) -> dict[str, str]:

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+PCK_DISTANCES = (0.1, 0.2)
+"""Distances within which a joint counts as found, over the longer side of its person's box."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -27,10 +30,28 @@ class Evaluation:
     """(n, C) scores of the classes."""
     unreadable: tuple[tuple[str, str], ...]
     """(clip id, reason) of each clip that could not be read."""
+    joint_hits: NDArray[np.float32] | None = None
+    """(n, 3) numbers of joints of each clip, from a model that finds them itself: within each distance of `PCK_DISTANCES`, and
+    all that were compared. None for other models."""
 
     def metrics(self) -> dict[str, float]:
-        """Compute every metric in `METRICS`, by name. Empty if there are no clips."""
-        return {name: float(metric.value(self)) for name, metric in METRICS.items()} if len(self.labels) else {}
+        """Compute every metric in `METRICS`, by name, and those of `pck`. Empty if there are no clips."""
+        if not len(self.labels):
+            return {}
+        return {name: float(metric.value(self)) for name, metric in METRICS.items()} | self.pck()
+
+    def pck(self) -> dict[str, float]:
+        """Compute the percentage of correct keypoints as shares in [0, 1], "pck_0.1" and "pck_0.2".
+
+        A joint is correct within α times the longer side of the box around the annotated joints of its person (Yang and
+        Ramanan, TPAMI 2013, with the box as Penn Action has it). Empty if the model does not find joints.
+        """
+        if self.joint_hits is None:
+            return {}
+        *close, compared = self.joint_hits.sum(axis=0, dtype=np.float64).tolist()
+        if not compared:
+            return {}
+        return {f"pck_{distance}": hits / compared for distance, hits in zip(PCK_DISTANCES, close, strict=True)}
 
     def hits(self, k: int) -> NDArray[np.bool_]:
         """Return (n,) whether the true class is among the `k` most likely ones."""

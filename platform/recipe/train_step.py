@@ -15,10 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from starlab.experiments.sections import TrainConfig
 from starlab.models.backbone import Backbone
 from starlab.models.layers import StarLayer
+from starlab.models.star import StarTransformer
 from starlab.models.tokens import Bodies
 from starlab.pipelines.batch import Batch
 from starlab.platform.recipe.mixup import Mixing, draw_mixing
 from starlab.platform.recipe.optimizer import learning_rate, set_rate, update_unless
+from starlab.platform.recipe.pose_training import PoseTraining
 from starlab.platform.recipe.precision import AUTOCAST, compiles, set_gpu_arithmetic
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.sums import Sums
@@ -40,13 +42,15 @@ class TrainStep:
         self._upload = Uploads(device)
         self._loss_is_bad = torch.tensor(False)
         self._model: nn.Module = state.model
+        if isinstance(state.model, StarTransformer) and state.model.pose is not None:
+            self._model = PoseTraining(state.model, config.pose_teacher_forcing)
         if device.type == "cuda":
             set_gpu_arithmetic(state.precision, tf32=config.tf32, deterministic=config.deterministic)
         if compiles(config, device):
             compile_regions(state.model)
         if ranks.world > 1:
             # Running statistics of batch norm are copied from rank 0 before each evaluation; nothing reads them earlier.
-            self._model = DistributedDataParallel(state.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._model = DistributedDataParallel(self._model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def gradients(self, batch: Batch) -> Sums:
         """Compute the gradients of the mean loss over the global batch. Returns this rank's sums."""
@@ -62,27 +66,29 @@ class TrainStep:
                 if mixing.share < 1:
                     neighbours = batch.take(np.arange(low - 1, high - 1))  # that of the first clip is the last one
                     losses, hits = self._mixed(part, neighbours, mixing)
+                    objective = losses
                 else:
-                    losses, hits = self._plain(part)
+                    losses, hits, objective = self._plain(part)
                 # DDP averages over ranks, whose slices may differ in size: the local sum times world / G gives the global mean.
-                state.scaler.scale(losses.sum() * self._ranks.world / config.global_batch).backward()
+                state.scaler.scale(objective.sum() * self._ranks.world / config.global_batch).backward()
             sums.count(losses.detach(), hits)
         self._loss_is_bad = self._ranks.sum((~sums.tensor[0].isfinite()).float()) > 0
         return sums
 
-    def _plain(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the losses of some clips, (B,), and whether each was recognised, bool (B,)."""
+    def _plain(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the losses of some clips, (B,), whether each was recognised, bool (B,), and what to minimise, (B,)."""
         batch, bodies = batch.by_bodies()
         frames, joints, labels = self._inputs(batch)
-        logits = self._logits(frames, joints, bodies)
+        logits, pose_losses = self._outputs(frames, joints, bodies)
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self._config.label_smoothing)
-        return losses, logits.detach().argmax(1) == labels
+        objective = losses if pose_losses is None else losses + self._config.pose_loss_weight * pose_losses
+        return losses, logits.detach().argmax(1) == labels, objective
 
     def _mixed(self, batch: Batch, neighbours: Batch, mixing: Mixing) -> tuple[Tensor, Tensor]:
         """Compute losses and hits of clips that are mixed with their neighbours; the losses of their labels are mixed too."""
         frames, joints, labels = self._inputs(batch)
         other_frames, other_joints, others = self._inputs(neighbours)
-        logits = self._logits(*mixing(frames, joints, other_frames, other_joints), None)
+        logits, _ = self._outputs(*mixing(frames, joints, other_frames, other_joints), None)
         smoothing = self._config.label_smoothing
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         other_losses = cross_entropy(logits, others, reduction="none", label_smoothing=smoothing)
@@ -92,11 +98,13 @@ class TrainStep:
         """Copy frames, joints and labels to the device."""
         return self._upload(batch.frames), self._upload(batch.joints), self._upload(batch.labels)
 
-    def _logits(self, frames: Tensor, joints: Tensor, bodies: Bodies | None) -> Tensor:
+    def _outputs(self, frames: Tensor, joints: Tensor, bodies: Bodies | None) -> tuple[Tensor, Tensor | None]:
+        """Compute logits, and the loss of each clip's pose if the model learns it."""
         dtype = AUTOCAST[self._state.precision]
         with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-            logits: Tensor = self._model(frames, joints, bodies)
-        return logits.float()
+            found = self._model(frames, joints, bodies)
+        logits, pose_losses = found if isinstance(found, tuple) else (found, None)
+        return logits.float(), pose_losses
 
     def _alone(self, wanted: bool) -> AbstractContextManager[None]:
         """Return a context that skips the gradient exchange between ranks, if `wanted`."""

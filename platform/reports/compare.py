@@ -18,6 +18,7 @@ import numpy as np
 
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import METRICS
+from starlab.platform.reports.blocks import largest_block
 from starlab.platform.reports.comparison import (
     ALPHA,
     EXACT_TEST_SEEDS,
@@ -109,7 +110,11 @@ def _metric(results: Results, metric: str | None) -> str:
 
 def _row(group: Group, table: ScoreTable | None, metric: str, scale: float, *, is_base: bool) -> Row:
     runs = tuple(group.replicates.values())
-    tested = [scale * run.test[metric] for run in runs if metric in run.test]
+    tested = {key: scale * run.test[metric] for key, run in group.replicates.items() if metric in run.test}
+    if table:  # where some runs have predictions of the same clips, these alone count, so that the interval is about the mean
+        tested = {key: value for key, value in tested.items() if key in table.replicates}
+    block = largest_block(tested)
+    by_seed = block.by_seed(tested).tolist() if block.seeds else []
     spread = table.spread() if table else None
     low, high = spread.interval(ALPHA) if spread else (None, None)
     if metric in BOUNDED and low is not None and high is not None:
@@ -119,14 +124,19 @@ def _row(group: Group, table: ScoreTable | None, metric: str, scale: float, *, i
     if paper is None and metric == "top1":
         published = paper_result(runs[0].spec)
         paper = published.top1 if published else None
-    val = [scale * run.val[metric] for run in runs if metric in run.val]
+    counted = [run for key, run in group.replicates.items() if key in block.keys] or runs
+    val = [scale * run.val[metric] for run in counted if metric in run.val]
     return Row(
         name=group.name,
         values=group.values,
         runs=runs,
         is_base=is_base,
-        mean=float(np.mean(tested)) if tested else None,
-        sd=float(np.std(tested, ddof=1)) if len(tested) > 1 else None,
+        seeds=block.seeds,
+        settings=len(block.settings),
+        by_seed=tuple(by_seed),
+        left_out=tuple(run.run for key, run in group.replicates.items() if metric in run.test and key not in block.keys),
+        mean=float(np.mean(by_seed)) if by_seed else None,
+        sd=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
         low=None if low is None else scale * low,
         high=None if high is None else scale * high,
         val=float(np.mean(val)) if val else None,
@@ -158,16 +168,22 @@ def _with_differences(rows: Sequence[Row], pairings: dict[str, Pairing], metric:
                 p_equivalent=p_equivalent,
                 p_sign_flip=sign_flip(spread.by_seed) if exact else None,
                 seeds=spread.seeds,
+                settings=len(pairing.block.settings),
                 clips=len(pairing.clip_ids),
                 subjects=pairing.subjects,
                 mcnemar=pairing.mcnemar() if metric in BOUNDED else (),
-                detectable=scale * spread.detectable(spread.seeds, comparisons=comparisons) if several else None,
+                detectable=_detectable(spread, comparisons, metric, scale) if several else None,
                 seeds_for_one=spread.seeds_for(1 / scale, comparisons=comparisons) if several and metric in BOUNDED else None,
                 verdict=_verdict(spread, p_value, p_equivalent, METRICS[metric].higher_is_better),
             )
             row = replace(row, difference=difference)
         judged.append(row)
     return judged
+
+
+def _detectable(spread: Spread, comparisons: int, metric: str, scale: float) -> float:
+    found = spread.detectable(spread.seeds, comparisons=comparisons)
+    return scale * (min(1.0, found) if metric in BOUNDED else found)  # with two clips, it would be some hundred points
 
 
 def _verdict(spread: Spread, p_adjusted: float, p_equivalent: float, higher_is_better: bool) -> Verdict:

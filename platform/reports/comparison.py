@@ -33,12 +33,14 @@ class Difference:
     """P-value of the exact test over seeds. None for fewer than six paired seeds, where it cannot reach 0.05."""
     seeds: int
     """Number of paired seeds."""
+    settings: int
+    """Number of settings of other keys over which the value of each seed is averaged. 1 unless `by` leaves keys open."""
     clips: int
     subjects: int | None
     """Number of subjects of the clips, None where clip ids do not name them. Then clips are the sample."""
     mcnemar: tuple[tuple[int, int, float], ...]
     """For each paired seed: clips that only the row has right, clips that only the base has right, exact p-value. Empty for a
-    metric that does not count hits."""
+    metric that does not count hits, and for means over several settings."""
     detectable: float | None
     """True difference that so many seeds find with a probability of 80 %. None for one seed."""
     seeds_for_one: int | None
@@ -55,6 +57,14 @@ class Row:
     """Value of each key that differs between the rows."""
     runs: tuple[RunRow, ...]
     is_base: bool
+    seeds: tuple[int, ...]
+    """Seeds that count: those of the tested runs, on equal clips and in equal settings."""
+    settings: int
+    """Number of settings of other keys over which the value of each seed is averaged. 1 unless `by` leaves keys open."""
+    by_seed: tuple[float, ...]
+    """Value of the test metric at each of these seeds."""
+    left_out: tuple[str, ...] = ()
+    """Tested runs that do not count."""
     mean: float | None
     """Mean of the test metric over the seeds. None if no run of the row was tested."""
     sd: float | None
@@ -63,17 +73,12 @@ class Row:
     """Lower end of the 95 % interval of the mean. None without predictions."""
     high: float | None
     val: float | None
-    """Mean of the same metric on the selection part."""
+    """Mean of the same metric on the selection part, over the same runs. Over all runs if none was tested."""
     paper: float | None
     """The paper's number."""
     difference: Difference | None = None
     reason: str = ""
     """Why a row that was tested has no difference to the base."""
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of the runs that were tested."""
-        return tuple(sorted({run.seed for run in self.runs if run.test and run.seed is not None}))
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -116,11 +121,12 @@ def sentence(row: Row, base: str, unit: str) -> str:
         return f"{row.name} is not compared with {base}: {row.reason}."
     word = "points" if unit == "%" else unit
     seeds = "1 seed" if found.seeds == 1 else f"{found.seeds} paired seeds"
+    over = f", each the mean over {found.settings} settings" if found.settings > 1 else ""
     sample = f"{found.clips:,} clips" + (f" of {found.subjects} subjects" if found.subjects else "")
     level = f"{abs(found.value):.2f} {word} {'above' if found.value > 0 else 'below'}" if found.value else "level with"
     text = (
         f"{row.name} is {level} {base} "
-        f"(95 % interval {found.low:+.2f} to {found.high:+.2f}; {seeds}, {sample}): {found.verdict}"
+        f"(95 % interval {found.low:+.2f} to {found.high:+.2f}; {seeds}{over}, {sample}): {found.verdict}"
     )
     low = sum(p_value <= ALPHA for _, _, p_value in found.mcnemar)
     exact = f" McNemar's exact test on the clips has p ≤ {ALPHA} at {low} of {seeds}." if found.mcnemar else ""
@@ -161,6 +167,9 @@ def _about_runs(rows: Sequence[Row]) -> list[str]:
             owners.setdefault(str(run.folder), []).append(row.name)
     for names in dict.fromkeys(tuple(names) for names in owners.values() if len(names) > 1):
         notes.append(f"{' and '.join(names)} are the same runs, so no difference between them can be seen")
+    if incomplete := [run for row in rows for run in row.left_out]:
+        why = "they have no predictions, other test clips, or settings that not every seed has"
+        notes.append(f"tested, but not part of the mean of their row, because {why}: {_some(incomplete)}")
     for says, named in (
         ("not finished, or not tested, so without a test value", [run for run in runs if not run.test]),
         ("ended early, before the last epoch", [run for run in runs if run.ended_early]),
@@ -212,9 +221,11 @@ def _about_seeds(rows: Sequence[Row], rope: float, unit: str) -> list[str]:
         )
     if rope:
         notes.append(f"equivalent means: the 90 % interval is within ±{rope:g} {word}, the region of practical equivalence")
-    most = max(len(row.seeds) for row in rows)
-    if any(difference.seeds < most for difference in found):
+    seeds, settings = max(len(row.seeds) for row in rows), max(row.settings for row in rows)
+    if any(difference.seeds < seeds for difference in found):
         notes.append("rows have different seeds; each is paired with the base by the seeds that both have")
+    if any(difference.settings < settings for difference in found):
+        notes.append("rows have different settings; each is paired with the base by the settings that both have")
     return notes
 
 

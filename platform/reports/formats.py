@@ -58,7 +58,7 @@ def _names(row: Row, key: str) -> bool:
 
 def _texts(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, str]:
     unit, found = comparison.unit, row.difference
-    cost = mean_cost(row)
+    cost, pck = mean_cost(row), mean_pck(row)
     digits = 2 if unit == "%" else 4
     interval = "" if row.low is None or row.high is None else f"{row.low:.{digits}f} to {row.high:.{digits}f}"
     texts = {"row": row.name} | {key: str(row.values.get(key)) for key in keys}
@@ -66,6 +66,7 @@ def _texts(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, s
         "seeds": str(len(row.seeds) or ""),
         f"{comparison.metric} {unit}": _with_spread(row.mean, row.sd, digits),
         "95 % interval": interval,
+        "PCK@0.2 %": "" if pck is None else f"{100 * pck:.1f}",
         "paper": "" if row.paper is None else f"{row.paper:.1f}",
         f"validation {unit}": "" if row.val is None else f"{row.val:.{digits}f}",
         "difference": ""
@@ -102,6 +103,12 @@ def mean_cost(row: Row) -> RunCost:
         clips_per_second=mean("clips_per_second"),
         memory_gb=max((cost.memory_gb for cost in costs if cost.memory_gb is not None), default=None),
     )
+
+
+def mean_pck(row: Row) -> float | None:
+    """Return the mean share of joints that the row's models found (PCK@0.2), None for models that are given the joints."""
+    shares = [run.test["pck_0.2"] for run in row.runs if "pck_0.2" in run.test]
+    return sum(shares) / len(shares) if shares else None
 
 
 def _with_spread(mean: float | None, sd: float | None, digits: int) -> str:
@@ -210,6 +217,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
             {"row": row.name, **{key: row.values.get(key) for key in comparison.keys}}
             | {"seeds": len(row.seeds), "metric": comparison.metric, "unit": comparison.unit, "mean": row.mean, "sd": row.sd}
             | {"low": row.low, "high": row.high, "paper": row.paper, "validation": row.val, "verdict": row.verdict}
+            | {"pck_0.2": mean_pck(row)}
             | {f"difference_{name}": value for name, value in difference.items()}
             | {"reason": row.reason, **asdict(mean_cost(row))}
             | {"runs": " ".join(run.run for run in row.runs), "code": " ".join(row.codes)}

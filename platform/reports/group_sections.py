@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlab.platform.reports.charts import Words
@@ -70,8 +70,17 @@ def verdict_section(
     return Section("Rows side by side", charts=charts, tables=[table], notes=notes)
 
 
-def pairing_section(runs: Sequence[ReportRun], metric: str) -> Section:
-    """Draw the mean accuracy of each pairing of encoder and decoder attention as a matrix (Table 4)."""
+def pairing_section(runs: Sequence[ReportRun], metric: str, *, best_only: bool = False) -> Section:
+    """Draw the mean accuracy over the seeds of each pairing of encoder and decoder attention as a matrix (Table 4).
+
+    Where the rows of an ablation have several depths, the matrix is of the depth with the most pairings.
+
+    Args:
+        best_only: Whether the runs differ in other settings, too, as trials of a search do. Then the best run counts.
+    """
+    if not best_only:
+        pairings = {depth: len({run.pairing for run in runs if run.depth == depth}) for depth in {run.depth for run in runs}}
+        runs = [run for run in runs if run.depth == max(pairings, key=lambda depth: (pairings[depth], -(depth or 0)))]
     found: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         value = run.accuracy(metric)
@@ -81,7 +90,9 @@ def pairing_section(runs: Sequence[ReportRun], metric: str) -> Section:
     encoders, decoders = (tuple(sorted({pair[side] for pair in found}, key=_in_the_papers_order)) for side in (0, 1))
     if len(found) < 2:
         return Section("Pairing of attentions", absent="all runs have the same pairing.")
-    means = {pair: sum(values) / len(values) for pair, values in found.items()}
+    if not best_only and (mixed := _mixed(runs, lambda run: (run.pairing,))):
+        return Section("Pairing of attentions", absent=f"{mixed} have the same pairing and differ in something else.")
+    means = {pair: max(values) if best_only else sum(values) / len(values) for pair, values in found.items()}
     low, high = min(means.values()), max(means.values())
     cells: list[list[tuple[float, str] | None]] = []
     for encoder in encoders:
@@ -89,14 +100,29 @@ def pairing_section(runs: Sequence[ReportRun], metric: str) -> Section:
         cells.append([None if mean is None else (_shade(mean, low, high), percent(mean)) for mean in row])
     counts = sorted({len(values) for values in found.values()})
     runs_each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    what = (
+        f"Best {METRIC_NAMES[metric]} of the {runs_each} trials with each encoder and decoder pairing. Trials differ in other "
+        "settings, too, so this is not the effect of the pairing alone"
+        if best_only
+        else f"Mean {METRIC_NAMES[metric]} of the runs with each encoder and decoder pairing, {runs_each} seeds per cell, "
+        f"depth {runs[0].depth or 0:g}"
+    )
     description = (
-        f"Mean {METRIC_NAMES[metric]} of the runs with each encoder and decoder pairing, {runs_each} runs per cell. Shades "
-        f"reach from the lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty cell was not run."
+        f"{what}. Shades reach from the lowest ({percent(low)}) to the highest ({percent(high)}), which is framed; an empty "
+        "cell was not run."
     )
     words = Words("Pairing of attentions", description, "decoder", "encoder")
     return Section(
         "Pairing of attentions", "Table 4 of the paper.", [matrix_chart(words, encoders, decoders, cells, best=True)]
     )
+
+
+def _mixed(runs: Sequence[ReportRun], place: Callable[[ReportRun], tuple[object, ...]]) -> str:
+    """Name rows that would be one point of a chart though they are not seeds of one row. Empty if there are none."""
+    rows: dict[tuple[object, ...], dict[str, None]] = {}
+    for run in runs:
+        rows.setdefault(place(run), {})[run.row] = None
+    return next((" and ".join(names) for names in rows.values() if len(names) > 1), "")
 
 
 def pareto_section(rows: Mapping[str, Sequence[ReportRun]], metric: str) -> Section:

@@ -1,4 +1,7 @@
-"""Rows of a comparison: runs that differ only in their seed are one row, and so are the cells of one row of an ablation."""
+"""Rows of a comparison: runs that differ only in their seed are one row, and so are the cells of one row of an ablation.
+
+Runs of one spec on other data are other rows: the spec holds where the data are, and not what they are.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 from starlab.experiments.paths import PATH_KEYS
 from starlab.platform.errors import UserError
+from starlab.platform.reports.blocks import Key
 from starlab.platform.reports.results import Ablation, Results, RunRow
 
 SEED = "train.seed"
@@ -26,8 +30,6 @@ _NOT_COMPARED_SECTIONS = ("resources.", "tracking.", "space.", "search.")
 _MOST_IN_A_NAME = 4
 """A row that differs in more keys is named after its first run."""
 
-Key = tuple[Any, ...]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
@@ -37,7 +39,7 @@ class Group:
     values: dict[str, Any]
     """Value of each key that differs between the rows."""
     replicates: dict[Key, RunRow]
-    """The runs by seed, and by the values of the keys that `by` leaves open, if any. Rows are paired by this key."""
+    """The runs by seed, and by the values of the keys that `by` leaves open, if any (`blocks.Key`)."""
     ablation: Ablation | None = None
 
 
@@ -48,6 +50,8 @@ class Grouping:
     groups: tuple[Group, ...]
     keys: tuple[str, ...]
     """Keys of the spec that differ between the rows."""
+    open_keys: tuple[str, ...] = ()
+    """Keys that differ between the runs and that `by` does not name."""
     notes: tuple[str, ...] = ()
 
 
@@ -85,9 +89,17 @@ def group_runs(results: Results, by: Sequence[str] = ()) -> Grouping:
     differing = [key for key in known if is_compared(key) and len({repr(run.spec.get(key)) for run in runs}) > 1]
     drafts = _by_values(runs, by) if by else _by_row(runs, differing, results.ablations)
     open_keys = [key for key in differing if key not in by] if by else []
-    if open_keys:
-        notes.append(f"each row pools runs that also differ in {', '.join(open_keys)}; rows are paired by these and the seed")
-    return _named(drafts, list(by) or differing, open_keys, notes)
+    open_data = any(len({run.data for run in draft.runs}) > 1 for draft in drafts)
+    if open_keys or open_data:
+        left = ", ".join([*open_keys, *(["the data"] if open_data else [])])
+        notes.append(
+            f"runs of a row also differ in {left}: its value at a seed is the mean over these settings, and a difference is "
+            "between equal seeds and settings. It says nothing about a single setting, for which --by must name these keys too"
+        )
+    specs = Counter(draft.identity[:-1] for draft in drafts if draft.ablation is None)
+    if not by and (other := [draft.runs[0].run for draft in drafts if specs[draft.identity[:-1]] > 1]):
+        notes.append(f"these rows have the same spec and other data, so they are rows of their own: {', '.join(other)}")
+    return _named(drafts, list(by) or differing, open_keys, notes, open_data=open_data)
 
 
 def is_compared(key: str) -> bool:
@@ -114,28 +126,30 @@ def _by_row(runs: Sequence[RunRow], differing: Sequence[str], ablations: Sequenc
     by_name = {ablation.name: ablation for ablation in ablations}
     for run in runs:
         ablation = by_name.get(run.group or "") if run.row is not None else None
-        identity: Key = (run.experiment, *(repr(run.spec.get(key)) for key in differing))
+        identity: Key = (run.experiment, *(repr(run.spec.get(key)) for key in differing), run.data)
         if ablation is not None:
             identity = (ablation.name, run.row)
         drafts.setdefault(identity, _Draft(identity, ablation=ablation)).runs.append(run)
     return list(drafts.values())
 
 
-def _named(drafts: Sequence[_Draft], keys: Sequence[str], open_keys: Sequence[str], notes: list[str]) -> Grouping:
+def _named(
+    drafts: Sequence[_Draft], keys: Sequence[str], open_keys: Sequence[str], notes: list[str], *, open_data: bool
+) -> Grouping:
     groups = []
     for draft in drafts:
         first = draft.runs[0]
         replicates: dict[Key, RunRow] = {}
         for run in sorted(draft.runs, key=lambda run: run.created):
-            key = (run.seed, *(repr(run.spec.get(name)) for name in open_keys))
+            key = (run.seed, *(repr(run.spec.get(name)) for name in open_keys), *([run.data] if open_data else []))
             if key in replicates:
                 notes.append(f"{replicates[key].run} and {run.run} are the same row at seed {run.seed}; the newer one counts")
             replicates[key] = run
         values = {key: first.spec.get(key) for key in keys}
         name = first.row if draft.ablation is not None and first.row is not None else _name(first, values, len(replicates))
-        replicates = dict(sorted(replicates.items(), key=lambda item: repr(item[0])))
+        replicates = dict(sorted(replicates.items(), key=lambda item: (item[0][0], repr(item[0]))))
         groups.append(Group(name=name, values=values, replicates=replicates, ablation=draft.ablation))
-    return Grouping(groups=tuple(_unique(groups)), keys=tuple(keys), notes=tuple(notes))
+    return Grouping(groups=tuple(_unique(groups)), keys=tuple(keys), open_keys=tuple(open_keys), notes=tuple(notes))
 
 
 def _name(run: RunRow, values: dict[str, Any], runs: int) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from starlab.platform.reports.grouping import Group, Key
+from starlab.platform.reports.blocks import Block, Key, largest_block
+from starlab.platform.reports.grouping import Group
 from starlab.platform.reports.results import RunRow
 from starlab.platform.reports.scores import BOUNDED, ScoreReader, Scores, subjects
 from starlab.platform.reports.statistics import Spread, mcnemar, spread
@@ -20,13 +21,13 @@ class ScoreTable:
     """Scores of the runs of a row on the clips that all of them could read."""
 
     replicates: tuple[Key, ...]
-    """(S,) key of each run: its seed, and what `by` leaves open."""
+    """(R,) which run of the row each run is."""
     runs: tuple[str, ...]
-    """(S,) run ids."""
+    """(R,) run ids."""
     clip_ids: tuple[str, ...]
     """(n,) names of the clips, in alphabetical order."""
     values: NDArray[np.float32]
-    """(S, n) scores."""
+    """(R, n) scores."""
     labels: NDArray[np.int32]
     """(n,) true classes."""
     asked: frozenset[str]
@@ -35,18 +36,26 @@ class ScoreTable:
 
     def spread(self) -> Spread | None:
         """Measure the row's own mean. None for fewer than two clips."""
-        return _spread(self.values, self.labels, self.clip_ids, self.metric)
+        values = largest_block(self.replicates).by_seed(self.by_key())
+        return _spread(values, self.labels, self.clip_ids, self.metric)
+
+    def by_key(self, clips: NDArray[np.int64] | slice = slice(None)) -> dict[Key, NDArray[np.float32]]:
+        """Return the scores of each run on these clips."""
+        return {key: line[clips] for key, line in zip(self.replicates, self.values, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """A row and the base at the seeds and on the clips that both have."""
+    """A row and the base at the seeds and settings, and on the clips, that both have."""
+
+    block: Block
+    """The runs that both have."""
 
     clip_ids: tuple[str, ...]
     labels: NDArray[np.int32]
-    row: NDArray[np.float32]
-    """(S, n) scores of the row."""
-    base: NDArray[np.float32]
+    row: NDArray[np.floating]
+    """(S, n) scores of the row at each seed, the mean over the settings."""
+    base: NDArray[np.floating]
     """(S, n) scores of the base."""
     metric: str
 
@@ -61,17 +70,18 @@ class Pairing:
                 f"it was tested on other clips than the base ({len(row.asked):,} and {len(base.asked):,} clips, {shared:,} in "
                 f"both; runs {row.runs[0]} and {base.runs[0]})"
             )
-        keys = [key for key in row.replicates if key in base.replicates]
-        if not keys:
-            return None, f"it shares no seed with the base ({_seeds(row.replicates)} and {_seeds(base.replicates)})"
+        block = largest_block(set(row.replicates).intersection(base.replicates))
+        if not block.seeds:
+            if _seeds(row.replicates) & _seeds(base.replicates):
+                return None, "at no seed does it have a run with the same other settings as a run of the base"
+            return None, f"it shares no seed with the base ({_seeds_text(row.replicates)} and {_seeds_text(base.replicates)})"
         clip_ids, (of_row, of_base) = _shared_clips([row.clip_ids, base.clip_ids])
         if len(clip_ids) < 2:
             return None, f"both could read only {len(clip_ids)} of the test clips"
         if not np.array_equal(row.labels[of_row], base.labels[of_base]):
             return None, "the same clips have other true classes than in the base"
-        lines = [row.values[row.replicates.index(key)][of_row] for key in keys]
-        base_lines = [base.values[base.replicates.index(key)][of_base] for key in keys]
-        return cls(clip_ids, row.labels[of_row], np.stack(lines), np.stack(base_lines), row.metric), ""
+        values, base_values = block.by_seed(row.by_key(of_row)), block.by_seed(base.by_key(of_base))
+        return cls(block, clip_ids, row.labels[of_row], values, base_values, row.metric), ""
 
     @property
     def subjects(self) -> int | None:
@@ -86,7 +96,9 @@ class Pairing:
         return found
 
     def mcnemar(self) -> tuple[tuple[int, int, float], ...]:
-        """Compare the hits at each seed (see `statistics.mcnemar`)."""
+        """Compare the hits at each seed (see `statistics.mcnemar`). Empty for means over several settings: they are no hits."""
+        if len(self.block.settings) > 1:
+            return ()
         return tuple(mcnemar(row > 0.5, base > 0.5) for row, base in zip(self.row, self.base, strict=True))
 
 
@@ -170,7 +182,7 @@ def _shared_clips(lists: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], li
     return tuple(shared), [np.searchsorted(np.array(names), shared) if shared else np.zeros(0, np.int64) for names in lists]
 
 
-def _spread(values: NDArray[np.float32], labels: NDArray[np.int32], clip_ids: tuple[str, ...], metric: str) -> Spread | None:
+def _spread(values: NDArray[np.floating], labels: NDArray[np.int32], clip_ids: tuple[str, ...], metric: str) -> Spread | None:
     if len(clip_ids) < 2:
         return None
     strata = labels.astype(np.int64) if metric == "mean_class" else None
@@ -183,5 +195,9 @@ def _same_hits(table: ScoreTable) -> bool:
     return len(table.runs) > 1 and bool((table.values == first).all()) and len(np.unique(first)) > 1
 
 
-def _seeds(replicates: Iterable[Key]) -> str:
-    return "seeds " + ", ".join(str(key[0]) for key in replicates)
+def _seeds(replicates: Iterable[Key]) -> set[int]:
+    return {key[0] for key in replicates}
+
+
+def _seeds_text(replicates: Iterable[Key]) -> str:
+    return "seeds " + ", ".join(map(str, sorted(_seeds(replicates))))

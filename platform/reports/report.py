@@ -120,7 +120,7 @@ def _search(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary
     sections = [
         _search_charts(trials, space, found, judge),
         layers_section([_validated(run) for run in whole], "top1", best_only=True),
-        pairing_section([_validated(run) for run in whole], "top1"),
+        pairing_section([_validated(run) for run in whole], "top1", best_only=True),
         pareto_section({run.name: [_validated(run)] for run in whole}, "top1"),
         curves_section(ordered[:_MOST_LISTED], best=best.name),
         classes_section(rows),
@@ -212,7 +212,7 @@ def verdict_rows(comparison: Comparison) -> list[VerdictRow]:
         found.append(
             VerdictRow(
                 name=row.name,
-                values=tuple(run.test[comparison.metric] for run in row.runs if comparison.metric in run.test),
+                values=tuple(scale * value for value in row.by_seed),
                 mean=row.mean * scale,
                 sd=None if row.sd is None else row.sd * scale,
                 low=None if row.low is None else row.low * scale,

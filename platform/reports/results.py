@@ -27,7 +27,7 @@ from starlab.platform.runs.records import DamagedRecordError, Result, RunInfo, S
 from starlab.platform.runs.search_records import AblationRecord, AblationRow, SearchSummary
 from starlab.platform.worker.predictions import read_predictions
 
-CODE = "starlab.code"
+CODE, FINGERPRINT = "starlab.code", "starlab.data_fingerprint"
 _PREDICTIONS = "predictions.parquet"
 
 
@@ -50,6 +50,8 @@ class RunRow:
     """Time of creation, ISO 8601, UTC."""
     code: str
     """Version of the code that made it: the hash of starlab's files."""
+    data: str = ""
+    """Fingerprint of its data, empty if it is not recorded."""
     seed: int | None
     """`train.seed`, None if the spec lacks it."""
     spec: dict[str, Any]
@@ -205,6 +207,7 @@ def _read(
         status=info.status,
         created=info.created,
         code=info.tags.get(CODE, "unknown"),
+        data=info.tags.get(FINGERPRINT, ""),
         seed=spec.get("train.seed"),
         spec=spec,
         val=result.val,

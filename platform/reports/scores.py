@@ -55,7 +55,8 @@ class ScoreReader:
         """
         columns = ["clip_id", "true", "predicted", *(["logits"] if self._needs_logits else [])]
         try:
-            table = pq.read_table(path, columns=columns, use_threads=False)
+            with pq.ParquetFile(path) as file:  # read_table would import pandas, a tenth of a comparison's time
+                table = file.read(columns=columns, use_threads=False)
             about = json.loads((table.schema.metadata or {})[b"starlab"])
             classes = pa.array(about["classes"], pa.string())
             labels, predicted = (_class_numbers(table[name], classes) for name in ("true", "predicted"))

@@ -45,6 +45,8 @@ class Spread:
     seeds: int
     units: int
     """Number of subjects, or of clips where no subject is known."""
+    unit_freedom: int
+    """Degrees of freedom of `unit_variance`: units less the means that are taken from them, one, or one for each class."""
     seed_variance: float
     """Part of the variance of `mean` that comes from the seeds, noise of single clips included. 0 for one seed."""
     unit_variance: float
@@ -65,7 +67,7 @@ class Spread:
         bound = self.floor * _student(alpha, math.inf)
         if total == 0:
             return bound
-        weighted = self.unit_variance * _student(alpha, self.units - 1)
+        weighted = self.unit_variance * _student(alpha, self.unit_freedom)
         if self.seed_variance:
             weighted += self.seed_variance * _student(alpha, self.seeds - 1)
         return max(weighted / math.sqrt(total), bound)
@@ -98,7 +100,7 @@ class Spread:
         of_seeds = max(self.seed_variance, self.noise_variance) * self.seeds / seeds
         total = of_seeds + self.unit_variance
         factor_seeds, factor_units = (
-            _student(0.05 / comparisons, df) + float(stdtrit(df, power)) for df in (seeds - 1.0, self.units - 1.0)
+            _student(0.05 / comparisons, df) + float(stdtrit(df, power)) for df in (seeds - 1.0, float(self.unit_freedom))
         )
         found = (of_seeds * factor_seeds + self.unit_variance * factor_units) / math.sqrt(total) if total else 0.0
         return max(found, self.floor * factor_units)
@@ -145,37 +147,51 @@ def spread(
         raise ValueError(
             f"there are {seeds} seeds, {clips} clips and {number} units; a spread needs 1 seed and 2 of the others"
         )
-    weights, centre = _weights(values, strata)
-    residuals = (values - centre) * weights
-    by_unit = residuals if units is None else np.stack([np.bincount(units, row, number) for row in residuals])
-    mean = float((values * weights).sum() / seeds)
-    of_seeds, of_units = by_unit.sum(axis=1), by_unit.mean(axis=0) * number  # both have the mean 0 but for rounding
-    # Sums of squares of x[s, u] = number · by_unit[s, u], each divided by (S·U) and by its degrees of freedom.
-    seed_square = float((of_seeds**2).sum()) / seeds
-    unit_square = float((of_units**2).sum()) / number
-    rest = float((by_unit**2).sum()) * number / seeds - seed_square - unit_square
-    noise = max(0.0, rest) / ((seeds - 1) * (number - 1)) if seeds > 1 else 0.0
-    unit_variance = max(0.0, unit_square / (number - 1) - noise)
+    weights, groups = _weights(clips, strata)
+    size = np.bincount(groups)
+    centre = np.bincount(groups, values.mean(axis=0) * weights) / np.bincount(groups, weights)
+    residuals = (values - centre[groups]) * weights
+    if units is None:
+        by_unit = residuals
+    else:  # subjects have clips of many classes, so that their sums are one sample
+        by_unit = np.stack([np.bincount(units, row, number) for row in residuals])
+        groups, size = np.zeros(number, np.int64), np.array([number])
+    of_seeds, of_units = by_unit.sum(axis=1), by_unit.mean(axis=0)  # both have the mean 0 but for rounding
+    of_groups = np.stack([np.bincount(groups, row) for row in by_unit]) / size
+    rest = by_unit - of_units - of_groups[:, groups]
+    larger = (size / (size - 1))[groups]  # squared deviations from a mean of so many are too small by this factor
+    noise = float((larger * rest**2).sum()) / (seeds * (seeds - 1)) if seeds > 1 else 0.0
+    unit_variance = max(0.0, float((larger * of_units**2).sum()) - noise)
     return Spread(
-        mean=mean,
+        mean=float((values * weights).sum() / seeds),
         by_seed=tuple((values * weights).sum(axis=1).tolist()),
         seeds=seeds,
         units=number,
-        seed_variance=_clean(seed_square / (seeds - 1) if seeds > 1 else 0.0),
+        unit_freedom=number - len(size),
+        seed_variance=_clean(float((of_seeds**2).sum()) / (seeds * (seeds - 1)) if seeds > 1 else 0.0),
         unit_variance=_clean(unit_variance),
         noise_variance=_clean(noise),
         floor=float(weights.max()) * clips / (clips + 2) if bounded else 0.0,
     )
 
 
-def _weights(values: Floats, strata: NDArray[np.int64] | None) -> tuple[Floats, Floats]:
-    """Return (n,) weights of the clips, which sum to 1, and (n,) the mean of each clip's stratum."""
-    clips = values.shape[1]
+def _weights(clips: int, strata: NDArray[np.int64] | None) -> tuple[Floats, NDArray[np.int64]]:
+    """Return (n,) weights of the clips, which sum to 1, and (n,) the group of each clip within which clips are compared.
+
+    A group is a stratum. One clip alone shows no spread, so strata of one clip are a group together; a single one of these
+    joins the smallest other stratum.
+    """
     if strata is None:
-        return np.full(clips, 1 / clips), np.full(clips, values.mean())
+        return np.full(clips, 1 / clips), np.zeros(clips, np.int64)
     _, stratum, size = np.unique(strata, return_inverse=True, return_counts=True)
-    means = np.bincount(stratum, values.mean(axis=0)) / size
-    return 1 / (len(size) * size[stratum]), means[stratum]
+    alone = np.flatnonzero(size == 1)
+    groups = np.arange(len(size))
+    if len(alone) == 1:
+        others = np.flatnonzero(size > 1)
+        groups[alone] = others[np.argmin(size[others])]
+    elif len(alone):
+        groups[alone] = alone[0]
+    return 1 / (len(size) * size[stratum]), np.unique(groups[stratum], return_inverse=True)[1]
 
 
 def _clean(variance: float) -> float:
@@ -239,44 +255,6 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
         extra = 1  # the observed pattern counts as a draw, so the p-value is never 0
     larger = np.abs(signs @ values) >= abs(values.sum()) - 1e-12
     return float((larger.sum() + extra) / (len(signs) + extra))
-
-
-def two_level_bootstrap(
-    scores: NDArray[Any],
-    *,
-    units: NDArray[np.int64] | None = None,
-    draws: int = 2000,
-    alpha: float = 0.05,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return the percentile interval of the two-level bootstrap: seeds are drawn again, and units are drawn again.
-
-    It is too narrow for few seeds (docs/comparing.md has its coverage), so verdicts use `spread`. With many seeds the two
-    agree.
-
-    Args:
-        scores: (S, n) one score per seed and clip.
-        units: (n,) number of the unit that each clip belongs to, from 0. None if every clip is its own.
-        draws: Number of draws.
-        alpha: Probability of a miss that the interval aims at.
-        seed: Seed of the draws.
-    """
-    values = np.asarray(scores, np.float64)
-    sizes = np.ones(values.shape[1])
-    if units is not None:
-        number = int(units.max()) + 1
-        values = np.stack([np.bincount(units, row, number) for row in values])
-        sizes = np.bincount(units, minlength=number).astype(np.float64)
-    seeds, number = values.shape
-    random = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for first in range(0, draws, 250):  # bounds the memory: 250 × U weights at a time
-        some = min(250, draws - first)
-        of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), some) / seeds
-        of_units = random.multinomial(number, np.full(number, 1 / number), some)
-        means[first : first + some] = ((of_seeds @ values) * of_units).sum(axis=1) / (of_units @ sizes)
-    low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
-    return float(low), float(high)
 
 
 def share_explained(gap: float, by_seed: Sequence[float]) -> tuple[float, float] | None:

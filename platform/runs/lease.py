@@ -10,6 +10,7 @@ immediately, so its lease need not expire first.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
@@ -18,12 +19,13 @@ from starlab.platform.errors import StarlabError, UserError
 from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.locking import file_lock
-from starlab.platform.runs.process import is_dead, this_process
+from starlab.platform.runs.process import is_dead, this_machine, this_process
 from starlab.platform.runs.records import DamagedRecordError, LeaseState, ProcessId
 
 FILE = LeaseState.FILE
 SECONDS = 60.0
 """A lease that was not renewed for this long has expired. Longer than any pause of a live process."""
+_LOOK_SECONDS = 0.5
 
 
 class RunTakenError(UserError):
@@ -44,23 +46,42 @@ class Lease:
         self._renewing = Background("starlab-lease", self._renew, seconds / 4).start()
 
     @classmethod
-    def claim(cls, folder: Path, seconds: float = SECONDS) -> Lease:
+    def claim(cls, folder: Path, seconds: float = SECONDS, wait: Callable[[str], None] | None = None) -> Lease:
         """Claim the run in `folder`, which is created if it does not exist.
+
+        Args:
+            folder: Folder of the run.
+            seconds: Validity of the lease without renewal.
+            wait: Called once with a line for the user if a process on another machine holds the lease. That process may have
+                died with its machine, so the claim waits until the lease is renewed or has expired. None does not wait.
 
         Raises:
             RunTakenError: Another process holds the lease. The message names that process and the time left.
         """
+        seen: LeaseState | None = None
+        while isinstance(held := cls._claim_now(folder, seconds), LeaseState):
+            left = held.renewed + held.seconds - time.time()
+            taken = (
+                f"run {folder.name} is being trained by process {held.owner.pid} on {held.owner.host}; wait for it or "
+                f"end it. Unless renewed, its lease runs out in {left:.0f} s (lease {held.fence}, {folder / FILE})"
+            )
+            if wait is None or held.owner.machine == this_machine() or (seen or held) != held:
+                raise RunTakenError(taken)
+            if seen is None:
+                wait(f"waiting  to see whether its process still lives: {taken}")
+            seen = held
+            time.sleep(_LOOK_SECONDS)
+        return held
+
+    @classmethod
+    def _claim_now(cls, folder: Path, seconds: float) -> Lease | LeaseState:
+        """Claim the run, or return the lease of the process that has it."""
         folder.mkdir(parents=True, exist_ok=True)
         me = this_process()
         with _locked(folder):
             held = _read(folder)
-            if held and not held.released:
-                left = held.renewed + held.seconds - time.time()
-                if left > 0 and not is_dead(held.owner):
-                    raise RunTakenError(
-                        f"run {folder.name} is being trained by process {held.owner.pid} on {held.owner.host}; wait for it or "
-                        f"end it. Unless renewed, its lease runs out in {left:.0f} s (lease {held.fence}, {folder / FILE})"
-                    )
+            if held and not held.released and time.time() < held.renewed + held.seconds and not is_dead(held.owner):
+                return held
             fence = held.fence + 1 if held else 1
             _write(folder, fence, me, seconds, released=False)
         return cls(folder, fence, me, seconds)

@@ -113,7 +113,7 @@ def ablate(
     first = plan_cells(spec, data, root, say)
     _refuse_other_code(first, wanted, accept_code or fresh)
     close_abandoned_everywhere(root)
-    with Lease.claim(first.folder.path) as lease:  # one process per ablation, and none while the cluster is waited for
+    with Lease.claim(first.folder.path, wait=say) as lease:  # one process per ablation, also while it waits for the cluster
         _join(first, wanted, say)
         plan = _choose_places(spec, data, root, wanted if fresh else set(), say)
         folder = plan.folder

@@ -115,7 +115,7 @@ def search(
     join_cluster(spec.base, spec.search.concurrent or 1, say)
     folders = TrialFolders(folder, spec.without_password(), source.fingerprint)
     study = Study(spec, source, objectives, root, folder)
-    with Lease.claim(folder.path) as lease:
+    with Lease.claim(folder.path, wait=say) as lease:
         open_run(folder, spec.base, source, root, parent=None, resolved=spec.to_dict())
         folder.write_json(SPEC, spec.to_dict())  # its space and budget may be others than in an earlier call
         with Sender(folder, spec.base.tracking.address(root)) as sender:

@@ -6,16 +6,19 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
+from optuna.exceptions import StorageInternalError
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune import Callback, TuneError
 from ray.tune.experiment import Trial as TuneTrial
+from sqlalchemy.exc import SQLAlchemyError
 
+from starlab.experiments.credentials import without_password
 from starlab.platform.cluster.failures import explain_process
 from starlab.platform.errors import RunFailedError
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
@@ -31,6 +34,8 @@ from starlab.platform.search.trial_lines import TrialLines
 
 _STARTS_AGAIN = 2
 """How often Tune starts a trial again whose process died or whose nodes went away; it goes on from its checkpoint."""
+_NOT_STORED = (OSError, SQLAlchemyError, StorageInternalError)
+"""What a full disk, or a database that does not answer, throws at the ledger, the budget and Tune's snapshots."""
 _TUNE_HANDLES_NO_SIGNAL = "TUNE_DISABLE_SIGINT_HANDLER"
 
 
@@ -71,14 +76,21 @@ def run_trials(
         with _without_tunes_signal_handler(), _without_tunes_tracebacks(), end_on_signal(folder, grace_seconds):
             tuner.fit()
     # SystemError: a signal inside a call of Ray.
-    except (TuneError, RayError, RunPreemptedError, KeyboardInterrupt, SystemError) as error:
+    except (TuneError, RayError, RunPreemptedError, KeyboardInterrupt, SystemError, *_NOT_STORED) as error:
         if read_request(folder) is None:
-            if isinstance(error, TuneError | RayError):
+            if isinstance(error, (TuneError, RayError)):
                 cause = explain_process(error)
                 raise RunFailedError(f"search {folder.path.name} failed; the same command goes on. {cause}") from error
+            if isinstance(error, _NOT_STORED):
+                cause = without_password(" ".join(str(error).split()))
+                raise RunFailedError(
+                    f"search {folder.path.name} ended, because its folder or its database could not be written: {cause}. Once "
+                    "they can, the same command goes on"
+                ) from error
             raise
     finally:
-        budget.write()
+        with suppress(OSError):  # a full disk
+            budget.write()
     if budget.spent:
         say(f"search   {budget.spent}; with more, the same command goes on with trials that are under way")
     if request := read_request(folder):

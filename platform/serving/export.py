@@ -4,7 +4,8 @@
     onnx          for other runtimes; about half as fast as PyTorch on a CPU
     safetensors   the weights with spec, classes and temperature in the file's metadata; needs starlab's code
 
-The batch may have any size. Inputs are frames, uint8 (B, T, H, W, 3), and joints, float32 (B, T, M, N, 3).
+The batch may have any size. Inputs are frames, uint8 (B, T, H, W, 3), and joints, float32 (B, T, M, N, 3), which a
+model that finds the joints itself does not take.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.serving.recogniser import Recogniser
 
 Format = Literal["pt2", "onnx", "safetensors"]
-Compute = Callable[[Tensor, Tensor], Tensor]
+Compute = Callable[..., Tensor]
 BATCHES = (1, 2, 5)
 """Sizes of the batches that the check compares."""
 LIMITS: dict[Format, float] = {"pt2": 1e-5, "onnx": 1e-3, "safetensors": 0.0}
@@ -82,10 +83,15 @@ def export(recogniser: Recogniser, path: Path, kind: Format) -> Exported:
     return Exported(path, path.stat().st_size, difference, largest)
 
 
-def example(recogniser: Recogniser, clips: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Make random frames and joints of the model's shapes; in every second clip a body and some joints are not seen."""
+def example(recogniser: Recogniser, clips: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Make random inputs of the model's shapes: frames, and joints unless the model finds them.
+
+    In every second clip a body and some joints are not seen.
+    """
     data, model, rng = recogniser.spec.data, recogniser.spec.model, np.random.default_rng(seed)
     frames = rng.integers(0, 256, (clips, data.frames, data.size, data.size, 3), dtype=np.uint8)
+    if model.pose == "learned":
+        return (torch.from_numpy(frames),)
     joints = rng.random((clips, data.frames, model.max_bodies, model.num_joints, 3), dtype=np.float32)
     joints[1::2, :, -1:, ::2, 2] = 0
     if model.max_bodies > 1:
@@ -119,8 +125,8 @@ def _compare(model: StarTransformer, compute: Compute, recogniser: Recogniser) -
 
 
 def _write_pt2(recogniser: Recogniser, path: Path) -> None:
-    batch = Dim("batch", min=1)
-    program = torch.export.export(recogniser.model, example(recogniser, 2), dynamic_shapes=({0: batch}, {0: batch}))
+    batch, inputs = Dim("batch", min=1), example(recogniser, 2)
+    program = torch.export.export(recogniser.model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
     torch.export.save(program, path, extra_files={f"{name}.json": text for name, text in metadata(recogniser).items()})
 
 
@@ -131,13 +137,14 @@ def _load_pt2(_: Recogniser, path: Path) -> Compute:
 def _write_onnx(recogniser: Recogniser, path: Path) -> None:
     import onnx
 
+    inputs = example(recogniser, 2)
     torch.onnx.export(
         recogniser.model,
-        example(recogniser, 2),
+        inputs,
         path,
         dynamo=True,
-        dynamic_shapes=({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}),
-        input_names=["frames", "joints"],
+        dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs),
+        input_names=["frames", "joints"][: len(inputs)],
         output_names=["logits"],
         external_data=False,
         verbose=False,
@@ -155,8 +162,8 @@ def _load_onnx(_: Recogniser, path: Path) -> Compute:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = {node.name for node in session.get_inputs()}  # a model of one modality has a single input
 
-    def compute(frames: Tensor, joints: Tensor) -> Tensor:
-        given = {"frames": frames.numpy(), "joints": joints.numpy()}
+    def compute(*inputs: Tensor) -> Tensor:
+        given = {name: value.numpy() for name, value in zip(("frames", "joints"), inputs, strict=False)}
         return torch.from_numpy(session.run(["logits"], {name: given[name] for name in names})[0])
 
     return compute

@@ -26,7 +26,8 @@ JointsOf = Callable[[str, int], Joints]
 def joints_from_file(path: Path, skeleton: Skeleton) -> JointsOf:
     """Open a Parquet file as `starlab.pipelines.estimated_joints` describes it, with a row per video.
 
-    A row's clip_id is the path of its video as given, its file name, or that without the ending.
+    A row's clip_id is the path of its video as given, its file name, or that without the ending. The path of a file of that
+    name in another folder does as well, if only one row has such a path.
 
     Args:
         path: The file.
@@ -43,6 +44,8 @@ def joints_from_file(path: Path, skeleton: Skeleton) -> JointsOf:
     def read(video: str, frames: int) -> Joints:
         names = (video, Path(video).name, Path(video).stem)
         clip_id = next((name for name in names if name in lengths), None)
+        if clip_id is None and len(moved := [known for known in lengths if Path(known).name in names[1:]]) == 1:
+            [clip_id] = moved  # the path that the video had when its joints were estimated
         if clip_id is None:
             some = ", ".join(list(lengths)[:3])
             raise UserError(

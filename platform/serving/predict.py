@@ -30,15 +30,21 @@ class PredictRequest:
     sampling: Sampling = Sampling()
 
     def joints_of(self, card: ModelCard) -> JointsOf | None:
-        """Return the function that gives the joints of a video; None if there is none.
+        """Return the function that gives the joints of a video; None if the model reads none.
 
         Raises:
-            UserError: The file cannot be read, or the model reads no joints.
+            UserError: The file cannot be read, or the model reads no joints, or it does and no file is named.
         """
         if self.joints is None:
+            if card.needs_joints:
+                raise UserError(
+                    f"{card.name} reads joints (model.modality is {card.spec.model.modality}): estimate them with --pose, or "
+                    "name a file of them with --joints; docs/serving.md has its columns"
+                )
             return None
         if not card.needs_joints:
-            raise UserError(f"{card.name} reads no joints (model.modality is rgb): leave --joints out")
+            why = "model.modality is rgb" if card.spec.model.modality == "rgb" else "model.pose is learned"
+            raise UserError(f"{card.name} reads no joints ({why}): leave --joints out")
         return joints_from_file(self.joints, card.spec.data.facts().skeleton)
 
 

@@ -21,6 +21,8 @@ from starlab.platform.serving.windows import Clip, People, Window, are_apart, cl
 
 BATCH = 8
 STRIDE_SHARE = 0.25
+MAX_SECONDS = 86_400.0
+"""Of a window and of a stride."""
 _ASSUMED_RATE = 25.0
 """Frames per second of a camera or pipe, to convert seconds to frames."""
 
@@ -37,8 +39,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, value in (("--window", self.window_seconds), ("--stride", self.stride_seconds)):
-            if value is not None and not value > 0:
-                raise UserError(f"{name} is {value:g} s; it must be above 0")
+            if value is not None and not 0 < value <= MAX_SECONDS:
+                raise UserError(f"{name} is {value:g} s; it must be above 0 and at most {MAX_SECONDS:g}")
 
 
 def recognise(

@@ -91,8 +91,8 @@ class ModelCard:
 
     @property
     def needs_joints(self) -> bool:
-        """Whether the model reads joints."""
-        return self.spec.model.modality != "rgb"
+        """Whether the model reads joints that somebody gives it."""
+        return self.spec.model.modality != "rgb" and self.spec.model.pose != "learned"
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Turn logits (B, C) into probabilities, calibrated if the temperature is known."""

@@ -4,6 +4,7 @@
       MLmodel               MLflow's description: flavors and signature
       weights.safetensors   weights under the names of `model.state_dict()`
       spec.json             the run's spec, the classes, the temperature and the length of a clip
+      input_example.json    one clip of the right shapes: black frames, and joints in the middle of them
 
 `mlflow.pyfunc.load_model` loads it where starlab is installed. `load_model` below returns the torch module itself.
 """
@@ -31,7 +32,7 @@ from starlab.platform.runs.folder import MODEL, SPEC, RunFolder
 from starlab.platform.runs.provenance import package_versions
 from starlab.platform.runs.records import Result
 
-WEIGHTS, ABOUT, _PAGE = "weights.safetensors", "spec.json", "MLmodel"
+WEIGHTS, ABOUT, _PAGE, _EXAMPLE = "weights.safetensors", "spec.json", "MLmodel", "input_example.json"
 
 
 def write_best_model(folder: RunFolder) -> None:
@@ -70,8 +71,23 @@ def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], r
         "starlab": {"weights": WEIGHTS, "spec": ABOUT, "version": versions["starlab"]},
         "python_function": {"loader_module": "starlab.platform.registry", "env": {}},
     }
-    page = Model(signature=_signature(spec, len(classes)), flavors=flavors, metadata={"step": step, "torch": versions["torch"]})
+    example = {name: values.tolist() for name, values in input_example(spec).items()}
+    (folder / _EXAMPLE).write_text(json.dumps({"inputs": example}, separators=(",", ":")))
+    page = Model(
+        signature=_signature(spec, len(classes)),
+        flavors=flavors,
+        metadata={"step": step, "torch": versions["torch"]},
+        saved_input_example_info={"artifact_path": _EXAMPLE, "type": "ndarray", "format": "tf-serving"},
+    )
     page.save(str(folder / _PAGE))
+
+
+def input_example(spec: Spec) -> dict[str, NDArray[Any]]:
+    """Make what `Predictor.predict` takes, of one clip: black frames, and bodies whose joints are all in the middle."""
+    frames, joints = _signature(spec, 1).inputs.inputs
+    example = {tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.type) for tensor in (frames, joints)}
+    example["joints"][...] = (0.5, 0.5, 1.0)
+    return example
 
 
 def load_model(uri: str) -> StarTransformer:
@@ -95,9 +111,13 @@ class Predictor:
         self._model = model
 
     def predict(self, data: Mapping[str, NDArray[Any]], params: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
-        """Compute logits (n, C) from {"frames": uint8 (n, T, H, W, 3), "joints": float32 (n, T, M, N, 3)}."""
+        """Compute logits (n, C) from {"frames": uint8 (n, T, H, W, 3), "joints": float32 (n, T, M, N, 3)}.
+
+        A model that finds the joints itself takes frames only.
+        """
+        inputs = [torch.from_numpy(data[name]) for name in ("frames", "joints") if name in data]
         with torch.no_grad():
-            logits = self._model(torch.from_numpy(data["frames"]), torch.from_numpy(data["joints"]))
+            logits = self._model(*inputs)
         scores: NDArray[np.float32] = logits.float().numpy()
         return scores
 
@@ -114,7 +134,8 @@ def _signature(spec: Spec, classes: int) -> Any:
     data, model = spec.data, spec.model
     frames = TensorSpec(np.dtype(np.uint8), (-1, data.frames, data.size, data.size, 3), "frames")
     joints = TensorSpec(np.dtype(np.float32), (-1, data.frames, model.max_bodies, model.num_joints, 3), "joints")
-    return ModelSignature(inputs=Schema([frames, joints]), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]))
+    inputs = [frames] if model.pose == "learned" else [frames, joints]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]))
 
 
 def _local(uri: str) -> Path:

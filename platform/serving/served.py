@@ -1,6 +1,7 @@
-"""Runs the web service on Ray Serve.
+"""Runs the web service: this process takes uploads and cuts videos, and Ray Serve computes clips, in batches over all requests.
 
-One process takes uploads and cuts videos. Others compute clips, in batches over all requests.
+Ray Serve's own HTTP proxy is not started. It takes in a body as fast as it comes, before anything can refuse it: an upload of
+2 GB without a length took 1.3 GB of memory.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import uvicorn
 from numpy.typing import NDArray
 
 from starlab.platform.cluster.connect import connect
@@ -25,9 +28,9 @@ from starlab.platform.serving.limits import Limits, check_binding
 from starlab.platform.serving.recogniser import Place
 from starlab.platform.serving.windows import Clip
 
-_APP, _MODEL = "starlab", "Model"
-_QUEUED = 64
-"""Requests that wait at most; the next ones are answered with 503."""
+_APP = "starlab"
+_CONNECTIONS = 32
+"""Connections at a time; the next ones are answered with 503."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +47,23 @@ class ServeOptions:
     """Processes that hold the model."""
 
 
-def start(place: Place, options: ServeOptions) -> str:
-    """Start the service and return its address once it answers.
+class Service:
+    """A service that answers."""
+
+    def __init__(self, address: str, server: uvicorn.Server, thread: threading.Thread) -> None:
+        self.address, self._server, self._thread = address, server, thread
+
+    def stop(self) -> None:
+        """End the service. Ray itself ends with this process."""
+        from ray import serve
+
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+        serve.shutdown()
+
+
+def start(place: Place, options: ServeOptions) -> Service:
+    """Start the service and return once it answers.
 
     Raises:
         UserError: Packages are missing, the address needs a token, the port is taken, or the model cannot be loaded.
@@ -58,16 +76,24 @@ def start(place: Place, options: ServeOptions) -> str:
     connect()
     from ray import serve
 
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": options.host,
-            "port": options.port,
-            "request_timeout_s": options.limits.timeout_seconds + 60,
-        },
+    from starlab.platform.serving.service import make_app
+
+    serve.start(proxy_location="Disabled")
+    handle = serve.run(_model(place, options), name=_APP, route_prefix=None, logging_config={"log_level": "WARNING"})
+    app = make_app(place.card(), _Remote(handle), options.limits, options.token)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, host=options.host, port=options.port, log_level="warning", limit_concurrency=_CONNECTIONS, access_log=False
+        )
     )
-    serve.run(_application(place, options), name=_APP, route_prefix="/", logging_config={"log_level": "WARNING"})
-    return f"http://{options.host}:{options.port}"
+    thread = threading.Thread(target=server.run, name="serve", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            serve.shutdown()
+            raise UserError(f"the service could not listen on port {options.port} of {options.host}")
+        time.sleep(0.05)
+    return Service(f"http://{options.host}:{options.port}", server, thread)
 
 
 def serve_until_asked_to_end(place: Place, options: ServeOptions, say: Callable[[str], None]) -> None:
@@ -80,32 +106,23 @@ def serve_until_asked_to_end(place: Place, options: ServeOptions, say: Callable[
         UserError: As `start`.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    address = start(place, options)
+    service = start(place, options)
     ended = threading.Event()
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.signal(kind, lambda *_: ended.set()) for kind in kinds}
-    say(f"serve    {address} shows a page to try; {address}/docs the requests; Ctrl-C ends it")
+    say(f"serve    {service.address} shows a page to try; {service.address}/docs the requests; Ctrl-C ends it")
     try:
         while not ended.wait(1.0):
             pass
         say("serve    ends")
-        stop()
+        service.stop()
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
 
 
-def stop() -> None:
-    """End the service. Ray itself ends with this process."""
+def _model(place: Place, options: ServeOptions) -> Any:
     from ray import serve
-
-    serve.shutdown()
-
-
-def _application(place: Place, options: ServeOptions) -> Any:
-    from ray import serve
-
-    gpus = 1 if torch.cuda.is_available() else 0
 
     class Model:
         def __init__(self) -> None:
@@ -117,23 +134,13 @@ def _application(place: Place, options: ServeOptions) -> Any:
             found = await asyncio.to_thread(self._recogniser.logits, frames, joints)  # meanwhile the next batch gathers
             return list(found)
 
-    def build() -> Any:
-        from ray import serve
-
-        from starlab.platform.serving.service import make_app
-
-        return make_app(place.card(), _Remote(serve.get_deployment_handle(_MODEL, _APP)), options.limits, options.token)
-
     model = serve.deployment(
-        name=_MODEL,
+        name="Model",
         num_replicas=options.replicas,
         max_ongoing_requests=4 * options.batch,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if torch.cuda.is_available() else 0},
     )
-    front = serve.deployment(
-        name="Front", max_ongoing_requests=16, max_queued_requests=_QUEUED, ray_actor_options={"num_cpus": 0}
-    )
-    return front(serve.ingress(build)()).bind(model(Model).bind())
+    return model(Model).bind()
 
 
 class _Remote:

@@ -9,7 +9,6 @@ GET  /docs      every request, to try out
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import tempfile
 from importlib.resources import files
@@ -17,13 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fastapi import FastAPI, File, Form, HTTPException, UploadFile
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 from numpy.typing import NDArray
 
+from starlab.pipelines.skeletons import Skeleton
 from starlab.platform.errors import UserError
-from starlab.platform.serving.joints_input import joints_from_file
+from starlab.platform.serving.joints_input import JointsOf, joints_from_file
 from starlab.platform.serving.limits import Gate, Limits
 from starlab.platform.serving.recognise import Sampling, Totals, cut, whole_prediction
 from starlab.platform.serving.recogniser import ModelCard
@@ -34,6 +36,8 @@ from starlab.platform.serving.windows import Clip
 _SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 _CLIPS_AHEAD = 32
 """Clips of one request that wait for the model at most."""
+_MOST_JOINT_NUMBERS = 20_000_000
+"""Of an upload of joints; two minutes of six people at 60 frames a second are 3 million."""
 
 
 class Model(Protocol):
@@ -84,16 +88,17 @@ def make_app(card: ModelCard, model: Model, limits: Limits, token: str | None = 
     ) -> dict[str, Any]:
         """Recognise the actions in a video: the most likely ones and a timeline, for each person."""
         with tempfile.TemporaryDirectory(prefix="starlab-upload-") as folder:
+            own = _Upload(Path(folder), Path(video.filename or "").name or "the video")
             try:
-                paths = [await asyncio.to_thread(_keep, upload, Path(folder)) for upload in (video, joints) if upload]
+                await asyncio.to_thread(own.keep, video, joints)
                 sampling = Sampling(window_seconds=window_seconds, people=people)
                 found = await asyncio.wait_for(
-                    _recognise(card, model, paths, sampling, limits.max_seconds), limits.timeout_seconds
+                    _recognise(card, model, own, sampling, limits.max_seconds), limits.timeout_seconds
                 )
             except VideoTooLongError as error:
-                raise HTTPException(413, _public(error, folder)) from None
+                raise HTTPException(413, own.public(error)) from None
             except UserError as error:
-                raise HTTPException(422, _public(error, folder)) from None
+                raise HTTPException(422, own.public(error)) from None
             except TimeoutError:
                 raise HTTPException(504, f"the video took longer than {limits.timeout_seconds:g} s to recognise") from None
         return found.to_dict(top) | {"video": video.filename}
@@ -120,12 +125,10 @@ def make_app(card: ModelCard, model: Model, limits: Limits, token: str | None = 
     return app
 
 
-async def _recognise(
-    card: ModelCard, model: Model, paths: list[Path], sampling: Sampling, max_seconds: float
-) -> VideoPrediction:
+async def _recognise(card: ModelCard, model: Model, own: _Upload, sampling: Sampling, max_seconds: float) -> VideoPrediction:
     """Cut the video in a thread, while the model computes the clips that are cut already."""
-    video, totals = VideoInput(str(paths[0]), max_seconds), Totals()
-    joints_of = joints_from_file(paths[1], card.spec.data.facts().skeleton) if len(paths) > 1 and card.needs_joints else None
+    video, totals = VideoInput(str(own.video), max_seconds), Totals()
+    joints_of = await asyncio.to_thread(own.joints_of, card.spec.data.facts().skeleton) if card.needs_joints else None
     windows = cut(card, video, joints_of, sampling, totals)
     free = asyncio.Semaphore(_CLIPS_AHEAD)
 
@@ -149,15 +152,45 @@ async def _recognise(
             task.cancel()
 
 
-def _keep(upload: UploadFile, folder: Path) -> Path:
-    """Copy an upload to a file with a harmless name, so that the joints of a video are found by its name."""
-    name = re.sub(r"[^\w.-]", "_", Path(upload.filename or "upload").name).lstrip(".") or "upload"
-    path = folder / name[-100:]
-    with path.open("xb") as file:
-        shutil.copyfileobj(upload.file, file)
-    return path
+class _Upload:
+    """What one request sent, in files whose names the client did not choose."""
 
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self.video, self._joints = folder / "video", folder / "joints"
 
-def _public(error: Exception, folder: str) -> str:
-    """Return the message without the name of the temporary folder."""
-    return str(error).replace(f"{Path(folder).resolve()}/", "").replace(f"{folder}/", "").replace("with --joints", "as joints")
+    def keep(self, video: UploadFile, joints: UploadFile | None) -> None:
+        """Copy the uploads to their files."""
+        for upload, path in ((video, self.video), (joints, self._joints)):
+            if upload is not None:
+                with path.open("xb") as file:
+                    shutil.copyfileobj(upload.file, file)
+
+    def joints_of(self, skeleton: Skeleton) -> JointsOf | None:
+        """Return the function that gives the joints of the video by the name that the client gave it; None without joints.
+
+        Raises:
+            UserError: The file is not one of joints, or would need too much memory.
+        """
+        if not self._joints.is_file():
+            return None
+        try:
+            columns = pq.read_metadata(self._joints)
+            numbers = sum(
+                columns.row_group(group).column(column).num_values
+                for group in range(columns.num_row_groups)
+                for column in range(columns.num_columns)
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"the joints cannot be read: {error}") from None
+        if numbers > _MOST_JOINT_NUMBERS:  # a small file may hold any amount of equal numbers
+            raise UserError(f"the joints are {numbers:,} numbers, more than the {_MOST_JOINT_NUMBERS:,} that are taken")
+        read = joints_from_file(self._joints, skeleton)
+        return lambda _, frames: read(self._name, frames)
+
+    def public(self, error: Exception) -> str:
+        """Return the message with the client's name of the video, and without names of files of this machine."""
+        text = str(error)
+        for folder in (self._folder.resolve(), self._folder):
+            text = text.replace(f"{folder}/video", self._name).replace(f"{folder}/joints", "the file of joints")
+        return text.replace("with --joints", "as joints").replace("--window", "window_seconds")

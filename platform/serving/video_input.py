@@ -1,6 +1,7 @@
 """Reads the frames of a video file, a pipe or a camera one after the other, as a player would show them.
 
-Only the frames that are in use are in memory, so a video may be of any length and a pipe may never end.
+A file is read by the reader that training uses (`pipelines/recording.py`), so a model sees the frames that it would be trained
+on. Only the frames that are in use are in memory, so a video may be of any length and a pipe may never end.
 """
 
 from __future__ import annotations
@@ -15,18 +16,15 @@ from typing import Any
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from starlab.pipelines.video import shrunk_size
+from starlab.pipelines.decode import NO_SHRINK
+from starlab.pipelines.picture import Developer
+from starlab.pipelines.recording import MAX_PIXELS, VIDEO_ENDINGS, stated, timed_frames
 from starlab.platform.errors import UserError
 
-VIDEO_ENDINGS = (".3gp", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
-"""Names of the files of a folder that are taken as videos."""
-FORMATS = "mov,matroska,avi,mpegts,mpeg,gif,asf,h264,hevc"
-"""Formats that are read. FFmpeg's others include lists that make it open further files and addresses."""
-MAX_PIXELS = 8192 * 4320
-"""Pixels of the largest frame that is decoded: a small file may ask for any amount of memory."""
+PIPE_FORMATS = "mov,matroska,avi,mpegts,mpeg,gif,asf,flv,ogg,h264,hevc"
+"""Formats that are read from a pipe. FFmpeg's others include lists that make it open further files and addresses."""
 PIPE, CAMERA = "-", "/dev/video"
 
 
@@ -77,61 +75,55 @@ class VideoInput:
                 yielded by then.
             VideoTooLongError: It is longer than `max_seconds`.
         """
+        count, last = 0, 0.0
         try:
-            with self._open() as container:
-                yield from self._decode(container, short_side_px)
+            for seconds, pixels in self._pictures(NO_SHRINK if short_side_px is None else short_side_px):
+                last = max(last, seconds)  # time stamps of damaged files may go back
+                if self.max_seconds is not None and last > self.max_seconds:
+                    raise VideoTooLongError(
+                        f"{self.name} is longer than {self.max_seconds:g} s, the longest video that is taken"
+                    )
+                yield TimedFrame(last, pixels)
+                count += 1
         except av.error.FFmpegError as error:
             raise VideoError(f"{self.name} cannot be read as a video: {error.strerror or error}{self._hint()}") from error
         except (OSError, ValueError) as error:
             raise VideoError(f"{self.name} cannot be read as a video: {error}") from error
+        if not count:
+            raise VideoError(f"{self.name} has no frame that can be decoded")
 
     def frame_rate(self) -> float | None:
         """Return the average frames per second that the file states; None for a live source or where it states none."""
         if self.is_live:
             return None
         try:
-            with self._open() as container:
-                rate = _picture_stream(container, self.name).average_rate
+            return stated(self._file())[0]
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{self.name} cannot be read as a video: {error}") from error
-        return float(rate) if rate else None
 
-    def _open(self) -> Any:
-        options = {"format_whitelist": FORMATS}
-        if self.source == PIPE:
-            return av.open(_Pipe(), options=options)
-        if self.source.startswith(CAMERA):
-            return av.open(self.source, format="v4l2")
+    def _pictures(self, short_side_px: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        """The time since the first frame and the picture of each frame."""
+        if self.is_live:
+            with self._open() as container:
+                yield from _as_they_come(container, self.name, short_side_px)
+            return
+        first: float | None = None
+        for seconds, pixels in timed_frames(self._file(), short_side_px):
+            first = seconds if first is None else first
+            yield seconds - first, pixels
+
+    def _file(self) -> Path:
         path = Path(self.source)
         if not path.is_file():
             raise VideoError(f"there is no video at {path}")
         if path.stat().st_size == 0:
             raise VideoError(f"{path} is empty")
-        # A local file only: otherwise a name such as "concat:a|b" would be read as a protocol.
-        return av.open(f"file:{path.resolve()}", options=options)
+        return path
 
-    def _decode(self, container: Any, short_side_px: int | None) -> Iterator[TimedFrame]:
-        stream = _picture_stream(container, self.name)
-        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-            raise VideoError(
-                f"{self.name} has frames of {stream.codec_context.width} × {stream.codec_context.height}, above 8K"
-            )
-        stream.thread_type = "AUTO"
-        rate, shrink, first, last, count = float(stream.average_rate or 25), VideoReformatter(), None, 0.0, 0
-        for frame in container.decode(stream):
-            seconds = frame.time if frame.time is not None else (first or 0.0) + last + (1 / rate if count else 0)
-            first = seconds if first is None else first
-            last = max(last, seconds - first)  # time stamps of damaged files may go back
-            if self.max_seconds is not None and last > self.max_seconds:
-                raise VideoTooLongError(f"{self.name} is longer than {self.max_seconds:g} s, the longest video that is taken")
-            height, width = frame.height, frame.width
-            if short_side_px is not None:
-                height, width = shrunk_size(height, width, short_side_px)
-            small = shrink.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA")
-            yield TimedFrame(last, _upright(np.asarray(small.to_ndarray(), np.uint8), frame.rotation))
-            count += 1
-        if not count:
-            raise VideoError(f"{self.name} has no frame that can be decoded")
+    def _open(self) -> Any:
+        if self.source == PIPE:
+            return av.open(_Pipe(), options={"format_whitelist": PIPE_FORMATS})
+        return av.open(self.source, format="v4l2")
 
     def _hint(self) -> str:
         if self.source != PIPE:
@@ -169,6 +161,21 @@ class _Pipe:
         return os.read(sys.stdin.fileno(), size)  # returns what is there, so a live stream is read as it comes
 
 
+def _as_they_come(container: Any, name: str, short_side_px: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """The time since the first frame and the picture of each frame of a live source."""
+    stream = _picture_stream(container, name)
+    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+        raise VideoError(f"{name} has frames of {stream.codec_context.width} × {stream.codec_context.height}, above 8K")
+    stream.thread_type = "AUTO"
+    developer, aspect = Developer(short_side_px), float(stream.sample_aspect_ratio or 1)
+    step, first, last = 1 / float(stream.average_rate or 25), None, 0.0
+    for frame in container.decode(stream):
+        seconds = frame.time if frame.time is not None else 0.0 if first is None else first + last + step
+        first = seconds if first is None else first
+        last = seconds - first
+        yield last, developer.develop(frame, aspect)
+
+
 def _picture_stream(container: Any, name: str) -> Any:
     """Return the first stream of moving pictures; a cover picture is not one."""
     for stream in container.streams.video:
@@ -179,10 +186,3 @@ def _picture_stream(container: Any, name: str) -> Any:
 
 def _what_it_has(container: Any) -> str:
     return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-
-
-def _upright(pixels: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
-    """Turn a frame by the angle (counterclockwise, a multiple of 90) that its file asks a player to apply."""
-    turns = round(degrees / 90) % 4
-    turned: NDArray[np.uint8] = np.ascontiguousarray(np.rot90(pixels, turns))
-    return turned

@@ -19,11 +19,14 @@ from starlab.experiments.spec import Spec
 from starlab.pipelines.augment import fit
 from starlab.pipelines.clip import DecodedClip
 from starlab.pipelines.sampling import pick_frames
+from starlab.platform.errors import UserError
 from starlab.platform.serving.video_input import TimedFrame
 
 People = Literal["auto", "together", "each"]
 SEEN_SHARE = 0.5
 """A person is recognised in a window if at least this share of the picked frames shows a joint of theirs."""
+MAX_WINDOW_BYTES = 2**30
+"""Memory of the frames of one window."""
 ROOM = 1.6
 """Side of the square that is cut out around one of several people, over the longer side of the box around their joints."""
 
@@ -73,6 +76,7 @@ def sliding_windows(frames: Iterable[TimedFrame], length: int | None, stride: in
 
     Raises:
         ValueError: `length` or `stride` is below 1.
+        UserError: The frames of a window need more than `MAX_WINDOW_BYTES` of memory.
     """
     if (length is not None and length < 1) or stride < 1:
         raise ValueError(f"length and stride must be at least 1 frame, got {length} and {stride}")
@@ -81,6 +85,11 @@ def sliding_windows(frames: Iterable[TimedFrame], length: int | None, stride: in
     for frame in frames:
         held.append(frame)
         count += 1
+        if len(held) * frame.pixels.nbytes > MAX_WINDOW_BYTES:
+            raise UserError(
+                f"a window of {len(held)} frames or more needs above {MAX_WINDOW_BYTES / 2**30:g} GiB of memory: set a "
+                "shorter one with --window"
+            )
         if length is not None and count == length + due:
             yield Window(count - length, list(held))
             due += stride

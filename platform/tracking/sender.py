@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,6 +35,10 @@ if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does
 
 _MAX_METRICS = 1000
 _LAST_TRY_SECONDS = 30.0
+_WAITS_PER_SEND = 10
+"""The wait after a send, in times of its duration: hundreds of runs that send to one server slow down together with it. With a
+fixed wait their requests would queue there until they time out and are sent again."""
+_MOST_SECONDS = 60.0
 
 
 class SendingElsewhereError(StarlabError):
@@ -214,8 +219,12 @@ class Sender:
             self.problem = "the tracking server does not answer"
 
     def _send_in_turn(self) -> float:
+        began = time.monotonic()
         self.send_now()
-        self._wait = self._every_seconds if self.problem is None else min(30.0, 2 * self._wait)
+        if self.problem is None:
+            self._wait = min(_MOST_SECONDS, max(self._every_seconds, _WAITS_PER_SEND * (time.monotonic() - began)))
+        else:
+            self._wait = min(30.0, 2 * self._wait)
         return self._wait
 
     def send_now(self) -> None:

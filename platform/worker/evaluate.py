@@ -27,7 +27,8 @@ from starlab.pipelines.sources import DataConfig
 from starlab.pipelines.stream import StreamLimits, eval_batches
 from starlab.platform.cluster.device import check_device
 from starlab.platform.errors import StopRunError
-from starlab.platform.recipe.metrics import Evaluation, softmax
+from starlab.platform.recipe.joint_error import joint_hits
+from starlab.platform.recipe.metrics import PCK_DISTANCES, Evaluation, softmax
 from starlab.platform.recipe.precision import AUTOCAST, set_gpu_arithmetic
 from starlab.platform.recipe.ranks import Ranks
 from starlab.platform.recipe.training_state import TrainingState, weights_to_evaluate
@@ -36,6 +37,9 @@ from starlab.platform.runs.checkpoint import find_checkpoint
 from starlab.platform.worker.predictions import write_predictions
 from starlab.platform.worker.run_writer import RunWriter
 from starlab.platform.worker.tasks import EvaluationTask, TrainTask
+
+_JOINT_HITS = len(PCK_DISTANCES) + 1
+"""Columns of `joint_hits`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class Predictor:
             places: Number of spatial crops of each of these views.
         """
         was_training = model.training
+        finder = model if isinstance(model, StarTransformer) and model.pose is not None else None
         model.eval()
         scores = deque[Download]()
         positions, labels, indices, logits = [], [], [], []
@@ -82,9 +87,13 @@ class Predictor:
             if not len(loaded.labels):
                 continue
             ordered, bodies = loaded.by_bodies()
-            inputs = self.upload(ordered.frames), self.upload(ordered.joints), bodies
+            frames, joints = self.upload(ordered.frames), self.upload(ordered.joints)
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                scores.append(Download(model(*inputs).float()))
+                if finder is not None:
+                    found, seen = finder.forward_with_joints(frames)
+                    scores.append(Download(torch.cat([found.float(), joint_hits(seen, joints)], 1)))
+                else:
+                    scores.append(Download(model(frames, joints, bodies).float()))
             positions.append(ordered.positions)
             labels.append(ordered.labels)
             indices.append(ordered.clips)
@@ -92,7 +101,8 @@ class Predictor:
                 logits.append(scores.popleft().wait().numpy())
         logits += [score.wait().numpy() for score in scores]
         model.train(was_training)
-        return _merge(self.ranks.gather((positions, labels, indices, logits, unreadable)), plan.views)
+        shares = self.ranks.gather((positions, labels, indices, logits, unreadable))
+        return _merge(shares, plan.views, _JOINT_HITS if finder else 0)
 
 
 class Evaluator:
@@ -161,7 +171,8 @@ def evaluation_loop(config: dict[str, EvaluationTask]) -> None:
         write_predictions(task.target / "predictions.parquet", evaluation, task.source)
 
 
-def _merge(shares: list[Any], views: int) -> Evaluation:
+def _merge(shares: list[Any], views: int, counts: int = 0) -> Evaluation:
+    """Merge the shares of all ranks. The last `counts` columns of the logits are counts of joints."""
     parts = [[array for share in shares for array in share[column]] for column in range(4)]
     unreadable = tuple(sorted(dict(pair for share in shares for pair in share[4]).items()))  # once per clip, not per view
     if not parts[0]:
@@ -169,12 +180,16 @@ def _merge(shares: list[Any], views: int) -> Evaluation:
         return Evaluation(empty, empty, np.zeros((0, 1), np.float32), unreadable)
     order = np.argsort(np.concatenate(parts[0]), kind="stable")
     positions, labels, indices, logits = (np.concatenate(part)[order] for part in parts)
+    hits = logits[:, -counts:] if counts else None
+    logits = logits[:, : logits.shape[1] - counts]
     if views > 1:
         _, first, count = np.unique(positions // views, return_index=True, return_counts=True)
         whole = first[count == views]
         labels, indices = labels[whole], indices[whole]
-        logits = _mean_over_views(logits[whole[:, None] + np.arange(views)])
-    return Evaluation(indices, labels, logits, unreadable)
+        of_views = whole[:, None] + np.arange(views)
+        logits = _mean_over_views(logits[of_views])
+        hits = None if hits is None else hits[of_views].sum(axis=1)
+    return Evaluation(indices, labels, logits, unreadable, hits)
 
 
 def _mean_over_views(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -94,7 +94,7 @@ class _Worker:
         torch.manual_seed(self.spec.train.seed)
         self.core = StarTransformer(self.spec.model).to(device)
         self.precision = agree_on_precision(task, ranks, device)
-        self.core.register_forward_pre_hook(lambda *_: watchdog.beat())
+        self.core.tokens.register_forward_pre_hook(lambda *_: watchdog.beat())  # every pass makes tokens
         self.state = TrainingState(self.core, self.spec.train, device, self.precision, take_initial_weights(task, self.core))
         bad_steps = ranks.first(self.folder.read(BadSteps)) or BadSteps()
         self.state.guard.left_out, self.state.guard.rollbacks = set(bad_steps.left_out), bad_steps.rollbacks

@@ -24,7 +24,8 @@ from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.quiet import quiet_ray_data
 from starlab.platform.pose.clips import Video, VideoFiles
 from starlab.platform.pose.estimators import make_estimator, pose_settings
-from starlab.platform.pose.extract import PoseProgress, extract
+from starlab.platform.pose.extract import extract
+from starlab.platform.pose.progress import PoseProgress
 
 SIZES_PX = (192, 256, 320, 384, 512, 640, 768)
 FRAMES, SCALING_FRAMES = 24, 80
@@ -77,7 +78,11 @@ def difference(found: list[NDArray[np.float32]], best: list[NDArray[np.float32]]
 class Beginning(VideoFiles):
     """The first frames of videos."""
 
-    def frames(self, number: int) -> Iterator[NDArray[np.uint8]]:
+    def length(self, number: int) -> int:
+        """Not known, so that no video is divided."""
+        return 0
+
+    def frames(self, number: int, part: range | None = None) -> Iterator[NDArray[np.uint8]]:
         """The first `SCALING_FRAMES` frames."""
         return islice(super().frames(number), SCALING_FRAMES)
 

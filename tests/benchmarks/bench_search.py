@@ -1,6 +1,6 @@
 """Is TPE with ASHA cheaper than the grid? `make bench-search`, or `python tests/benchmarks/bench_search.py`.
 
-First every cell of a grid is trained at three seeds on the generated people, in this process, and its learning curve is kept in
+First every cell of a grid is trained at three seeds on the generated people, one thread each, and its learning curve is kept in
 `runs/bench_search_curves.json`; a call that is interrupted goes on. Then searches with the same seeds are replayed against the
 curves: the search's own ledger, sampler and early stopping propose and end trials, two at a time, and an epoch of a trial is
 read where a run would train it. A search may use a third of the training steps of its grid.
@@ -12,9 +12,11 @@ seed noise of the grid's best cell: one standard deviation over seeds, pooled ov
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -116,18 +118,32 @@ def read_curves(path: Path) -> Curves:
     return {point: {int(seed): curve for seed, curve in by_seed.items()} for point, by_seed in stored.items()}
 
 
-def train_grid(path: Path, minutes: float) -> Curves:
+Cell = tuple[dict[str, Any], int]
+"""A point of the grid and a seed."""
+
+
+def train_cell(cell: Cell, source: ClipSource, parts: Parts) -> tuple[Cell, list[float]]:
+    """Train a cell. Returns it with its curve."""
+    torch.set_num_threads(1)
+    point, seed = cell
+    return cell, train_curve(make_spec().spec_of({**point, "train.seed": seed}), source, parts)
+
+
+def train_grid(path: Path, minutes: float, processes: int) -> Curves:
     """Train the cells that have no curve yet, for at most so many minutes."""
     spec, curves, began = make_spec(), read_curves(path), time.monotonic()
     source, parts = open_data(spec.base, path.parent, print)
-    cells = [(seed, point) for seed in SEEDS for point in grid_of(spec)]
-    for number, (seed, point) in enumerate(cells, 1):
-        by_seed = curves.setdefault(point_text(point), {})
-        if seed in by_seed or time.monotonic() - began > 60 * minutes:
-            continue
-        by_seed[seed] = train_curve(spec.spec_of({**point, "train.seed": seed}), source, parts)
-        path.write_text(json.dumps(curves))
-        print(f"{number}/{len(cells)} {point_text(point)} seed {seed}: best {max(by_seed[seed]):.3f}", flush=True)
+    cells = [(point, seed) for seed in SEEDS for point in grid_of(spec)]
+    missing = [(point, seed) for point, seed in cells if seed not in curves.get(point_text(point), {})]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        train = functools.partial(train_cell, source=source, parts=parts)
+        for (point, seed), curve in pool.imap_unordered(train, missing):
+            curves.setdefault(point_text(point), {})[seed] = curve
+            path.write_text(json.dumps(curves))
+            done = sum(map(len, curves.values()))
+            print(f"{done}/{len(cells)} {point_text(point)} seed {seed}: best {max(curve):.3f}", flush=True)
+            if time.monotonic() - began > 60 * minutes:
+                break
     return curves
 
 
@@ -224,12 +240,11 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("runs/bench_search.json"))
     arguments.add_argument("--minutes", type=float, default=60.0, help="most time for training in this call")
     arguments.add_argument("--sampler-seeds", type=int, default=10)
-    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--processes", type=int, default=2)
     given = arguments.parse_args()
-    torch.set_num_threads(given.threads)
     given.curves.parent.mkdir(parents=True, exist_ok=True)
-    curves = train_grid(given.curves, given.minutes)
-    missing = sum(seed not in by_seed for by_seed in curves.values() for seed in SEEDS)
+    curves = train_grid(given.curves, given.minutes, given.processes)
+    missing = len(SEEDS) * len(grid_of(make_spec())) - sum(map(len, curves.values()))
     if missing:
         print(f"{missing} curves are missing; the same command trains them")
         return

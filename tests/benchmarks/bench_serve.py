@@ -25,7 +25,7 @@ from starlab.platform.runs.folder import runs_folder
 from starlab.platform.serving.joints_input import joints_from_file
 from starlab.platform.serving.recognise import recognise
 from starlab.platform.serving.recogniser import Place, locate
-from starlab.platform.serving.served import ServeOptions, start, stop
+from starlab.platform.serving.served import ServeOptions, start
 from starlab.platform.serving.video_input import VideoInput
 
 CLIENTS = 8
@@ -48,7 +48,7 @@ def main() -> None:
     for batch in (1, 8):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = int(free.getsockname()[1])
-        start(place, ServeOptions(port=port, batch=batch))
+        service = start(place, ServeOptions(port=port, batch=batch))
         for clients in (1, CLIENTS):
             _ask(port, body, 4, clients)  # warm
             began = time.perf_counter()
@@ -59,7 +59,7 @@ def main() -> None:
             )
         if batch == 8:
             _refuse_two_gigabytes(port)
-        stop()
+        service.stop()
     base_rate, base_p95 = rows[0][1], rows[0][2]
     print(f"\n{'':<28}{'requests/s':>12}{'of plain':>10}{'p95, ms':>10}{'of plain':>10}")
     for name, rate, p95 in rows:
@@ -109,7 +109,8 @@ def _ask(port: int, body: bytes, requests: int, clients: int) -> list[float]:
 
 def _refuse_two_gigabytes(port: int) -> None:
     """Send 2 GB without a declared length, and print how far it came and how much memory the service's processes gained."""
-    family = [process for process in psutil.Process().children(recursive=True) if "ray::" in " ".join(process.cmdline()[:1])]
+    this = psutil.Process()
+    family = [this, *(process for process in this.children(recursive=True) if "ray::" in " ".join(process.cmdline()[:1]))]
     before, most, sent, chunk = _memory(family), 0.0, 0, bytes(2**20)
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         head = b'--b\r\nContent-Disposition: form-data; name="video"; filename="big.mp4"\r\n\r\n'

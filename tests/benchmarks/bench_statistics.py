@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from starlab.platform.reports.bootstrap import two_level_bootstrap
 from starlab.platform.reports.simulated import Effects, hits, subjects_of
-from starlab.platform.reports.statistics import Spread, holm, spread, two_level_bootstrap
+from starlab.platform.reports.statistics import Spread, holm, spread
 
 SEEDS = (2, 3, 5, 10)
 BOOTSTRAPS = 300

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from tiny import TINY
 
 from starlab.experiments.spec import Spec, load_spec
 from starlab.pipelines.generated.penn_action import write_penn_action
@@ -30,14 +31,10 @@ from starlab.platform.trainer import RunResult, train
 from starlab.platform.worker.tasks import TrainTask
 
 SYNTHETIC = dataclasses.replace(load_spec("demo").data.synthetic, train_clips_per_class=6, test_clips_per_class=3, size_px=48)
-TINY = [
+SHORT = [
+    *TINY,
     "data.synthetic.train_clips_per_class=6",
     "data.synthetic.test_clips_per_class=3",
-    "data.synthetic.size_px=48",
-    "data.frames=4",
-    "data.size=24",
-    "model.dim=16",
-    "model.heads=2",
     "train.epochs=2",
     "train.log_every_steps=1",
     "train.checkpoint_every_steps=3",
@@ -51,10 +48,10 @@ class Training:
 
     store: Path
     folder: Path
-    overrides: tuple[str, ...] = tuple(TINY)
+    overrides: tuple[str, ...] = tuple(SHORT)
 
     def spec(self, *overrides: str) -> Spec:
-        return load_spec("demo", [*TINY, f"data.store={self.store}", *overrides])
+        return load_spec("demo", [*SHORT, f"data.store={self.store}", *overrides])
 
     def run(self, runs: Path, *overrides: str, say: Callable[[str], None] = lambda _: None) -> RunResult:
         return train(self.spec(*overrides), runs=runs, say=say)
@@ -64,7 +61,7 @@ class Training:
     ) -> subprocess.Popen[str]:
         """Start the command line in a separate process. `script` is Python code that runs before it."""
         code = f"{script or ''}\nfrom starlab.platform.cli import main\nmain()"
-        command = [sys.executable, "-c", code, *words, *TINY, f"data.store={self.store}", *overrides]
+        command = [sys.executable, "-c", code, *words, *SHORT, f"data.store={self.store}", *overrides]
         environment = os.environ | {"STARLAB_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
         environment.pop("RAY_ADDRESS", None)
         return subprocess.Popen(

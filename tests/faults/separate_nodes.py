@@ -1,6 +1,7 @@
 """Ray nodes that are as separate as machines: own network, processes, mounts and host name each, over one shared file system.
 
-A node's power can be cut: its processes die without a last packet, so that no other node learns of it. Needs root.
+A node's power can be cut: its processes die without a last packet, so that no other node learns of it. Its network can be cut
+too, as if the cable were pulled: its processes go on. Needs root.
 """
 
 from __future__ import annotations
@@ -50,17 +51,21 @@ class SeparateNodes:
         self.address = f"{self._net}.1:6399"
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("link", "set", self._bridge, "up")
+        self.start_head()
+
+    def start_head(self) -> None:
+        """Start the head; after its power was cut, a new one with the same address."""
         self.start("head", 1, "--head", "--port=6399", "--num-cpus=0", "--include-dashboard=false")
-        self._until_up(1)
+        self.until_alive(1)
 
     def add(self, name: str, number: int, cpus: int = 1, *options: str) -> None:
         """Start a worker node. `number` is the last part of its address, 2 or more."""
         alive = self._alive()
         self.start(name, number, f"--address={self.address}", f"--num-cpus={cpus}", *options)
-        self._until_up(alive + 1)
+        self.until_alive(alive + 1)
 
     def start(self, name: str, number: int, *options: str) -> None:
-        """Start Ray in namespaces of its own without waiting for it."""
+        """Start Ray in namespaces of its own without waiting for it. When it ends it is started again, as a service does."""
         space, address = self._space(name), f"{self._net}.{number}"
         link, peer = f"sl{self._tag}{name[:5]}", f"sp{self._tag}{name[:5]}"
         _ip("netns", "add", space)
@@ -78,7 +83,7 @@ class SeparateNodes:
         # An own /tmp/ray and /dev/shm, because all nodes use the same names there.
         script = (
             f"hostname {name}; mkdir -p /tmp/ray; mount --bind {temp} /tmp/ray; mount -t tmpfs -o size=256m tmpfs /dev/shm; "
-            f"exec {' '.join(command)}"
+            f"while true; do {' '.join(command)}; sleep 2; done"
         )
         self._shells[name] = subprocess.Popen(
             ["ip", "netns", "exec", space, "unshare", "-pfmu", "--kill-child", "--mount-proc", "bash", "-c", script],
@@ -113,6 +118,21 @@ class SeparateNodes:
         _ip("netns", "del", self._space(name))
         subprocess.run(["ip", "link", "del", f"sl{self._tag}{name[:5]}"], capture_output=True, check=False)
 
+    def cut_network(self, name: str) -> None:
+        """Unplug a node: no packet reaches it or leaves it any more."""
+        _ip("link", "set", f"sl{self._tag}{name[:5]}", "nomaster")
+
+    def heal_network(self, name: str) -> None:
+        """Plug a node in again."""
+        _ip("link", "set", f"sl{self._tag}{name[:5]}", "master", self._bridge)
+
+    def until_alive(self, nodes: int) -> None:
+        """Wait until Ray counts so many nodes, the head included."""
+        deadline = time.monotonic() + 240
+        while self._alive() < nodes:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {nodes} nodes in 240 s; see {self._folder}")
+
     def close(self) -> None:
         """End all nodes and remove their networks."""
         for name in [*self._shells]:
@@ -136,12 +156,6 @@ class SeparateNodes:
             check=False,
         )
         return next((int(line.split()[1]) for line in said.stdout.splitlines() if line.startswith("alive")), 0)
-
-    def _until_up(self, nodes: int) -> None:
-        deadline = time.monotonic() + 240
-        while self._alive() < nodes:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no {nodes} nodes in 240 s; see {self._folder}")
 
 
 def _ip(*words: str) -> None:

@@ -1,4 +1,4 @@
-"""Nodes as separate as machines, of which one loses its power. Row 24 of docs/reliability.md."""
+"""Nodes as separate as machines: one loses its power or its network, or the head restarts. Rows 24 of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from driven import EACH_ONE_CPU, LONG, Driven
 from separate_nodes import FAST_HEALTH_CHECKS, SeparateNodes, can_separate
 
 from starlab.platform.runs.events import Event, read_events
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.journal import read_points
+from starlab.platform.runs.records import Result
 
 pytestmark = [
     pytest.mark.slow_fault,
@@ -21,10 +24,16 @@ pytestmark = [
 ]
 
 
+RECONNECT = {"RAY_grpc_client_keepalive_timeout_ms": "15000"}
+"""As every deployment sets it."""
+RAYS_OWN = pytest.mark.parametrize("nodes", [RECONNECT], indirect=True, ids=["Ray's own health checks"])
+"""They give a node up after a minute instead of a quarter of one."""
+
+
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[SeparateNodes]:
+def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SeparateNodes]:
     """A head and two nodes of one CPU."""
-    nodes = SeparateNodes(tmp_path / "nodes", FAST_HEALTH_CHECKS)
+    nodes = SeparateNodes(tmp_path / "nodes", getattr(request, "param", FAST_HEALTH_CHECKS))
     try:
         nodes.add("one", 2)
         nodes.add("two", 3)
@@ -51,6 +60,13 @@ def drive(training, nodes: SeparateNodes, tmp_path: Path) -> Iterator[Callable[.
             one.process.wait()
 
 
+def steps_once(run: Driven) -> None:
+    """Assert that every step is in the journal, and that each is there once."""
+    keys = [(p.key, p.step) for p in read_points(run.folder / "journal.jsonl")]
+    assert len(keys) == len(set(keys))
+    assert sorted(run.losses()) == list(range(1, RunFolder(run.folder).require(Result).steps + 1))
+
+
 def first(run: Driven, kind: str) -> Event:
     return next(event for event in read_events(run.folder) if event.kind == kind)
 
@@ -73,3 +89,62 @@ def test_a_node_without_power_is_named_within_twenty_seconds_and_the_run_goes_on
     run.until(lambda: len(run.said("workers")) > 3)
     assert run.end() == 0, run.output()
     assert {world for world, _ in run.sequence().values()} == {1, 2}
+
+
+@RAYS_OWN
+def test_a_network_that_is_cut_for_thirty_seconds_costs_no_step(
+    training, nodes: SeparateNodes, drive: Callable[..., Driven]
+) -> None:
+    run = drive("resources.workers=2", pause=0.05)
+    run.until(lambda: run.steps() > 15)
+    cut_at = time.time()
+    nodes.cut_network("two")
+    run.until(lambda: run.said("node_silent"), 25)
+    time.sleep(max(0.0, cut_at + 30 - time.time()))
+    steps = run.steps()
+    nodes.heal_network("two")
+    run.until(lambda: run.said("node_back"), 30)
+    assert "node two" in run.said("node_back")[0]
+    run.until(lambda: run.steps() > steps)
+    training.note("24a", "network of a node cut for 30 s; seconds from the cut to the next step", time.time() - cut_at, 0)
+    assert run.end() == 0, run.output()
+    assert run.said("node_lost") == run.said("restarted") == []
+    steps_once(run)
+
+
+@RAYS_OWN
+def test_a_network_that_is_cut_for_three_minutes_costs_the_steps_since_the_checkpoint(
+    training, nodes: SeparateNodes, drive: Callable[..., Driven]
+) -> None:
+    run = drive("resources.workers=2", pause=0.05)
+    run.until(lambda: run.steps() > 15)
+    cut_at = time.time()
+    nodes.cut_network("two")
+    run.until(lambda: run.said("node_lost"), 100)
+    run.until(lambda: run.said("waiting"), 60)
+    time.sleep(max(0.0, cut_at + 180 - time.time()))
+    assert run.process.poll() is None, run.output()
+    steps = run.steps()
+    nodes.heal_network("two")
+    run.until(lambda: run.steps() > steps, 200)
+    training.measure("24b", "network of a node cut for 3 minutes; seconds from the cut to the next step", run.folder, cut_at)
+    assert run.end() == 0, run.output()
+    assert len(run.said("restarted")) == 1
+    steps_once(run)
+
+
+@RAYS_OWN
+def test_after_the_head_restarts_its_nodes_join_the_new_one_and_the_same_command_goes_on(
+    training, nodes: SeparateNodes, drive: Callable[..., Driven]
+) -> None:
+    run = drive("resources.workers=2", pause=0.05)
+    run.until(lambda: run.steps() > 25)
+    lost_at, steps = time.time(), run.steps()
+    nodes.cut_power("head")
+    run.process.wait(30)
+    nodes.start_head()
+    again = drive("resources.workers=2", pause=0.05)
+    again.until(lambda: again.steps() > steps)
+    training.measure("24c", "power failure of the head, the same command on a new one", run.folder, lost_at)
+    assert again.end() == 0, again.output()
+    steps_once(again)

@@ -4,57 +4,42 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
 import ray.train
-from ray.cluster_utils import Cluster as Nodes
+from many_nodes import ONE_CPU, join, nodes_on_this_machine
 from ray.train import RunConfig
 from ray.train.torch import TorchTrainer
 
 from starlab.experiments.spec import load_spec
-from starlab.platform.cluster.connect import SETTINGS, describe_cluster
+from starlab.platform.cluster.connect import describe_cluster
 from starlab.platform.cluster.network import NodeAddressTorchConfig
 from starlab.platform.cluster.placement import Placement, place, worker_group
 
 pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(900)]
-CLIPS_PER_NODE, WARM_UP, STEPS, DECODE_SECONDS = 4, 15, 25, 0.25
+CLIPS_PER_NODE, DECODE_SECONDS = 4, 0.25
+PERIOD_STEPS = 16
+"""A rank has two decode tasks, and a task decodes eight batches: batches come in bursts, which repeat after so many steps."""
+PERIODS = 3
+"""Periods that are measured, after as many that are not. Decode processes import for many seconds of processor
+time, so the first periods are slower."""
 
 
-@contextmanager
-def cluster_of(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    """A head without CPUs and these nodes."""
-    ray.shutdown()
-    for name, value in SETTINGS.items():
-        monkeypatch.setenv(name, value)
-    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
-    try:
-        for node in nodes:
-            cluster.add_node(object_store_memory=100_000_000, **node)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": SETTINGS})
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def measure(nodes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+def measure(nodes: int, folder: Path, monkeypatch: pytest.MonkeyPatch, periods: int = PERIODS) -> dict[str, float]:
     """Clips per second of all nodes, and processor time of the head's processes per clip."""
     folder.mkdir()
     spec = load_spec(
         "demo", [f"resources.workers={nodes}", f"train.global_batch={CLIPS_PER_NODE * nodes}", "resources.cpus_per_worker=1"]
     )
-    with cluster_of([{"num_cpus": 2}] * nodes, monkeypatch) as cluster:
+    with nodes_on_this_machine([ONE_CPU | {"num_cpus": 2}] * nodes, monkeypatch) as cluster:
+        join(cluster)
         placement = place(spec, describe_cluster())
         head = [one.process.pid for kind in cluster.head_node.all_processes.values() for one in kind]
         TorchTrainer(
-            _loop(placement, head, folder),
+            _loop(placement, head, folder, periods),
             torch_config=NodeAddressTorchConfig(),
             scaling_config=worker_group(spec, placement),
             run_config=RunConfig(name="scaling", storage_path=str(folder)),
@@ -62,9 +47,9 @@ def measure(nodes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     return json.loads((folder / "measured.json").read_text())  # type: ignore[no-any-return]
 
 
-def _loop(placement: Placement, head: list[int], folder: Path):  # type: ignore[no-untyped-def]
+def _loop(placement: Placement, head: list[int], folder: Path, periods: int):  # type: ignore[no-untyped-def]
     """Return the training function, which Ray sends to the workers by value."""
-    warm_up, steps, per_node, decode_seconds = WARM_UP, STEPS, CLIPS_PER_NODE, DECODE_SECONDS
+    warm_up, steps, per_node, decode_seconds = periods * PERIOD_STEPS, periods * PERIOD_STEPS, CLIPS_PER_NODE, DECODE_SECONDS
 
     def loop() -> None:
         import numpy as np
@@ -134,14 +119,19 @@ def test_ranks_fill_the_v100s_that_were_asked_for_and_clips_are_decoded_on_the_c
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["resources.workers=4", "resources.gpus_per_worker=1", "resources.accelerator=V100", "resources.cpus_per_worker=1"]
-    v100s = {"num_cpus": 2, "num_gpus": 2, "resources": {"accelerator_type:V100": 1}}  # two ranks leave no CPU to decode with
-    others = {"num_cpus": 0, "num_gpus": 4, "resources": {"accelerator_type:T4": 1}}
+    v100s = ONE_CPU | {
+        "num_cpus": 2,
+        "num_gpus": 2,
+        "resources": {"accelerator_type:V100": 1},
+    }  # two ranks leave no CPU to decode with
+    others = ONE_CPU | {"num_cpus": 0, "num_gpus": 4, "resources": {"accelerator_type:T4": 1}}
     spec = load_spec("demo", [*asked, "train.global_batch=16"])
-    with cluster_of([v100s, others, {"num_cpus": 4}, v100s], monkeypatch):
+    with nodes_on_this_machine([v100s, others, ONE_CPU | {"num_cpus": 4}, v100s], monkeypatch) as cluster:
+        join(cluster)
         kinds = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
         placement = place(spec, describe_cluster())
         TorchTrainer(
-            _loop(placement, [], tmp_path),
+            _loop(placement, [], tmp_path, 1),
             torch_config=NodeAddressTorchConfig(backend="gloo"),
             scaling_config=worker_group(spec, placement),
             run_config=RunConfig(name="placed", storage_path=str(tmp_path)),
@@ -154,5 +144,5 @@ def test_ranks_fill_the_v100s_that_were_asked_for_and_clips_are_decoded_on_the_c
 
 
 def test_ranks_on_cpus_go_to_different_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure(2, tmp_path / "two", monkeypatch)
+    measure(2, tmp_path / "two", monkeypatch, periods=1)
     assert (tmp_path / "two" / "rank-0").read_text() != (tmp_path / "two" / "rank-1").read_text()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import mc3_18
 
-from starlab.models.trunks import STAGES, Mc3Trunk
+from starlab.models.trunks import STAGES, Mc3Trunk, TinyTrunk
 
 
 def through(trunk: nn.Module, x: Tensor) -> Tensor:
@@ -50,3 +50,8 @@ def test_building_the_papers_model_does_not_import_torchvision() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_the_weights_of_the_tiny_trunk_keep_their_names_so_that_earlier_runs_can_be_read() -> None:
+    names = set(TinyTrunk().state_dict())
+    assert {"stem.0.0.weight", "stem.0.1.running_mean", "layer1.conv1.0.weight", "layer2.shortcut.0.weight"} <= names

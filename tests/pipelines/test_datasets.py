@@ -127,7 +127,11 @@ def test_the_folders_of_generated_people_keep_their_names(tmp_path: Path) -> Non
 
 
 def test_only_a_generated_data_set_can_go_without_a_place() -> None:
-    assert [name for name, dataset in DATASETS.items() if dataset.generator] == ["synthetic_penn_action", "synthetic_ntu"]
+    assert [name for name, dataset in DATASETS.items() if dataset.generator] == [
+        "synthetic_penn_action",
+        "synthetic_bystanders",
+        "synthetic_ntu",
+    ]
     with pytest.raises(SpecError, match=r"data.store is missing: name the folder that holds penn_action"):
         load_spec("demo", ["data.dataset=penn_action"])
 

@@ -195,8 +195,11 @@ for ending, codec in {
     "ts": "libx264",
     "mts": "libx264",
     "mpg": "mpeg2video",
+    "wmv": "wmv2",
+    "flv": "flv",
+    "ogv": "libvpx",
 }.items():
-    rate = {"b:v": "2M"} if codec in ("mpeg4", "mpeg2video") else {}
+    rate = {"b:v": "2M"} if codec in ("mpeg4", "mpeg2video", "wmv2", "flv", "libvpx") else {}
 
     def check_container(folder: Path, ending: str = ending, codec: str = codec, rate: dict[str, str] = rate) -> bool:
         def standard_rate(_: object, stream: av.VideoStream) -> None:
@@ -386,6 +389,9 @@ for ending, codec, message in (
     ("webm", "libvpx-vp9", "cut short"),
     ("ts", "libx264", "cut short"),
     ("gif", "gif", "cut short"),
+    ("wmv", "wmv2", "cut short"),
+    ("flv", "flv", "cut short"),
+    ("ogv", "libvpx", "cut short"),
 ):
 
     def truncated(folder: Path, ending: str = ending, codec: str = codec) -> Path:
@@ -443,8 +449,8 @@ def _(folder: Path) -> Path:
 
 @refused("no video: another ending", "its name must end in .mp4, .m4v")
 def _(folder: Path) -> Path:
-    (folder / "a.wmv").write_bytes(b"0&\xb2u")
-    return folder / "a.wmv"
+    (folder / "a.rm").write_bytes(b".RMF")
+    return folder / "a.rm"
 
 
 def noisy() -> list[Frame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import pytest
 
 from starlab.pipelines.storage import Folder
 from starlab.platform import group_watch
-from starlab.platform.group_watch import Growth, NodeWatch, takes_connections
+from starlab.platform.group_watch import Answer, Growth, NodeWatch, ask_for_connection
 from starlab.platform.runs.events import read_events
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.records import WorkerNodes
@@ -22,13 +23,16 @@ class Cluster:
     """Two nodes with a rank each, of which tests change what they answer."""
 
     def __init__(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.silent, self.dead = folder, set[str](), set[str]()
+        self.folder, self.silent, self.refusing, self.dead = folder, set[str](), set[str](), set[str]()
         monkeypatch.setattr(group_watch, "_nodes", self._nodes)
         monkeypatch.setattr(group_watch, "checkpoint_steps", lambda _: [10, 20])
         monkeypatch.setattr(RunFolder, "stored_checkpoints", property(lambda folder: Folder(folder.path)))
         folder.path.mkdir()
         folder.write(WorkerNodes(nodes=("a", "b")))
-        self.watch = NodeWatch(folder, THEN, 600.0, lambda address, _: address not in self.silent)
+        self.watch = NodeWatch(folder, THEN, 600.0, ask=self._ask)
+
+    def _ask(self, address: str, _: int) -> Answer:
+        return Answer.NONE if address in self.silent else Answer.REFUSED if address in self.refusing else Answer.TAKEN
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [
@@ -38,6 +42,7 @@ class Cluster:
                 "NodeManagerAddress": f"10.0.0.{number}",
                 "NodeManagerHostname": f"host-{node}",
                 "NodeManagerPort": 1,
+                "Resources": {"CPU": 1.0} if node not in self.dead else {},
             }
             for number, node in enumerate("abc", 1)
         ]
@@ -89,17 +94,70 @@ def test_a_node_that_ray_gives_up_is_said_to_be_lost_once(cluster: Cluster) -> N
     assert says == ("node host-b (10.0.0.2) with rank 1 is lost: Ray has given it up. From the checkpoint of step 20, " + THEN)
 
 
+def test_a_node_whose_ray_has_ended_is_lost_after_three_looks_before_ray_notices(cluster: Cluster) -> None:
+    cluster.refusing.add("10.0.0.2")
+    assert cluster.look(group_watch.MISSED_ANSWERS - 1) == []
+    [(kind, says)] = cluster.look(5)
+    assert kind == "node_lost"
+    assert "is lost: its Ray has ended. From the checkpoint of step 20" in says
+    cluster.dead.add("b")
+    assert len(cluster.look()) == 1  # said once
+
+
+def test_many_silent_nodes_take_no_longer_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunFolder, "stored_checkpoints", property(lambda folder: Folder(folder.path)))
+    monkeypatch.setattr(group_watch, "checkpoint_steps", lambda _: [])
+    nodes = [
+        {"NodeID": str(at), "Alive": True, "NodeManagerAddress": str(at), "NodeManagerHostname": str(at), "NodeManagerPort": 1}
+        for at in range(50)
+    ]
+    monkeypatch.setattr(group_watch, "_nodes", lambda: nodes)
+    asked_together = threading.Barrier(50, timeout=30)
+
+    def silence(*_: object) -> Answer:
+        asked_together.wait()
+        return Answer.NONE
+
+    folder = RunFolder(tmp_path)
+    folder.write(WorkerNodes(nodes=tuple(map(str, range(50)))))
+    watch = NodeWatch(folder, THEN, 600.0, ask=silence)
+    for _ in range(group_watch.MISSED_ANSWERS):
+        watch.look()
+    assert [event.kind for event in read_events(tmp_path)] == ["node_silent"] * 50
+
+
 def test_a_node_without_a_worker_of_the_run_does_not_matter(cluster: Cluster) -> None:
     cluster.dead.add("c")
     cluster.silent.add("10.0.0.3")
     assert cluster.look(5) == []
 
 
+def test_a_node_that_decodes_clips_is_named_too(cluster: Cluster) -> None:
+    cluster.watch = NodeWatch(cluster.folder, THEN, 600.0, decodes=True, ask=cluster._ask)
+    cluster.silent.add("10.0.0.3")
+    [(kind, says)] = cluster.look(5)
+    assert (kind, says.split(" has not")[0]) == ("node_silent", "node host-c (10.0.0.3), where clips may be decoded,")
+    assert says.endswith("other nodes decode them")
+    cluster.dead.add("c")
+    assert cluster.look(5)[-1] == (
+        "node_lost",
+        "node host-c (10.0.0.3), where clips may be decoded, is lost: Ray has given it up. Its clips are decoded on "
+        "other nodes",
+    )
+
+
+def test_a_decoding_node_that_ends_in_order_is_not_worth_a_word(cluster: Cluster) -> None:
+    cluster.watch = NodeWatch(cluster.folder, THEN, 600.0, decodes=True, ask=cluster._ask)
+    assert cluster.look() == []
+    cluster.dead.add("c")
+    assert cluster.look(3) == []
+
+
 def test_a_living_machine_answers_also_where_nothing_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert takes_connections("127.0.0.1", port)
-    assert takes_connections("127.0.0.1", port)  # refused, by a kernel that is there
+        assert ask_for_connection("127.0.0.1", port) is Answer.TAKEN
+    assert ask_for_connection("127.0.0.1", port) is Answer.REFUSED  # by a kernel that is there
 
 
 @pytest.mark.parametrize("error", [TimeoutError, OSError("No route to host")])
@@ -110,7 +168,7 @@ def test_an_address_from_which_nothing_comes_back_does_not_answer(
         raise error
 
     monkeypatch.setattr(group_watch.socket, "create_connection", no_way)
-    assert not takes_connections("10.0.0.2", 9)
+    assert ask_for_connection("10.0.0.2", 9) is Answer.NONE
 
 
 class Room:

@@ -22,10 +22,11 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "platform" / "cluster" / "tracking_compose.yaml").read_text())
-SMALL = ["data.frames=4", "data.size=24", "model.dim=16", "model.heads=2", "train.epochs=1", "data.validation_fraction=0.34"]
+SMALL = [*TINY_MODEL, "train.epochs=1", "data.validation_fraction=0.34"]
 
 
 def server_script() -> str:

@@ -178,7 +178,7 @@ class Step:
             torch.cuda.make_graphed_callables(self.model, (frames, joints), allow_unused_input=True)
         graphed = self.model.forward  # which the call above has replaced
 
-        def forward(frames: Tensor, joints: Tensor, bodies: Bodies | None = None) -> Tensor:
+        def forward(frames: Tensor, joints: Tensor | None = None, bodies: Bodies | None = None) -> Tensor:
             return graphed(frames, joints)  # a graph takes tensors alone
 
         self.model.forward = forward  # type: ignore[method-assign]

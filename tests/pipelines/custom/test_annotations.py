@@ -101,6 +101,14 @@ def test_an_array_of_objects_is_refused_and_so_is_damage(tmp_path: Path) -> None
         read_pickle(path)
 
 
+def test_a_part_that_a_small_file_refers_to_again_and_again_is_made_once(tmp_path: Path) -> None:
+    value: list[Any] = [0]
+    for _ in range(60):
+        value = [value, value]
+    found = read_pickle(write(tmp_path / "a.pkl", value))
+    assert found[0] is found[1]
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_pyskl_becomes_fractions_of_the_frame(tmp_path: Path, wrapped: bool) -> None:
     annotations = [pyskl(), pyskl(frame_dir="videos/v_02", keypoint_score=None)]

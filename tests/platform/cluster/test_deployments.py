@@ -21,6 +21,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
+from tiny import TINY
 
 from starlab.experiments.catalog import SpecError
 from starlab.platform.cluster.kuberay import manifest
@@ -29,15 +30,6 @@ from starlab.platform.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGED = ROOT / "platform" / "cluster"
-SMALL = [
-    "data.synthetic.train_clips_per_class=4",
-    "data.synthetic.test_clips_per_class=2",
-    "data.synthetic.size_px=48",
-    "data.frames=4",
-    "data.size=24",
-    "model.dim=16",
-    "model.heads=2",
-]
 
 
 def started_by_ray(demand: dict[str, float], count: int, unavailable: tuple[str, ...] = ()) -> dict[str, int]:
@@ -173,7 +165,7 @@ class FakeSlurm:
 def test_the_batch_script_trains_is_warned_queues_itself_again_and_goes_on(tmp_path: Path) -> None:
     runs, log = tmp_path / "runs", tmp_path / "log"
     # Before the warning thousands of epochs are left, and after it the run has only to load its checkpoint to be asked again.
-    long = ["train", "demo", *SMALL, "train.epochs=3000", "train.evaluate_every_epochs=3000", "train.log_every_steps=1"]
+    long = ["train", "demo", *TINY, "train.epochs=3000", "train.evaluate_every_epochs=3000", "train.log_every_steps=1"]
     slurm = FakeSlurm(tmp_path, number=80_000 + os.getpid() % 1000)
     script = write_script(BatchJob(arguments=long, runs=runs))
     for attempt in range(2):
@@ -326,3 +318,10 @@ def test_a_machine_of_ones_own_starts_with_a_token_and_without_open_metrics(tmp_
     ), head.stderr
     worker = on_premise(tmp_path, "worker", "10.0.0.1", **runs)
     assert worker.stdout.split() == ["start", "--block", "--address=10.0.0.1:6379", "--disable-usage-stats", "token", "false"]
+
+
+@pytest.mark.parametrize(
+    "file", ["cluster.yaml", *(f"platform/cluster/{name}" for name in ("on_premise.sh", "slurm.sh", "kuberay.yaml"))]
+)
+def test_every_way_to_a_cluster_lets_nodes_find_each_other_again_after_a_cut_of_the_network(file: str) -> None:
+    assert re.search(r"RAY_grpc_client_keepalive_timeout_ms(=|, value: \")15000", (ROOT / file).read_text())

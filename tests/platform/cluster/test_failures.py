@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
@@ -11,7 +11,10 @@ from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
+from starlab.platform.cluster.controllers import PatientGroup
 from starlab.platform.cluster.failures import explain, is_lack_of_room
 
 MEMORY = OutOfMemoryError(
@@ -76,3 +79,15 @@ def test_only_a_group_that_found_no_room_counts_as_lack_of_room() -> None:
     assert not is_lack_of_room(ControllerError(WorkerGroupStartupFailedError("died while it started")))
     assert not is_lack_of_room(WorkerGroupError("long", {0: died()}))
     assert explain(ControllerError(WorkerGroupStartupFailedError("died\nwhile it started"))) == "while it started"
+
+
+def test_a_worker_that_cannot_be_reached_for_a_while_stays_in_its_group_and_a_dead_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = WorkerHealthCheckFailedError("no answer", ActorUnavailableError("RPC failed", None))
+    dead = WorkerHealthCheckFailedError("no answer", died())
+    found = [WorkerStatus(running=False, error=away), WorkerStatus(running=False, error=dead), WorkerStatus(running=True)]
+    monkeypatch.setattr(WorkerGroup, "_poll_workers_and_collect_errors", lambda *_: found)
+    group = object.__new__(PatientGroup)
+    assert group._poll_workers_and_collect_errors(1.0) == [WorkerStatus(running=True), *found[1:]]
+    assert "the network to its node is broken" in explain(WorkerGroupError("", {0: away}))

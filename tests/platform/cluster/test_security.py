@@ -16,6 +16,7 @@ import grpc
 import psutil
 import pytest
 from ray.job_submission import JobSubmissionClient
+from tiny import TINY
 
 from starlab.platform import cli
 from starlab.platform.cluster.jobs import stop_job
@@ -25,16 +26,7 @@ if TYPE_CHECKING:
     from conftest import Head
 
 ROOT = Path(__file__).resolve().parents[3]
-SMALL = [
-    "data.synthetic.train_clips_per_class=4",
-    "data.synthetic.test_clips_per_class=2",
-    "data.synthetic.size_px=48",
-    "data.frames=4",
-    "data.size=24",
-    "model.dim=16",
-    "model.heads=2",
-    "train.log_every_steps=1",
-]
+SMALL = [*TINY, "train.log_every_steps=1"]
 # One call of each of Ray's services; PushTask runs code, GetAllNodeInfo names the cluster's machines.
 CALLS = {
     "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo": "GCS",

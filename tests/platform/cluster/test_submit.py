@@ -533,6 +533,23 @@ def test_a_cluster_that_stays_away_is_given_up_with_the_way_back(monkeypatch: py
         job_log.follow(client, "job", DASHBOARD)
 
 
+def test_after_the_head_was_started_again_the_way_on_is_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_log, "_RETRY_SECONDS", 0.0)
+
+    class Restarted(Client):
+        """First no connection, then a head that has never heard of the job."""
+
+        answers = iter(
+            [ConnectionError("refused"), RuntimeError("Request failed with status code 404: Job job does not exist.")]
+        )
+
+        def get_job_status(self, job: str) -> JobStatus:
+            raise next(self.answers)
+
+    with pytest.raises(RunFailedError, match="does not know job any more, because its head was started again"):
+        job_log.follow(Restarted("log", [[1]] * 100), "job", DASHBOARD)
+
+
 def test_a_silent_connection_is_replaced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(job_log, "_SILENCE_SECONDS", 0.05)
     connections = iter(range(2))

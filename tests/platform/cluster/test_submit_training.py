@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
+from tiny import TINY
 
 from starlab.platform import cli
 
@@ -17,16 +18,7 @@ if TYPE_CHECKING:
 
     from conftest import Head
 
-SMALL = [
-    "data.synthetic.train_clips_per_class=4",
-    "data.synthetic.test_clips_per_class=2",
-    "data.synthetic.size_px=48",
-    "data.frames=4",
-    "data.size=24",
-    "model.dim=16",
-    "model.heads=2",
-    "train.epochs=1",
-]
+SMALL = [*TINY, "train.epochs=1"]
 
 
 def test_a_submitted_training_ends_with_its_result_in_the_shared_runs_folder(

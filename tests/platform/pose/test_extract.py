@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -19,11 +20,13 @@ from starlab.pipelines.datasets import DATASETS
 from starlab.pipelines.estimated_joints import EstimatedJoints
 from starlab.pipelines.skeletons import COCO
 from starlab.platform.errors import UserError
-from starlab.platform.pose.clips import open_clips
+from starlab.platform.pose import parts
+from starlab.platform.pose.clips import VideoFiles, open_clips
 from starlab.platform.pose.estimators import pose_settings
-from starlab.platform.pose.extract import Extraction, PoseProgress, extract
+from starlab.platform.pose.extract import Extraction, extract
 from starlab.platform.pose.joints_file import read_clips, settings_of
 from starlab.platform.pose.pictures import write_pictures
+from starlab.platform.pose.progress import PoseProgress
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +108,38 @@ def test_the_file_is_the_same_for_any_number_of_workers_and_says_how_it_was_made
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("header_says", [45, 90])
+def test_a_long_video_is_shared_by_the_workers_and_has_the_same_joints(
+    code: Path, tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch, header_says: int
+) -> None:
+    write_video(tmp_path / "long" / "a.mp4", num_frames=45)
+    write_video(tmp_path / "long" / "b.mp4", num_frames=5)
+    run(tmp_path / "long", tmp_path / "whole.parquet", workers=1)
+    monkeypatch.setattr(parts, "LEAST_FRAMES", 16)
+    monkeypatch.setattr(VideoFiles, "length", lambda _, number: (header_says, 5)[number])
+    told: list[PoseProgress] = []
+    assert run(tmp_path / "long", tmp_path / "parts.parquet", workers=2, told=told).bad == {}
+    assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert told[-1].videos_done == 2
+    assert told[0].seconds_left is None or told[0].seconds_left >= 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_long_video_that_is_damaged_says_why(
+    code: Path, tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "long" / "a.mp4", num_frames=45)
+    write_video(tmp_path / "long" / "b.mp4", num_frames=5)
+    whole = (tmp_path / "long" / "a.mp4").read_bytes()
+    (tmp_path / "long" / "a.mp4").write_bytes(whole[: len(whole) - 200])
+    monkeypatch.setattr(parts, "LEAST_FRAMES", 16)
+    monkeypatch.setattr(VideoFiles, "length", lambda _, number: (45, 5)[number])
+    bad = run(tmp_path / "long", tmp_path / "joints.parquet", workers=2).bad
+    assert list(bad) == ["a"]
+    assert "cut short" in bad["a"]
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_a_second_call_estimates_only_what_is_new_or_has_changed(
     code: Path, videos: Path, tmp_path: Path, write_video: WriteVideo
 ) -> None:
@@ -124,6 +159,14 @@ def test_a_second_call_estimates_only_what_is_new_or_has_changed(
     assert len(after["v1"]) == 7
     for name in ("v0", "v2", "v3"):
         np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_two_calls_at_once_do_not_write_one_file(code: Path, videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "joints.parquet"
+    with (tmp_path / ".joints.parquet.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another process estimates joints into .*joints\.parquet: wait for it, or name"):
+            run(videos, out)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -1,6 +1,7 @@
 """Comparisons of simulated runs: rows, pairs, verdicts, and honesty where there is little to go by."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,18 +236,88 @@ def test_damaged_predictions_and_records_are_named(tmp_path: Path) -> None:
     assert rows_of(comparison)["ff"].difference.seeds == 1  # type: ignore[union-attr]
 
 
-def test_by_makes_rows_of_a_key_and_pairs_them_by_what_is_left_open(tmp_path: Path) -> None:
-    folders = []
-    right = drawn([0.95, 0.95, 0.8, 0.8], 2)
-    for index, (encoder, lr) in enumerate((("FZ", 0.1), ("FZ", 0.2), ("FF", 0.1), ("FF", 0.2))):
-        for seed in range(2):
-            spec = spec_of({"model.encoder": encoder, "train.lr": lr}, seed)
-            folders.append(write_run(tmp_path / f"r{index}-{seed}", right[index][seed], spec))
+def grid_of_runs(runs: Path, right: np.ndarray, seeds: int = 3) -> list[RunFolder]:
+    """FZ and FF at two learning rates: right[0] to right[3] are FZ at 0.1, FZ at 0.2, FF at 0.1 and FF at 0.2."""
+    return [
+        write_run(runs / f"r{index}-{seed}", right[index][seed], spec_of({"model.encoder": encoder, "train.lr": lr}, seed))
+        for index, (encoder, lr) in enumerate((("FZ", 0.1), ("FZ", 0.2), ("FF", 0.1), ("FF", 0.2)))
+        for seed in range(seeds)
+    ]
+
+
+def test_by_averages_over_the_settings_it_leaves_open_and_the_seeds_alone_are_replicates(tmp_path: Path) -> None:
+    right = drawn([0.95, 0.75, 0.85, 0.65], 3)
+    folders = grid_of_runs(tmp_path, right)
     assert len(compare(read_results(folders)).rows) == 4
     comparison = compare(read_results(folders), by=["model.encoder"])
     assert [row.name for row in comparison.rows] == ["encoder=FZ", "encoder=FF"]
-    assert comparison.rows[1].difference.seeds == 4  # type: ignore[union-attr]
-    assert [note for note in comparison.notes if "also differ in train.lr" in note]
+    best, other = comparison.rows
+    by_seed = 100 * right[:2].mean(axis=(0, 2))
+    assert (best.seeds, best.settings, best.by_seed) == ((0, 1, 2), 2, pytest.approx(by_seed))
+    assert best.sd == pytest.approx(np.std(by_seed, ddof=1))  # not the 20 points between the learning rates
+    found = other.difference
+    assert found is not None
+    assert (found.seeds, found.settings, found.mcnemar) == (3, 2, ())
+    assert found.value == pytest.approx(100 * (right[2:].mean() - right[:2].mean()))
+    assert "3 paired seeds, each the mean over 2 settings, 300 clips" in comparison.sentences[0]
+    assert [note for note in comparison.notes if "runs of a row also differ in train.lr" in note]
+    assert json.loads(render(comparison, "json"))["rows"][1]["difference"]["settings"] == 2
+    assert " 3 " in next(line for line in render(comparison, "markdown").splitlines() if line.startswith("| encoder=FZ"))
+
+
+def test_settings_are_not_more_seeds(tmp_path: Path) -> None:
+    right = np.repeat(drawn([0.95, 0.85], 1), 5, axis=1)  # one training copied to five learning rates says nothing new
+    folders = [
+        write_run(
+            tmp_path / f"{encoder}-{lr}", right[index][lr], spec_of({"model.encoder": encoder, "train.lr": 0.1 * (lr + 1)})
+        )
+        for index, encoder in enumerate(("FZ", "FF"))
+        for lr in range(5)
+    ]
+    row = compare(read_results(folders), by=["model.encoder"]).rows[1]
+    assert row.difference is not None
+    assert (row.difference.seeds, row.difference.settings, row.verdict) == (1, 5, "one seed, no verdict")
+
+
+def test_only_seeds_and_settings_of_which_every_combination_ran_count(tmp_path: Path) -> None:
+    right = drawn([0.95, 0.75, 0.85, 0.65], 3)
+    folders = [folder for folder in grid_of_runs(tmp_path, right) if folder.path.name not in ("r1-1", "r1-2")]
+    comparison = compare(read_results(folders), by=["model.encoder"])
+    best, other = comparison.rows
+    assert (best.seeds, best.settings, best.left_out) == ((0, 1, 2), 1, ("r1-0",))
+    assert best.mean == pytest.approx(100 * right[0].mean())  # r1-0 alone would make seed 0 look worse than the others
+    assert [note for note in comparison.notes if "not part of the mean of their row" in note and "r1-0" in note]
+    assert (other.seeds, other.settings) == ((0, 1, 2), 2)
+    assert other.difference is not None
+    assert (other.difference.seeds, other.difference.settings) == (3, 1)
+    assert other.difference.value == pytest.approx(100 * (right[2].mean() - right[0].mean()))
+    assert [note for note in comparison.notes if note.startswith("rows have different settings")]
+    apart = [RunFolder(tmp_path / f"r{index}-{seed}") for index in (0, 3) for seed in range(3)]
+    assert compare(read_results(apart), by=["model.encoder"]).rows[1].reason == (
+        "at no seed does it have a run with the same other settings as a run of the base"
+    )
+
+
+def test_runs_of_one_spec_on_other_data_are_not_replicates(tmp_path: Path) -> None:
+    right = drawn([0.9, 0.8], 3)
+    folders = [write_run(tmp_path / f"zb-{seed}", right[0][seed], spec_of({}, seed)) for seed in range(3)]
+    for seed in range(3):
+        other = write_run(tmp_path / f"more-{seed}", right[1][seed], spec_of({"data.store": "/data/more"}, seed))
+        other.update(RunInfo, lambda info: replace(info, tags={**info.tags, "starlab.data_fingerprint": "ffff"}))
+        folders.append(other)
+    comparison = compare(read_results(folders))
+    assert [len(row.runs) for row in comparison.rows] == [3, 3]
+    assert [note for note in comparison.notes if "the same spec and other data" in note and "more-0" in note]
+    assert not [note for note in comparison.notes if "the newer one counts" in note]
+
+
+def test_a_run_on_other_clips_is_not_part_of_the_mean_beside_the_interval(tmp_path: Path) -> None:
+    right = drawn([0.95, 0.8], 3, 200)
+    folders = two_rows(tmp_path, right)
+    write_run(tmp_path / "zb-1", np.zeros(200, bool), spec_of({}, 1), clip_ids=[f"other-{number}" for number in range(200)])
+    row = rows_of(compare(read_results(folders)))["zb"]
+    assert (row.seeds, row.left_out) == ((0, 2), ("zb-1",))
+    assert row.mean == pytest.approx(100 * right[0][[0, 2]].mean())
 
 
 def test_several_code_versions_and_optimistic_selection_are_warned_of(tmp_path: Path) -> None:

@@ -111,6 +111,16 @@ def test_an_empty_column_is_left_out(comparison: Comparison) -> None:
     assert "98.7" in render(with_paper, "markdown")
 
 
+def test_the_joint_error_stands_beside_the_accuracy_of_models_that_find_joints(comparison: Comparison) -> None:
+    assert "PCK" not in render(comparison, "markdown")
+    first, second = comparison.rows
+    found = [replace(run, test=run.test | {"pck_0.2": 0.9 + 0.02 * number}) for number, run in enumerate(first.runs)]
+    with_pck = replace(comparison, rows=(replace(first, runs=tuple(found)), second))
+    assert "PCK@0.2 %" in render(with_pck, "markdown")
+    assert "| 92.0 |" in render(with_pck, "markdown")
+    assert [record["pck_0.2"] for record in records(with_pck)] == [pytest.approx(0.92), None]
+
+
 def test_latex_has_only_letters_that_it_knows_without_a_package(comparison: Comparison) -> None:
     rows = (replace(comparison.rows[0], name="σ ≤ 2 × é, 中"), *comparison.rows[1:])
     text = render(replace(comparison, rows=rows), "latex")

@@ -14,7 +14,7 @@ from starlab.platform.reports.print_figures import write_print_figures
 from starlab.platform.reports.report import report
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import Result
-from starlab.platform.runs.search_records import SearchSummary
+from starlab.platform.runs.search_records import AblationRecord, SearchSummary
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -117,6 +117,7 @@ def test_an_ablation_begins_with_its_claim_and_shows_verdicts_layers_pairings_an
     assert "4 rows against FZ/FB" in verdict
     assert "1 of 15 cells have no result yet" in verdict
     assert "98.7 %" in page
+    assert "3 seeds per cell, depth 1" in page  # rows of other depths are no seeds of these
     assert "F looks at the last frames&quot; holds" in page
 
 
@@ -198,3 +199,15 @@ def test_a_spec_of_another_version_is_reported_without_its_cost(finished_run: Ru
     spec = finished_run.read_json(SPEC)
     finished_run.write_json(SPEC, spec | {"model": spec["model"] | {"of_another_version": 1}})
     assert "of_another_version" in report(finished_run).read_text()
+
+
+def test_rows_that_differ_in_something_else_are_not_drawn_as_seeds_of_one_point(finished_ablation: RunFolder) -> None:
+    record = finished_ablation.require(AblationRecord)
+    other = next(cell for cell in record.cells if cell.row == "FF/FF")
+    cells = tuple(replace(cell, row="FF/FF, wide") if cell == other else cell for cell in record.cells)
+    rows = (*record.rows, replace(record.rows[0], name="FF/FF, wide"))
+    finished_ablation.write(replace(record, rows=rows, cells=cells))
+    page = report(finished_ablation).read_text()
+    same = "FF/FF, wide and FF/FF have the same"
+    assert f"Accuracy over layers: {same} layers and pairing and differ in something else." in page
+    assert f"Pairing of attentions: {same} pairing and differ in something else." in page

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from starlab.platform.reports.bootstrap import two_level_bootstrap
 from starlab.platform.reports.simulated import Effects, hits, subjects_of
 from starlab.platform.reports.statistics import (
     Spread,
@@ -15,7 +16,6 @@ from starlab.platform.reports.statistics import (
     share_explained,
     sign_flip,
     spread,
-    two_level_bootstrap,
 )
 
 
@@ -63,6 +63,32 @@ def test_the_mean_of_strata_is_the_mean_of_the_classes_recalls_and_a_class_of_on
     found = spread(scores, strata=strata)
     assert found.mean == pytest.approx(np.mean([scores[:, strata == label].mean() for label in range(3)]))
     assert found.floor == pytest.approx(50 / 52 / 3)
+
+
+def test_one_seed_of_strata_has_the_variance_of_a_stratified_sample() -> None:
+    strata = np.array([0] * 4 + [1] * 2 + [2] * 3)
+    scores = np.random.default_rng(5).normal(size=(1, 9))
+    parts = [scores[0, strata == label].var(ddof=1) / (strata == label).sum() / 9 for label in range(3)]
+    found = spread(scores, strata=strata, bounded=False)
+    assert found.unit_variance == pytest.approx(sum(parts))
+    assert found.unit_freedom == 9 - 3
+
+
+def test_a_class_of_one_clip_shows_no_spread_and_is_no_proof_of_none() -> None:
+    two_classes = np.repeat([[0.0, -1.0]], 3, axis=0)
+    assert spread(two_classes, strata=np.array([0, 1])).interval() == pytest.approx(spread(two_classes).interval())
+    one_alone = spread(np.repeat([[0.0, 0.0, 0.0, -1.0]], 3, axis=0), strata=np.array([0, 0, 0, 1]))
+    assert one_alone.unit_freedom == 3
+    assert one_alone.p_value() > 0.05
+
+
+def test_few_clips_of_many_classes_are_covered_as_often_as_promised() -> None:
+    random, strata, inside = np.random.default_rng(6), np.repeat(np.arange(40), 2), []
+    for _ in range(400):
+        base, row = hits([0.85, 0.85], 3, 80, Effects(row=1.0), random)
+        low, high = spread(row.astype(float) - base, strata=strata).interval()
+        inside.append(low <= 0 <= high)
+    assert np.mean(inside) > 0.95  # 0.92 without the factor n / (n − 1) of each class
 
 
 def test_no_difference_on_any_clip_is_no_proof_of_none() -> None:

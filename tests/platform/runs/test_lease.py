@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,36 @@ def test_a_lease_of_another_machine_is_free_once_it_has_expired_and_not_before(t
     lease._write(tmp_path, 4, elsewhere, seconds=0, released=False)
     with Lease.claim(tmp_path) as mine:
         assert mine.fence == 5
+
+
+def test_the_lease_of_a_process_that_died_with_its_machine_is_waited_for_and_that_is_said(tmp_path: Path) -> None:
+    elsewhere, said = replace(this_process(), host="node7", machine="another boot"), list[str]()
+    lease._write(tmp_path, 4, elsewhere, seconds=2, released=False)
+    with Lease.claim(tmp_path, wait=said.append) as mine:
+        assert mine.fence == 5
+    [line] = said
+    assert "on node7" in line
+    assert "runs out in 2 s" in line
+
+
+def test_a_process_on_another_machine_that_renews_its_lease_keeps_it(tmp_path: Path) -> None:
+    elsewhere = replace(this_process(), host="node7", machine="another boot")
+    lease._write(tmp_path, 4, elsewhere, seconds=60, released=False)
+    renew = threading.Timer(0.2, lambda: lease._write(tmp_path, 4, elsewhere, seconds=60, released=False))
+    renew.start()
+    with pytest.raises(RunTakenError, match="on node7"):
+        Lease.claim(tmp_path, wait=lambda _: None)
+    renew.join()
+
+
+def test_a_process_that_lives_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(RunTakenError):
+            Lease.claim(tmp_path, wait=pytest.fail)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
+from many_nodes import ONE_CPU, join, nodes_on_this_machine
 from ray.cluster_utils import Cluster as Nodes
+from tiny import TINY
 
 from starlab.experiments.spec import load_search
-from starlab.platform.cluster.connect import SETTINGS
 from starlab.platform.runs.events import read_events
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import read_points
@@ -21,14 +21,9 @@ from starlab.platform.search.search import search
 
 pytestmark = [pytest.mark.slow_fault, pytest.mark.timeout(900)]
 SMALL = [
+    *TINY,
     "data.synthetic.train_clips_per_class=16",
-    "data.synthetic.test_clips_per_class=2",
-    "data.synthetic.size_px=48",
-    "data.frames=4",
-    "data.size=24",
     "data.decode=worker",
-    "model.dim=16",
-    "model.heads=2",
     "train.epochs=12",
     "train.evaluate_every_epochs=1",
     "resources.cpus_per_worker=1",
@@ -40,17 +35,9 @@ SMALL = [
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A head without CPUs, where the search and its trials' drivers run, and three nodes of one CPU."""
-    ray.shutdown()
-    for name, value in SETTINGS.items():
-        monkeypatch.setenv(name, value)
-    cluster = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200_000_000})
-    for _ in range(3):
-        cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": SETTINGS})
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with nodes_on_this_machine([ONE_CPU] * 3, monkeypatch) as cluster:
+        join(cluster)
+        yield cluster
 
 
 def steps(run: Path) -> int:

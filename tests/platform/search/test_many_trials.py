@@ -52,7 +52,10 @@ def test_500_trials_keep_the_driver_small_and_the_cost_of_a_trial_flat(tmp_path:
     run_trials(study, ledger, folders, lambda: 2, say)
     assert len(ledger.trials()) == trials
     tenth = trials // 10
-    first, last = ends[2 * tenth] - ends[tenth], ends[-1] - ends[-1 - tenth]
-    print(f"{trials} trials: {max(memory) / 1e6:.0f} MB, {first / tenth:.2f}, then {last / tenth:.2f} s a trial")
+    costs = [(ends[stop - 1] - ends[stop - 1 - tenth]) / tenth for stop in range(2 * tenth, trials + 1, tenth)]
+    first, last = costs[0], costs[-1]
+    print(f"{trials} trials in {ends[-1] - ends[0]:.0f} s, {max(memory) / 1e6:.0f} MB")
+    print("s a trial, by tenths from the second:", *(f"{cost:.2f}" for cost in costs))
+    print("MB at the end of each tenth:", *(f"{memory[stop - 1] / 1e6:.0f}" for stop in range(tenth, trials + 1, tenth)))
     assert max(memory) < 2e9
     assert last < 2 * first  # the machine is not alone

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from ray import tune
 from ray.exceptions import OutOfMemoryError
 
@@ -264,3 +265,29 @@ def test_what_ray_throws_at_a_search_is_one_line_with_the_cause_and_the_fix(
         Tried(tmp_path, spec_of()).run(1)
     assert "\n" not in str(failed.value)
     assert "the same command goes on" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    "thrown",
+    [OSError(28, "No space left on device"), StorageInternalError(f"postgresql://me:{PASSWORD}@host\nis away")],
+    ids=["disk", "database"],
+)
+def test_a_full_disk_or_a_database_that_is_away_is_one_line_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thrown: Exception
+) -> None:
+    monkeypatch.setattr(tuning, "run_trial", by_value(plain_trial))
+    propose, calls = Ledger.propose, iter(range(100))
+
+    def fails_at_the_third(ledger: Ledger, *arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise thrown
+        return propose(ledger, *arguments)
+
+    tried = Tried(tmp_path, spec_of())
+    with monkeypatch.context() as broken:
+        broken.setattr(Ledger, "propose", fails_at_the_third)
+        with pytest.raises(RunFailedError, match="the same command goes on") as failed:
+            tried.run(4)
+    assert "\n" not in str(failed.value)
+    assert PASSWORD not in str(failed.value)
+    assert len(tried.run(4).trials()) == 4

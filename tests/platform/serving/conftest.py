@@ -88,6 +88,12 @@ def rgb_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return write_untrained(tmp_path_factory.mktemp("models") / "rgb", load_spec("demo", [*SMALL, "model.modality=rgb"]))
 
 
+@pytest.fixture(scope="session")
+def learned_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A model that finds the joints itself."""
+    return write_untrained(tmp_path_factory.mktemp("models") / "learned", load_spec("demo", [*SMALL, "model.pose=learned"]))
+
+
 def make_frames(count: int = FRAMES, height: int = 48, width: int = 64) -> list[NDArray[np.uint8]]:
     """A bright square that moves to the right over a grey slope."""
     slope = np.linspace(40, 90, width, dtype=np.uint8)

@@ -49,6 +49,20 @@ def test_onnx_runtime_computes_the_same_logits(recogniser: Recogniser, rgb_place
 
 
 @pytest.mark.slow
+def test_a_model_that_finds_the_joints_itself_is_exported_with_frames_as_its_only_input(
+    learned_place: Place, tmp_path: Path
+) -> None:
+    recogniser = learned_place.load()
+    assert len(example(recogniser, 2)) == 1
+    assert export(recogniser, tmp_path / "model.safetensors", "safetensors").difference == 0
+    assert export(recogniser, tmp_path / "model.pt2", "pt2").difference < 1e-4
+    pytest.importorskip("onnxscript", reason="needs the extra: pip install 'starlab[onnx]'")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra: pip install 'starlab[onnx]'")
+    assert export(recogniser, tmp_path / "model.onnx", "onnx").difference < 1e-4
+    assert [node.name for node in onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).get_inputs()] == ["frames"]
+
+
+@pytest.mark.slow
 def test_a_model_of_two_bodies_is_exported_with_its_mask(make: Any, tmp_path: Path) -> None:
     spec = load_spec(
         "demo", ["data.dataset=synthetic_ntu", "data.protocol=xsub", "data.frames=4", "data.size=24", "model.dim=16"]

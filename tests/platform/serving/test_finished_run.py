@@ -60,25 +60,45 @@ def test_ray_serve_answers_an_upload(run: RunResult, runs: Path, videos: Path) -
     import urllib.request
 
     from starlab.platform.serving.limits import Limits
-    from starlab.platform.serving.served import ServeOptions, start, stop
+    from starlab.platform.serving.served import ServeOptions, start
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="cannot be used"):
         start(locate(run.run_id, runs), ServeOptions(port=taken.getsockname()[1]))
+    service = start(locate(run.run_id, runs), ServeOptions(port=port, limits=Limits(max_megabytes=5)))
     try:
-        address = start(locate(run.run_id, runs), ServeOptions(port=port, limits=Limits(max_megabytes=5)))
         lines = []
         for name, path in (("video", videos / "one.mp4"), ("joints", videos / "joints.parquet")):
             head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="{path.name}"\r\n\r\n'
             lines.append(head.encode() + path.read_bytes() + b"\r\n")
         body = b"".join(lines) + b"--b--\r\n"
         request = urllib.request.Request(
-            f"{address}/predict", body, {"Content-Type": "multipart/form-data; boundary=b"}, method="POST"
+            f"{service.address}/predict", body, {"Content-Type": "multipart/form-data; boundary=b"}, method="POST"
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             found = json.loads(answer.read())
         assert found["frames"] == 40
         assert found["calibrated"] is True
+        assert megabytes_taken(port) < 40, "an upload without a length is refused as soon as it is larger than 5 MB"
     finally:
-        stop()
+        service.stop()
+
+
+def megabytes_taken(port: int) -> int:
+    """How much of an upload without an end the service reads before it closes the connection, with what the sockets hold."""
+    piece = bytes(2**20)
+    head = b'--b\r\nContent-Disposition: form-data; name="video"; filename="big.mp4"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(
+            f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            f"Transfer-Encoding: chunked\r\n\r\n{len(head):x}\r\n".encode()
+            + head
+            + b"\r\n"
+        )
+        for sent in range(500):
+            try:
+                connection.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            except OSError:
+                return sent
+    return 500

@@ -63,6 +63,14 @@ def test_a_model_without_joints_takes_none(rgb_place: Place, videos: Path) -> No
         PredictRequest(place=rgb_place, joints=videos / "joints.parquet").joints_of(recogniser)
 
 
+def test_a_model_that_finds_the_joints_itself_takes_none(learned_place: Place, videos: Path) -> None:
+    recogniser = learned_place.load()
+    assert not recogniser.needs_joints
+    assert recognise(recogniser, VideoInput(str(videos / "one.mp4"))).windows
+    with pytest.raises(UserError, match=r"reads no joints \(model.pose is learned\): leave --joints out"):
+        PredictRequest(place=learned_place, joints=videos / "joints.parquet").joints_of(recogniser)
+
+
 def test_joints_that_are_missing_or_do_not_fit_are_said(
     recogniser: Recogniser, videos: Path, make: Any, tmp_path: Path
 ) -> None:

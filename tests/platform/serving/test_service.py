@@ -19,7 +19,9 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 
+from starlab.pipelines.estimated_joints import write_joints
 from starlab.platform.errors import UserError
+from starlab.platform.serving import service
 from starlab.platform.serving.limits import Limits, check_binding
 from starlab.platform.serving.recogniser import Recogniser
 from starlab.platform.serving.service import make_app
@@ -125,6 +127,30 @@ def test_garbage_and_empty_videos_are_422_with_a_clear_line(
     joints = ("joints", "joints.parquet", (videos / "joints.parquet").read_bytes())
     status, found = upload(port, ("video", name, content), joints)
     assert (status, found["detail"][: len(says)]) == (422, says)
+
+
+@pytest.mark.parametrize("name", ["my film (1).mp4", "прыжок.mp4", "no ending", "x" * 240 + ".mp4", "joints.parquet"])
+def test_a_video_may_have_any_name(port: int, videos: Path, tmp_path: Path, make: Any, name: str) -> None:
+    write_joints(tmp_path / "j.parquet", [(f"folder/{name}", make.joints())])
+    joints = ("joints", "joints.parquet", (tmp_path / "j.parquet").read_bytes())
+    status, found = upload(port, ("video", name, (videos / "one.mp4").read_bytes()), joints)
+    assert (status, found.get("video")) == (200, name), found
+
+
+def test_joints_that_would_need_too_much_memory_are_refused_unread(
+    port: int, videos: Path, tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_MOST_JOINT_NUMBERS", 100)
+    write_joints(tmp_path / "j.parquet", [("one", make.joints())])
+    joints = ("joints", "joints.parquet", (tmp_path / "j.parquet").read_bytes())
+    status, found = upload(port, ("video", "one.mp4", (videos / "one.mp4").read_bytes()), joints)
+    assert (status, found["detail"]) == (422, "the joints are 1,563 numbers, more than the 100 that are taken")
+
+
+def test_a_window_without_an_end_is_refused(port: int, videos: Path) -> None:
+    video = ("video", "one.mp4", (videos / "one.mp4").read_bytes())
+    for value in ("inf", "nan", "1e300"):
+        assert upload(port, video, window_seconds=value)[0] == 422
 
 
 def test_joints_that_are_missing_garbage_or_of_another_video_are_422(port: int, videos: Path) -> None:

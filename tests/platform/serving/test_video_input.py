@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import wave
@@ -15,6 +16,7 @@ import av
 import numpy as np
 import pytest
 
+from starlab.pipelines.recording import read_recording
 from starlab.platform.serving.video_input import VideoError, VideoInput, VideoTooLongError, find_videos
 
 
@@ -39,6 +41,29 @@ def test_a_video_with_gaps_keeps_its_times(tmp_path: Path, make: Any) -> None:
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     assert [frame.seconds for frame in VideoInput(str(path)).frames()] == pytest.approx([at / 1000 for at in times])
+
+
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (0, 1, 1, 0)])
+def test_a_mirrored_video_is_shown_as_training_sees_it(tmp_path: Path, make: Any, matrix: tuple[int, ...]) -> None:
+    path, (a, b, c, d) = tmp_path / "mirrored.mp4", (number * 2**16 for number in matrix)
+    data = make.video(tmp_path / "a.mp4", make.frames()).read_bytes()
+    upright = struct.pack(">9i", 2**16, 0, 0, 0, 2**16, 0, 0, 0, 2**30)
+    assert data.count(upright) == 2, "of the movie and of its track"
+    whole, _, rest = data.partition(upright)
+    path.write_bytes(whole + upright + rest.replace(upright, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)))
+    first = next(VideoInput(str(path)).frames()).pixels
+    expected = make.frames()[0][:, ::-1] if matrix[0] else make.frames()[0].transpose(1, 0, 2)
+    assert first.shape == expected.shape
+    assert np.abs(first.astype(int) - expected).mean() < 4
+    [(_, trained)] = read_recording(path, None, 9999, only={0})
+    assert np.array_equal(first, trained)
+
+
+def test_a_damaged_video_is_refused_and_not_silently_short(videos: Path, tmp_path: Path) -> None:
+    whole = (videos / "one.mp4").read_bytes()
+    (tmp_path / "short.mp4").write_bytes(whole[: len(whole) - 20])
+    with pytest.raises(VideoError, match=r"short.mp4 cannot be read as a video: it is cut short"):
+        list(VideoInput(str(tmp_path / "short.mp4")).frames())
 
 
 def test_a_live_stream_is_read_from_a_pipe(tmp_path: Path, make: Any) -> None:

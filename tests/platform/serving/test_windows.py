@@ -10,6 +10,8 @@ import pytest
 from starlab.pipelines.augment import fit
 from starlab.pipelines.clip import DecodedClip
 from starlab.pipelines.sampling import pick_frames
+from starlab.platform.errors import UserError
+from starlab.platform.serving import windows
 from starlab.platform.serving.recogniser import Recogniser
 from starlab.platform.serving.video_input import TimedFrame
 from starlab.platform.serving.windows import Window, clips_of, sliding_windows
@@ -34,11 +36,11 @@ def timed(count: int, rate: float = 10.0) -> list[TimedFrame]:
     ],
 )
 def test_windows_cover_the_video_to_its_end(frames: int, length: int | None, stride: int, starts: list[int]) -> None:
-    windows = list(sliding_windows(timed(frames), length, stride))
-    assert [window.first for window in windows] == starts
-    assert all(len(window.frames) == min(frames, length or frames) for window in windows)
-    if windows:
-        assert windows[-1].first + len(windows[-1].frames) == frames
+    found = list(sliding_windows(timed(frames), length, stride))
+    assert [window.first for window in found] == starts
+    assert all(len(window.frames) == min(frames, length or frames) for window in found)
+    if found:
+        assert found[-1].first + len(found[-1].frames) == frames
 
 
 def test_a_window_comes_as_soon_as_its_last_frame_has() -> None:
@@ -63,6 +65,13 @@ def test_a_window_ends_when_its_last_frame_does() -> None:
 def test_a_window_of_no_frames_is_refused(length: int, stride: int) -> None:
     with pytest.raises(ValueError, match="at least 1 frame"):
         list(sliding_windows(timed(3), length, stride))
+
+
+def test_a_window_that_needs_too_much_memory_is_refused_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "MAX_WINDOW_BYTES", 10 * 48 * 64 * 3)
+    assert len(list(sliding_windows(timed(30), 10, 5))) == 5
+    with pytest.raises(UserError, match=r"a window of 11 frames or more needs above .* GiB of memory: set a shorter one with"):
+        list(sliding_windows(timed(30), None, 1))
 
 
 def test_one_person_is_what_an_evaluation_would_see(recogniser: Recogniser, make: Any) -> None:

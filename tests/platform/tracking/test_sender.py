@@ -7,6 +7,7 @@ from starlab.experiments.sections import TrackingConfig
 from starlab.experiments.spec import flatten
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import Journal
+from starlab.platform.tracking import sender as sending
 from starlab.platform.tracking.sender import ParentUnknownError, Sender, is_sent, sync, sync_all
 
 
@@ -143,3 +144,22 @@ def test_syncing_a_search_sends_its_trials_too(folder: RunFolder) -> None:
     assert "1 points sent" in said[1]
     assert is_sent(trial)
     assert len(history(trial, "a")) == 1
+
+
+def test_many_runs_that_send_to_one_server_slow_down_with_it(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, takes = [0.0], [0.01]
+
+    def send(*_: object) -> int:
+        now[0] += takes[0]
+        return 1
+
+    monkeypatch.setattr(sending, "sync", send)
+    monkeypatch.setattr(sending.time, "monotonic", lambda: now[0])
+    sender = Sender(folder, every_seconds=2.0)
+    assert sender._send_in_turn() == 2.0
+    takes[0] = 1.5
+    assert sender._send_in_turn() == pytest.approx(15.0)
+    takes[0] = 9.0
+    assert sender._send_in_turn() == 60.0  # never longer than a minute
+    takes[0] = 0.01
+    assert sender._send_in_turn() == 2.0

@@ -1,3 +1,6 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,6 +9,7 @@ from hypothesis import strategies as st
 from starlab.pipelines.schedule import EvalPlan
 from starlab.platform.recipe.metrics import Evaluation
 from starlab.platform.worker.evaluate import _merge
+from starlab.platform.worker.predictions import read_predictions, write_predictions
 
 
 def evaluation(labels: list[int], logits: list[list[float]]) -> Evaluation:
@@ -67,6 +71,26 @@ def test_a_clip_with_a_missing_view_is_left_out_and_listed_once() -> None:
 def test_one_view_keeps_the_models_logits_to_the_last_bit() -> None:
     logits = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
     assert (_merge([share([3, 1, 0, 4, 2], logits.tolist())], views=1).logits == logits[[2, 1, 4, 0, 3]]).all()
+
+
+def test_counts_of_joints_stand_behind_the_logits_and_are_summed_over_views() -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 4))
+    hits = np.arange(18).reshape(6, 3)
+    merged = _merge([share(list(range(6)), np.hstack([logits, hits]).tolist())], views=3, counts=3)
+    assert merged.logits.shape == (2, 4)
+    assert merged.joint_hits is not None
+    assert merged.joint_hits.tolist() == [[9, 12, 15], [36, 39, 42]]
+    plain = _merge([share(list(range(6)), logits.tolist())], views=3)
+    assert np.array_equal(plain.logits, merged.logits)
+    assert plain.joint_hits is None
+
+
+def test_counts_of_joints_survive_the_file_of_predictions(tmp_path: Path) -> None:
+    source = SimpleNamespace(classes=("a", "b"), clips=[SimpleNamespace(clip_id=str(number)) for number in range(2)])
+    hits = np.array([[1, 2, 4], [3, 4, 4]], np.float32)
+    written = Evaluation(np.arange(2), np.array([0, 1]), np.eye(2, dtype=np.float32), (), hits)
+    write_predictions(tmp_path / "predictions.parquet", written, source)  # type: ignore[arg-type]
+    assert read_predictions(tmp_path / "predictions.parquet")[1].metrics() == written.metrics()
 
 
 def test_a_class_without_any_probability_has_a_finite_loss() -> None:
