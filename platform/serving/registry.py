@@ -72,7 +72,7 @@ def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], r
         "python_function": {"loader_module": "starlab.platform.registry", "env": {}},
     }
     example = {name: values.tolist() for name, values in input_example(spec).items()}
-    (folder / _EXAMPLE).write_text(json.dumps({"inputs": example}, separators=(",", ":")))
+    (folder / _EXAMPLE).write_text(json.dumps(example, separators=(",", ":")))
     page = Model(
         signature=_signature(spec, len(classes)),
         flavors=flavors,
