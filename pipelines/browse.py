@@ -7,11 +7,10 @@ from pathlib import Path
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.custom.listing import is_custom
 from starlab.pipelines.custom.source import CustomSource, split_lines
-from starlab.pipelines.datasets import find_dataset
+from starlab.pipelines.datasets import find_dataset, open_authors_files
 from starlab.pipelines.estimated_joints import ESTIMATOR_SKELETONS, EstimatedJoints, clip_lengths
 from starlab.pipelines.generated.folder import MARKER
 from starlab.pipelines.ntu import SKELETON_ENDING, VIDEO_ENDING
-from starlab.pipelines.sources import open_authors_files
 from starlab.pipelines.store import StoreSource, is_store
 
 

@@ -173,6 +173,20 @@ def find_dataset(name: str, separator: str = "_") -> Dataset:
     raise DataError(f"unknown data set '{name}'; {hint}Known: {', '.join(known.replace('_', separator) for known in DATASETS)}")
 
 
+def open_authors_files(dataset: str, root: Path) -> ClipSource:
+    """Index the authors' files in an existing folder, for `starlab prepare`.
+
+    Where there are several official splits, the clips carry the first one; `data.protocol` decides again when they are read.
+
+    Raises:
+        DataError: no such data set, or no such folder.
+    """
+    found = find_dataset(dataset, separator="-")
+    if not root.is_dir():
+        raise DataError(f"no folder at {root}: name the one that holds the files of {dataset}")
+    return found.open(root, found.protocols[0] if found.protocols else None)
+
+
 def not_official(name: str, protocol: Protocol | None, clips: Iterable[ClipRow]) -> str | None:
     """As `differs_from_official`, of a data set's usable clips."""
     if find_dataset(name).official_counts.get(protocol) is None:

@@ -267,20 +267,6 @@ def open_raw(config: DataConfig, root: Path, say: Callable[[str], None] = lambda
     return dataset.open(root, config.protocol)
 
 
-def open_authors_files(dataset: str, root: Path) -> ClipSource:
-    """Index the authors' files in an existing folder, for `starlab prepare`.
-
-    Where there are several official splits, the clips carry the first one; `data.protocol` decides again when they are read.
-
-    Raises:
-        DataError: no such data set, or no such folder.
-    """
-    found = find_dataset(dataset, separator="-")
-    if not root.is_dir():
-        raise DataError(f"no folder at {root}: name the one that holds the files of {dataset}")
-    return found.open(root, found.protocols[0] if found.protocols else None)
-
-
 def generated_folder(config: DataConfig, runs: Path) -> Path:
     """The folder of a generated data set, whether it was written yet or not."""
     generator = _generator(config)

@@ -182,7 +182,7 @@ def _curves_table(words: Words, curves: Sequence[Curve], form: str) -> Table:
     for x in dict.fromkeys(shown):
         cells: list[Cell] = [Number(short_number(x), x)]
         for curve in curves:
-            near = [b for a, b in zip(curve.x, curve.y, strict=True) if a <= x]
+            near = [b for a, b in zip(curve.x, curve.y, strict=True) if a <= x <= curve.x[-1]]  # nothing beyond a curve's end
             cells.append(Number(value_text(near[-1], form), near[-1]) if near else "")
         body.append(tuple(cells))
     return Table((words.x, *(curve.name for curve in curves)), tuple(body))

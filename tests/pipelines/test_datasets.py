@@ -14,11 +14,11 @@ import simplejpeg
 
 from starlab.experiments.spec import SpecError, load_spec
 from starlab.pipelines.clip import ClipRow, DataError, DecodedClip, EncodedClip, SkippedClip
-from starlab.pipelines.datasets import DATASETS, Dataset, Generator, differs_from_official, not_official
+from starlab.pipelines.datasets import DATASETS, Dataset, Generator, differs_from_official, not_official, open_authors_files
 from starlab.pipelines.prepare import StoreLayout, prepare
 from starlab.pipelines.schedule import Schedule, TrainPlan
 from starlab.pipelines.skeletons import Skeleton
-from starlab.pipelines.sources import generated_clips_per_class, generated_folder, is_generated, open_authors_files, open_source
+from starlab.pipelines.sources import generated_clips_per_class, generated_folder, is_generated, open_source
 from starlab.pipelines.store import StoreSource
 from starlab.pipelines.stream import StreamLimits, train_batches
 

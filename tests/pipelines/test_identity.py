@@ -11,10 +11,10 @@ import pytest
 import simplejpeg
 
 from starlab.pipelines.clip import ClipRow, ClipSource, DataError, identity, short_digest
+from starlab.pipelines.datasets import open_authors_files
 from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.pipelines.prepare import StoreLayout, prepare, verify
-from starlab.pipelines.sources import open_authors_files
 from starlab.pipelines.store import StoreSource
 
 PENN, NTU = "synthetic_penn_action", "synthetic_ntu"

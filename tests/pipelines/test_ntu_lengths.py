@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from starlab.pipelines.clip import UnreadableClipError
+from starlab.pipelines.datasets import open_authors_files
 from starlab.pipelines.prepare import StoreLayout, prepare, verify
-from starlab.pipelines.sources import open_authors_files
 from starlab.platform.data_commands import data
 
 CLIP = "S001C002P001R001A951"

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from starlab.pipelines.datasets import open_authors_files
 from starlab.pipelines.ntu import MISSING_LISTS
 from starlab.pipelines.ntu_names import parse_name
 from starlab.pipelines.prepare import StoreLayout, prepare, verify
-from starlab.pipelines.sources import DataConfig, open_authors_files, open_source
+from starlab.pipelines.sources import DataConfig, open_source
 from starlab.pipelines.store import StoreSource
 
 MISSING, TRUNCATED = "S001C001P001R002A901", "S001C002P001R001A953"
