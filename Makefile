@@ -71,6 +71,10 @@ bench-compare: setup ## Measure the statistics of `starlab compare` and its spee
 	$(BIN)/python tests/benchmarks/bench_statistics.py
 	$(BIN)/python tests/benchmarks/bench_compare.py
 
+bench-cluster: setup ## Measure where the time from submit to the first step goes, and how many runs a tracking server bears (ten minutes)
+	$(BIN)/python tests/benchmarks/bench_submit.py
+	$(BIN)/python tests/benchmarks/bench_many_runs.py
+
 bench-search: setup ## Does TPE + ASHA find the grid's best cell with a third of its steps? (an hour the first time)
 	$(BIN)/python tests/benchmarks/bench_search.py
 
@@ -85,4 +89,4 @@ format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help setup demo check test test-all ray-token test-faults bench-search bench-compare bench-data bench-gpu bench-model bench-quick bench-train wheel lock format
+.PHONY: help setup demo check test test-all ray-token test-faults bench-cluster bench-search bench-compare bench-data bench-gpu bench-model bench-quick bench-train wheel lock format

@@ -46,6 +46,7 @@ def predict(
 
     from starlab.platform.errors import UserError
     from starlab.platform.runs.folder import runs_folder
+    from starlab.platform.serving.annotate import check_ending
     from starlab.platform.serving.predict import PredictRequest
     from starlab.platform.serving.recognise import Sampling
     from starlab.platform.serving.recogniser import locate
@@ -60,6 +61,8 @@ def predict(
         raise UserError(
             f"--video is {video}; it must be {'a folder for several videos' if several else 'a file such as out.mp4'}"
         )
+    if video is not None and not several:
+        check_ending(video)  # before joints are estimated
     request = PredictRequest(place=locate(run, runs_folder(runs), _complain), joints=joints, sampling=sampling)
     with ExitStack() as kept:
         if pose:

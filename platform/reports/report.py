@@ -193,9 +193,10 @@ def _shapes(runs: Sequence[ReportRun], metric: str, results: Results) -> list[Se
         rows = compare(results, metric=metric, base=base).rows
         return {row.name: (row.difference.value, row.difference.low, row.difference.high) for row in rows if row.difference}
 
+    share = train_share_section(runs, metric)
     return [
         layers_section(runs, metric, against=against),
-        train_share_section(runs, metric),
+        *([] if share.absent else [share]),
         pairing_section(runs, metric),
     ]
 

@@ -19,6 +19,7 @@ from starlab.platform.serving.joints_input import Joints
 from starlab.platform.serving.video_input import TimedFrame, VideoInput
 from starlab.platform.serving.video_prediction import Segment, VideoPrediction
 
+ENDINGS = (".mp4", ".mkv", ".mov")
 LEAST_HEIGHT_PX = 360
 """Smaller videos are enlarged by a whole factor, so that the text can be read."""
 ROW_PX = 26
@@ -42,8 +43,7 @@ def write_annotated(
     Raises:
         UserError: The name has another ending, or the file cannot be written.
     """
-    if path.suffix.lower() not in (".mp4", ".mkv", ".mov"):
-        raise UserError(f"--video is {path}; its name must end in .mp4, .mkv or .mov")
+    check_ending(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}")  # its ending, which names the format, stays
     try:
@@ -54,6 +54,16 @@ def write_annotated(
     finally:
         with suppress(OSError):
             draft.unlink()
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a name that no annotated video can have.
+
+    Raises:
+        UserError: It does not end in one of `ENDINGS`.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f"--video is {path}; its name must end in .mp4, .mkv or .mov")
 
 
 class _Painter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def test_one_command_estimates_the_joints_and_names_the_actions(
     coco_place: Place, local_ray: Cluster, tmp_path: Path, make: Any
 ) -> None:
     frames = draw_clip(SyntheticConfig(size_px=192, min_frames=20, max_frames=24), "wave_then_squat", "train", 0, 0).render()
-    for name in ("one.mp4", "two.mp4"):
-        make.video(tmp_path / "videos" / name, list(frames))
+    make.video(tmp_path / "videos" / "one.mp4", list(frames))
+    shutil.copy(tmp_path / "videos" / "one.mp4", tmp_path / "videos" / "two.mp4")  # another encoding may differ
     (tmp_path / "videos" / "bad.mp4").write_bytes(b"nothing" * 99)
     kept = tmp_path / "kept.parquet"
     command = ["predict", str(coco_place.model), str(tmp_path / "videos"), "--pose", "--joints", str(kept), "--json"]
