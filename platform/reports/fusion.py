@@ -91,8 +91,8 @@ def _fused(groups: Sequence[Group], runs: Sequence[RunRow], folder: Path) -> Run
         folder=at,
         kind="run",
         group=None,
-        row=None,
-        spec=runs[0].spec | {"model.modality": name},
+        row=name,
+        spec={key: _joined([run.spec.get(key) for run in runs]) for key in runs[0].spec},
         val={},
         test=evaluation.metrics(),
         test_clips=len(clips),
@@ -101,3 +101,8 @@ def _fused(groups: Sequence[Group], runs: Sequence[RunRow], folder: Path) -> Run
         predictions=at / "predictions.parquet",
         cost=RunCost(),
     )
+
+
+def _joined(values: Sequence[object]) -> object:
+    """The value that all runs have, or the values of all, as in "rgb + pose"."""
+    return values[0] if all(value == values[0] for value in values) else " + ".join(map(str, values))

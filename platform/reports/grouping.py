@@ -146,7 +146,7 @@ def _named(
                 notes.append(f"{replicates[key].run} and {run.run} are the same row at seed {run.seed}; the newer one counts")
             replicates[key] = run
         values = {key: first.spec.get(key) for key in keys}
-        name = first.row if draft.ablation is not None and first.row is not None else _name(first, values, len(replicates))
+        name = first.row if first.row is not None else _name(first, values, len(replicates))
         replicates = dict(sorted(replicates.items(), key=lambda item: (item[0][0], repr(item[0]))))
         groups.append(Group(name=name, values=values, replicates=replicates, ablation=draft.ablation))
     return Grouping(groups=tuple(_unique(groups)), keys=tuple(keys), open_keys=tuple(open_keys), notes=tuple(notes))

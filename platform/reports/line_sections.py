@@ -99,7 +99,7 @@ def overfitting_sentence(
     best = max(sorted(means), key=lambda depth: means[depth])
     deeper = [depth for depth in sorted(rows) if depth > best]
     if not deeper:
-        return f"The deepest model, of {best:g} layers, is the most accurate, so depth does not over-fit here."
+        return f"The deepest model, of {best:g} layers, has the highest mean, so over-fitting by depth is not seen."
     differences = against(rows[best])
     for depth in deeper:
         value, low, high = differences.get(rows[depth], (0.0, 0.0, 0.0))

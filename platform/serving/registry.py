@@ -72,7 +72,7 @@ def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], r
         "python_function": {"loader_module": "starlab.platform.registry", "env": {}},
     }
     example = {name: values.tolist() for name, values in input_example(spec).items()}
-    (folder / _EXAMPLE).write_text(json.dumps({"inputs": example}, separators=(",", ":")))
+    (folder / _EXAMPLE).write_text(json.dumps(example, separators=(",", ":")))
     page = Model(
         signature=_signature(spec, len(classes)),
         flavors=flavors,
@@ -83,10 +83,12 @@ def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], r
 
 
 def input_example(spec: Spec) -> dict[str, NDArray[Any]]:
-    """Make what `Predictor.predict` takes, of one clip: black frames, and bodies whose joints are all in the middle."""
-    frames, joints = _signature(spec, 1).inputs.inputs
-    example = {tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.type) for tensor in (frames, joints)}
-    example["joints"][...] = (0.5, 0.5, 1.0)
+    """Make what `Predictor.predict` takes, of one clip: black frames, and bodies whose joints are all in the middle, unless
+    the model finds the joints."""
+    inputs = _signature(spec, 1).inputs.inputs
+    example = {tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.type) for tensor in inputs}
+    if "joints" in example:
+        example["joints"][...] = (0.5, 0.5, 1.0)
     return example
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from starlab.platform.runs.journal import FILE, read_points
 from starlab.platform.runs.records import WorkerNodes
 
-DEMO = ["train", "demo", "train.epochs=0.2", "train.evaluate_every_epochs=0.2", "train.log_every_steps=1"]
+DEMO = ["train", "demo", "train.epochs=0.2", "train.evaluate_every_epochs=1", "train.log_every_steps=1"]
 PARTS = (
     "checks, versions of the packages, upload",
     "job start: working folder, process, imports",

@@ -26,13 +26,13 @@ NTU = [
     "data.protocol=xsub",
     "data.synthetic_ntu.train_performers=12",
     "data.synthetic_ntu.height_px=90",
-    "train.epochs=10",
-    "train.evaluate_every_epochs=5",
+    "train.epochs=6",
+    "train.evaluate_every_epochs=3",
 ]
 PENN = [
     "data.limit=16",
     "data.synthetic.test_clips_per_class=4",
-    "train.epochs=14",
+    "train.epochs=10",
     "train.evaluate_every_epochs=2",
     "train.schedule=constant",
 ]

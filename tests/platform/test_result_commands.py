@@ -59,7 +59,7 @@ def test_rows_are_fused_and_a_wrong_name_is_a_users_error(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare(monkeypatch, runs, "demo", "--fuse", "encoder=FZ,encoder=FF") == 0
-    assert "modality=encoder=FZ + encoder=FF" in capsys.readouterr().out
+    assert "encoder=FZ + encoder=FF" in capsys.readouterr().out
     assert compare(monkeypatch, runs, "demo", "--fuse", "encoder=FZ,encoder=F") == 2
     assert "no row is called 'encoder=F'" in capsys.readouterr().err
 

@@ -47,10 +47,8 @@ def test_a_fused_row_stands_beside_its_parts_with_a_paired_difference(results: R
     comparison = compare(with_fusion(results, [PIXELS, JOINTS], tmp_path / "fused"), base=JOINTS)
     rows = {row.name: row for row in comparison.rows}
     assert len(rows) == 3
-    (name,) = rows.keys() - {PIXELS, JOINTS}
-    assert PIXELS in name
-    assert JOINTS in name
-    fused = rows[name]
+    fused = rows[f"{PIXELS} + {JOINTS}"]
+    assert fused.values == {"model.modality": "rgb + pose"}
     assert len(fused.runs) == 3
     assert fused.difference is not None
     assert fused.difference.clips == 100

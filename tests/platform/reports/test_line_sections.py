@@ -85,5 +85,7 @@ def test_a_deeper_model_that_may_be_as_good_is_not_called_over_fitted() -> None:
     assert sentence == "2 layers are best. No deeper model is shown to be worse, up to 5 layers."
 
 
-def test_where_the_deepest_model_is_best_depth_does_not_over_fit() -> None:
-    assert "does not over-fit" in overfitting_sentence({1.0: "one", 2.0: "two"}, {1.0: 0.5, 2.0: 0.6}, lambda _: {})
+def test_where_the_deepest_model_is_best_over_fitting_is_not_seen() -> None:
+    assert "over-fitting by depth is not seen" in overfitting_sentence(
+        {1.0: "one", 2.0: "two"}, {1.0: 0.5, 2.0: 0.6}, lambda _: {}
+    )
