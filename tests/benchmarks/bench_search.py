@@ -217,6 +217,9 @@ def compare_strategies(curves: Curves, sampler_seeds: Sequence[int]) -> dict[str
         "worst": min(means.values()),
         "seed noise": noise,
         "cells within it": sum(mean >= best - noise for mean in means.values()),
+        "the whole grid at each seed": [
+            means[max(curves, key=lambda point, at=seed: max(curves[point][at]))] for seed in SEEDS
+        ],
         "strategies": {},
     }
     for name, (sampler, stopping) in STRATEGIES.items():
