@@ -34,7 +34,9 @@ class FoundPose:
     def present(self) -> Tensor:
         """(B, M) bool: which bodies there are, by the more likely answer."""
         if self.presence is None:
-            return self.log_maps.new_ones((len(self.log_maps), 1), dtype=torch.bool)
+            return self.log_maps.new_ones(
+                (self.log_maps.shape[0], 1), dtype=torch.bool
+            )  # `len` would fix the batch in an export
         return self.presence > 0
 
     def joints(self, grid: CellGrid, num_joints: int, present: Tensor) -> Tensor:

@@ -174,10 +174,11 @@ def test_an_estimated_pose_is_the_same_model_as_an_annotated_one() -> None:
     assert torch.equal(annotated(*batch(TINY)), estimated(*batch(TINY)))
 
 
-def test_its_memory_and_its_export_work_without_joints() -> None:
-    assert activation_bytes(TINY, 1, 32) > 0
-    model = StarTransformer(TWO).eval()
-    frames, _ = batch(TWO)
+@pytest.mark.parametrize("config", [TINY, TWO], ids=["one body", "two bodies"])
+def test_its_memory_and_its_export_work_without_joints(config: StarConfig) -> None:
+    assert activation_bytes(config, 1, 32) > 0
+    model = StarTransformer(config).eval()
+    frames, _ = batch(config)
     program = torch.export.export(model, (frames,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    more, _ = batch(TWO, clips=3, seed=1)
+    more, _ = batch(config, clips=3, seed=1)
     torch.testing.assert_close(program.module()(more), model(more), rtol=1e-4, atol=1e-5)
