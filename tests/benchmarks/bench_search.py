@@ -202,6 +202,11 @@ def judge(curves: Curves) -> tuple[dict[str, float], float]:
     return means, math.sqrt((rest**2).sum() / ((len(better) - 1) * (len(SEEDS) - 1)))
 
 
+def best_at(curves: Curves, seed: int) -> str:
+    """The cell that reaches most at one seed."""
+    return max(curves, key=lambda point: max(curves[point][seed]))
+
+
 def compare_strategies(curves: Curves, sampler_seeds: Sequence[int]) -> dict[str, Any]:
     """Replay every strategy at every training seed with every seed of its sampler."""
     means, noise = judge(curves)
@@ -217,9 +222,7 @@ def compare_strategies(curves: Curves, sampler_seeds: Sequence[int]) -> dict[str
         "worst": min(means.values()),
         "seed noise": noise,
         "cells within it": sum(mean >= best - noise for mean in means.values()),
-        "the whole grid at each seed": [
-            means[max(curves, key=lambda point, at=seed: max(curves[point][at]))] for seed in SEEDS
-        ],
+        "the whole grid at each seed": [means[best_at(curves, seed)] for seed in SEEDS],
         "strategies": {},
     }
     for name, (sampler, stopping) in STRATEGIES.items():
