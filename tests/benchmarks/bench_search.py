@@ -5,10 +5,10 @@ First every cell of a grid is trained at three seeds on the generated people, on
 curves: the search's own ledger, sampler and early stopping propose and end trials, two at a time, and an epoch of a trial is
 read where a run would train it. A search may use a third of the training steps of its grid.
 
-A search sees one seed, as a user's does; then it sees the mean of all three, as one with `search.seeds: 3`, and may use a third of
-the steps of the grid at three seeds. It has succeeded if the cell that it names is, in the mean over all seeds, within the
-seed noise of the grid's best cell: one standard deviation over seeds, pooled over the grid's better half. What a seed does to
-all cells alike is left out of the noise, because it does not blur which cell is better.
+A search sees one seed, as a user's does; then it sees the mean of all three, as one with `search.seeds: 3`, and may use a
+third of the steps of the grid at three seeds. It has succeeded if the cell that it names is, in the mean over all seeds,
+within the seed noise of the grid's best cell: one standard deviation over seeds, pooled over the grid's better half. What a
+seed does to all cells alike is left out of the noise, because it does not blur which cell is better.
 """
 
 from __future__ import annotations
