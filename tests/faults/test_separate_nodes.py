@@ -146,6 +146,8 @@ def test_after_the_head_restarts_its_nodes_join_the_new_one_and_the_same_command
     again = drive("resources.workers=2", pause=0.05)
     # Workers of the old group train on until their nodes notice that the head is gone, so steps alone do not show the new one.
     again.until(lambda: any(event.kind == "resumed" and event.time > lost_at for event in read_events(again.folder)), 200)
+    steps = again.steps()
+    again.until(lambda: again.steps() > steps)
     training.measure("24c", "power failure of the head, the same command on a new one", run.folder, lost_at)
     assert again.end() == 0, again.output()
     steps_once(again)
