@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 from starlab.pipelines.clip import DataError
 
@@ -73,3 +74,46 @@ def _is_written(root: Path, marker: str) -> bool:
             "another folder"
         )
     return True
+
+
+class GeneratedFolder(Protocol):
+    """The settings that every folder of generated people in Penn Action's format has."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything that is drawn."""
+
+    @property
+    def size_px(self) -> int:
+        """Side of the square frames."""
+
+    @property
+    def min_frames(self) -> int:
+        """Frames of the shortest clips."""
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of the longest clips."""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of all classes and both parts."""
+
+
+def check_settings(config: GeneratedFolder) -> None:
+    """Check the settings of generated people.
+
+    Raises:
+        ValueError: a number of clips or subjects is below 1, or another setting is out of its range.
+    """
+    for name in ("train_subjects", "test_subjects", "train_clips_per_class", "test_clips_per_class"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {config.seed}")
+    if not 32 <= config.size_px <= 1024:
+        raise ValueError(f"size_px must be in [32, 1024], got {config.size_px}")
+    if not 16 <= config.min_frames <= config.max_frames:
+        raise ValueError(f"min_frames must be in [16, max_frames], got {config.min_frames} and {config.max_frames}")
+    if config.num_clips > 9999:
+        raise ValueError(f"Penn Action names clips by four digits: {config.num_clips} clips are more than 9999")

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from starlab.pipelines.clip import Split
 from starlab.pipelines.generated import drawing, people
 from starlab.pipelines.generated.drawing import Figure, Look
-from starlab.pipelines.generated.folder import write_folder
+from starlab.pipelines.generated.folder import check_settings, write_folder
 from starlab.pipelines.generated.people import Action, Color, Floats, Person
 
 GENERATOR_VERSION = 1
@@ -56,17 +56,7 @@ class SyntheticConfig:
     """Inclusive."""
 
     def __post_init__(self) -> None:
-        for name in ("train_subjects", "test_subjects", "train_clips_per_class", "test_clips_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
-        if not 32 <= self.size_px <= 1024:
-            raise ValueError(f"size_px must be in [32, 1024], got {self.size_px}")
-        if not 16 <= self.min_frames <= self.max_frames:
-            raise ValueError(f"min_frames must be in [16, max_frames], got {self.min_frames} and {self.max_frames}")
-        if self.num_clips > 9999:
-            raise ValueError(f"Penn Action names clips by four digits: {self.num_clips} clips are more than 9999")
+        check_settings(self)
 
     @property
     def clips_per_class(self) -> int:
