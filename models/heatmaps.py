@@ -69,3 +69,8 @@ def pool_joints(local_map: Tensor, heatmaps: Tensor) -> Tensor:
     other would avoid the N × H × W maps but creates the larger N × H × C, and took eleven times as long.
     """
     return torch.einsum("bcthw,btnhw->btnc", local_map, heatmaps.to(local_map.dtype))
+
+
+def present_bodies(joints: Tensor) -> Tensor:
+    """(B, M) bool: whether the confidence of any joint (B, T, M, N, 3) of a body is above 0 in any frame."""
+    return (joints[..., 2] > 0).any(3).any(1)

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from starlab.models.heatmaps import CellGrid, joint_heatmaps, visible_joints
+from starlab.models.heatmaps import CellGrid, joint_heatmaps, present_bodies, visible_joints
 
 LEAST_WIDTH = 32
 """Channels inside the head, where the local map has fewer."""
@@ -132,11 +132,6 @@ def pose_losses(found: FoundPose, joints: Tensor, grid: CellGrid, sigma_cells: f
         return losses
     there = present_bodies(joints).to(found.presence.dtype)
     return losses + nn.functional.binary_cross_entropy_with_logits(found.presence, there, reduction="none").mean(1)
-
-
-def present_bodies(joints: Tensor) -> Tensor:
-    """(B, M) bool: whether the confidence of any joint (B, T, M, N, 3) of a body is above 0 in any frame."""
-    return (joints[..., 2] > 0).any(3).any(1)
 
 
 def left_to_right(joints: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from torch.utils.checkpoint import checkpoint
 from starlab.models.attention import xavier_linear
 from starlab.models.backbone import LOCAL_STRIDE_PX, Backbone, BackboneOptions, load_kinetics400
 from starlab.models.config import StarConfig
-from starlab.models.heatmaps import CellGrid, joint_heatmaps
+from starlab.models.heatmaps import CellGrid, joint_heatmaps, present_bodies
 from starlab.models.initialisation import initialise
 from starlab.models.inputs import check_frames, check_inputs
 from starlab.models.layers import LayerOptions, StarLayer
-from starlab.models.pose_head import FoundPose, PoseHead, left_to_right, pose_losses, present_bodies
+from starlab.models.pose_head import FoundPose, PoseHead, left_to_right, pose_losses
 from starlab.models.state import load_state
 from starlab.models.tokens import Bodies, GlobalTokens, JointTokenOptions, JointTokens, TimeOptions, Tokenizer, Tokens
 from starlab.models.trunks import CHANNELS

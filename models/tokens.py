@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from starlab.models.attention import xavier_linear
 from starlab.models.config import ClassTokens, HeatmapNorm, JointPosition, TemporalPosition
-from starlab.models.heatmaps import CellGrid, joint_heatmaps, pool_joints, visible_joints
+from starlab.models.heatmaps import CellGrid, joint_heatmaps, pool_joints, present_bodies, visible_joints
 
 FOURIER_BANDS = 6  # wavelengths from two frames down to a sixteenth of a frame
 
@@ -203,8 +203,7 @@ class Tokenizer(nn.Module):
 def present_keys(joints: Tensor, first_joint: int, num_tokens: int) -> Tensor:
     """(B, T, S) bool: False for the joint tokens of a body whose confidences are 0 over the whole clip."""
     num_frames, num_joints = joints.shape[1], joints.shape[3]
-    present_BM = (joints[..., 2] > 0).any(3).any(1)
-    joint_keys = repeat(present_BM, "b m -> b t (m n)", t=num_frames, n=num_joints)
+    joint_keys = repeat(present_bodies(joints), "b m -> b t (m n)", t=num_frames, n=num_joints)
     after = num_tokens - first_joint - joint_keys.shape[2]
     return nn.functional.pad(joint_keys, (first_joint, after), value=True)
 

@@ -13,7 +13,7 @@ class PoseTraining(nn.Module):
     """The training pass of a model with `model.pose` "learned", as one module that DDP can wrap."""
 
     def __init__(self, model: StarTransformer, teacher_forcing: float) -> None:
-        """`teacher_forcing`: share of the clips whose Eq. 1 takes the annotated joints, drawn anew in every step."""
+        """`teacher_forcing`: share of the clips whose Eq. 1 takes the annotated joints, drawn again at every step."""
         super().__init__()
         self.model = model
         self.teacher_forcing = teacher_forcing
