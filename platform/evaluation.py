@@ -22,7 +22,7 @@ from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.preflight import join_cluster, open_data
 from starlab.platform.runs.checkpoint import checkpoint_steps, find_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder, find_run, runs_folder
-from starlab.platform.runs.records import Choices, EvaluationRecord, RunInfo
+from starlab.platform.runs.records import FINGERPRINT, Choices, EvaluationRecord, RunInfo
 from starlab.platform.runs.search_records import AblationRecord, SearchSummary
 from starlab.platform.tracking.sender import Sender
 from starlab.platform.worker.predictions import read_predictions
@@ -102,7 +102,7 @@ def evaluate_run(
         )
     step = checkpoint_step(folder, checkpoint)
     source, parts = open_data(spec, root, say)
-    trained_on = folder.info.tags["starlab.data_fingerprint"]
+    trained_on = folder.info.tags[FINGERPRINT]
     if source.fingerprint != trained_on:
         raise UserError(
             f"run {folder.path.name} was trained on data with fingerprint {trained_on[:12]}, not {source.fingerprint[:12]} as "

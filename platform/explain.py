@@ -50,6 +50,7 @@ from starlab.platform.reports.explain_files import (
 from starlab.platform.reports.untrained import Untrained, untrained_of
 from starlab.platform.runs.checkpoint import find_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder, runs_folder
+from starlab.platform.runs.records import FINGERPRINT
 
 _BATCH = 8
 _SAY_EVERY_SECONDS = 10.0
@@ -112,7 +113,7 @@ def explain_run(
     )
     step = checkpoint_step(folder, checkpoint)
     source, parts = open_data(spec, root, say)
-    trained_on = folder.info.tags.get("starlab.data_fingerprint", source.fingerprint)
+    trained_on = folder.info.tags.get(FINGERPRINT, source.fingerprint)
     if source.fingerprint != trained_on:
         raise UserError(
             f"run {folder.path.name} was trained on data with fingerprint {trained_on[:12]}, not {source.fingerprint[:12]}: "

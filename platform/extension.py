@@ -18,7 +18,7 @@ from starlab.platform.recipe.step_plan import StepPlan
 from starlab.platform.runs.checkpoint import Checkpoint, find_checkpoint, write_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.journal import FILE
-from starlab.platform.runs.records import Choices, Result
+from starlab.platform.runs.records import FINGERPRINT, Choices, Result
 from starlab.platform.serving.initial_weights import digest_of
 from starlab.platform.worker.calibration import FILE as VALIDATION
 
@@ -72,7 +72,7 @@ def extension_lines(spec: Spec, finished: RunFolder, source: ClipSource, train_c
     Raises:
         UserError: The data are not those of the finished run.
     """
-    result, trained_on = finished.require(Result), finished.info.tags.get("starlab.data_fingerprint", source.fingerprint)
+    result, trained_on = finished.require(Result), finished.info.tags.get(FINGERPRINT, source.fingerprint)
     if source.fingerprint != trained_on:
         raise UserError(
             f"run {finished.path.name} was trained on data with fingerprint {trained_on[:12]}, not {source.fingerprint[:12]}: "

@@ -28,7 +28,7 @@ from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST, VAL
-from starlab.platform.runs.records import DamagedRecordError, MlflowState, Result, RunInfo
+from starlab.platform.runs.records import FINGERPRINT, DamagedRecordError, MlflowState, Result, RunInfo
 from starlab.platform.runs.system_metrics import SystemMetrics
 from starlab.platform.serving.initial_weights import initial_lines, place_initial_weights, with_digest
 from starlab.platform.serving.registry import write_best_model
@@ -205,7 +205,7 @@ def _finished_before(spec: Spec, root: Path) -> bool:
     for file in root.glob(f"{spec.name}-*/{RunInfo.FILE}"):
         folder = RunFolder(file.parent)
         with suppress(DamagedRecordError):
-            same = folder.path.name == spec.run_id(folder.info.tags.get("starlab.data_fingerprint", ""))
+            same = folder.path.name == spec.run_id(folder.info.tags.get(FINGERPRINT, ""))
             if same and _is_complete(folder.result):
                 return True
     return False

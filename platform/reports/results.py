@@ -23,11 +23,11 @@ from starlab.models.config import StarConfig
 from starlab.pipelines.sources import DataConfig
 from starlab.platform.reports.costs import RunCost, run_cost
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.records import DamagedRecordError, Result, RunInfo, Status
+from starlab.platform.runs.records import FINGERPRINT, DamagedRecordError, Result, RunInfo, Status
 from starlab.platform.runs.search_records import AblationRecord, AblationRow, SearchSummary
 from starlab.platform.worker.predictions import read_predictions
 
-CODE, FINGERPRINT = "starlab.code", "starlab.data_fingerprint"
+CODE = "starlab.code"
 _PREDICTIONS = "predictions.parquet"
 
 

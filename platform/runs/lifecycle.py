@@ -21,7 +21,7 @@ from starlab.platform.runs.folder import SPEC, RunFolder, read_infos
 from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.process import is_dead, this_machine, this_process
 from starlab.platform.runs.provenance import DEVICE, note_start, provenance
-from starlab.platform.runs.records import DamagedRecordError, LeaseState, ProcessId, RunInfo, Status, plain
+from starlab.platform.runs.records import FINGERPRINT, DamagedRecordError, LeaseState, ProcessId, RunInfo, Status, plain
 
 _BEFORE_OUTCOME = ("preempted.json", "stopped.json")
 """Files that earlier versions wrote instead of `outcome.json`. They are outdated once the run continues."""
@@ -71,7 +71,7 @@ def open_run(
         first_tags = {
             **made_by,
             "starlab.spec_hash": folder.path.name.rpartition("-")[2],
-            "starlab.data_fingerprint": source.fingerprint,
+            FINGERPRINT: source.fingerprint,
             "starlab.selected_by": "test (optimistic)" if spec.data.select == "test" else spec.data.select,
         }
         info = RunInfo(

@@ -41,6 +41,10 @@ def _absent() -> Any:
     return field(default=None, metadata={"omit_none": True})
 
 
+FINGERPRINT = "starlab.data_fingerprint"
+"""Tag of a run that holds the fingerprint of its data."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessId:
     """Unique identity of a process. A later process with the same PID has another start time."""

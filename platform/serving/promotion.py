@@ -10,7 +10,7 @@ from starlab.experiments.spec import spec_from_dict
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import is_better
 from starlab.platform.runs.folder import SPEC, RunFolder, find_runs
-from starlab.platform.runs.records import MlflowState
+from starlab.platform.runs.records import FINGERPRINT, MlflowState
 from starlab.platform.tracking.mlflow_client import fail_fast
 from starlab.platform.tracking.sender import stored_uri
 
@@ -79,7 +79,7 @@ def _best(name: str, folders: Sequence[RunFolder]) -> RunFolder:
         spec = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
         data = spec.data
         split = (data.validation_fraction, data.split_seed, data.limit)
-        conditions.add((folder.info.tags.get("starlab.data_fingerprint"), *split, spec.train.select_by))
+        conditions.add((folder.info.tags.get(FINGERPRINT), *split, spec.train.select_by))
         if best is None or is_better(result.val, best[1], spec.train.select_by):
             best = folder, result.val
     if best is None:

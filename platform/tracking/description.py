@@ -13,7 +13,7 @@ from starlab.experiments.catalog import SpecError, experiment_names, parse_value
 from starlab.experiments.credentials import HIDDEN
 from starlab.experiments.spec import flatten, load_search, load_spec
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.records import RunInfo
+from starlab.platform.runs.records import FINGERPRINT, RunInfo
 from starlab.platform.runs.search_records import AblationRecord
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def dataset_inputs(folder: RunFolder) -> list[DatasetInput]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     info, data = folder.info, folder.read_json(SPEC).get("data")
-    fingerprint = info.tags.get("starlab.data_fingerprint")
+    fingerprint = info.tags.get(FINGERPRINT)
     if not data or not fingerprint:
         return []
     source = {"uri": data.get("store") or "generated", "fingerprint": fingerprint}
@@ -114,7 +114,7 @@ def part_digest(info: RunInfo, data: Mapping[str, Any], part: str) -> str:
         ("protocol", "limit") if part == "test" else ("protocol", "limit", "validation_fraction", "split_seed")
     )
     deciding += ("train_fraction",) if part == "train" else ()
-    text = json.dumps([info.tags["starlab.data_fingerprint"], part, *(data.get(key) for key in deciding)])
+    text = json.dumps([info.tags[FINGERPRINT], part, *(data.get(key) for key in deciding)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

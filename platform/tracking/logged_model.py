@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlab.platform.runs.folder import MODEL, SPEC, RunFolder
 from starlab.platform.runs.journal import FILE, Point, read_points
 from starlab.platform.runs.metric_names import TEST, VAL
-from starlab.platform.runs.records import MlflowState, Result
+from starlab.platform.runs.records import FINGERPRINT, MlflowState, Result
 from starlab.platform.tracking.description import part_digest
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _link_metrics(client: MlflowClient, folder: RunFolder, state: MlflowState, r
         if part is None:
             continue
         dataset, digest = data.get("dataset"), None
-        if dataset and "starlab.data_fingerprint" in info.tags:
+        if dataset and FINGERPRINT in info.tags:
             digest = part_digest(info, data, part)
         metrics.append(
             Metric(
