@@ -21,6 +21,7 @@ ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "tf32", False),
     ("train", "deterministic", False),
     ("train", "cutmix", 0.0),
+    ("train", "checkpoint_every_epochs", 1),
     ("model", "share_layers", False),
     ("train", "pose_loss_weight", 1.0),
     ("train", "pose_teacher_forcing", 0.0),

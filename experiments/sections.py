@@ -71,8 +71,10 @@ class TrainConfig:
     """Metric that picks the best checkpoint, by its name: top1, top5, mean_class, loss. Of equal values the lower loss wins."""
     evaluate_every_epochs: int = 1
     """Epochs between two evaluations of the validation part."""
+    checkpoint_every_epochs: int = 1
+    """Epochs between two checkpoints at an epoch's end. More than 1 for few clips, whose epochs are short."""
     checkpoint_every_steps: int | None = None
-    """Besides the checkpoints at every epoch's end and at every evaluation; null writes none in between."""
+    """Besides the checkpoints at epochs' ends and at every evaluation; null writes none in between."""
     log_every_steps: int = 10
     """Steps between two points of the training curve."""
     init_from: str | None = None
@@ -122,7 +124,8 @@ class TrainConfig:
         )
         for name in ("max_bad_steps", "max_rollbacks"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "be 0 or more")
-        for name in ("global_batch", "accumulate", "reference_batch", "evaluate_every_epochs", "log_every_steps"):
+        positive = ("global_batch", "accumulate", "reference_batch", "log_every_steps")
+        for name in (*positive, "evaluate_every_epochs", "checkpoint_every_epochs"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "be 1 or more")
         every = self.checkpoint_every_steps
         _require(every is None or every >= 1, "train.checkpoint_every_steps", every, "be 1 or more, or null")

@@ -167,7 +167,8 @@ def _plan(spec: Spec, parts: Parts, steps: StepPlan, total: Cost) -> list[str]:
 
 def _flops(spec: Spec, parts: Parts, steps: StepPlan, total: Cost) -> float:
     trained = steps.total_steps * spec.train.global_batch
-    evaluated = len(steps.evaluations()) * len(_selection(spec, parts)) + len(parts.test)
+    views = math.prod(spec.data.test_views)
+    evaluated = len(steps.evaluations()) * len(_selection(spec, parts)) + len(parts.test) * views
     return float(trained * total.training_flops + evaluated * total.forward_flops)
 
 

@@ -30,8 +30,9 @@ class StepPlan:
         return math.ceil(epochs * self.train_clips / self.config.global_batch)
 
     def epoch_ends(self) -> frozenset[int]:
-        """Return the steps at which an epoch ends, except the last epoch."""
-        return frozenset(self.steps_of(epoch) for epoch in range(1, math.ceil(self.config.trained_epochs)))
+        """Return the steps at which an epoch ends and a checkpoint is due, except the last epoch."""
+        every = self.config.checkpoint_every_epochs
+        return frozenset(self.steps_of(epoch) for epoch in range(every, math.ceil(self.config.trained_epochs), every))
 
     def evaluations(self) -> dict[int, int]:
         """Map the step of each evaluation of the selection part to its epoch. The last step always has an evaluation."""

@@ -19,7 +19,7 @@ from starlab.platform.reports.results import Ablation, Results, RunRow
 SEED = "train.seed"
 _NOT_COMPARED = (
     "name",
-    *(f"train.{key}" for key in ("profile", "log_every_steps", "checkpoint_every_steps")),
+    *(f"train.{key}" for key in ("profile", "log_every_steps", "checkpoint_every_epochs", "checkpoint_every_steps")),
     *(f"data.{key}" for key in ("source", "decode")),
     *(f"model.{key}" for key in ("num_classes", "num_joints", "max_bodies", "frames")),
     *PATH_KEYS,

@@ -71,6 +71,7 @@ RECIPE = (
     RecipeEntry(key="data.size", value=224, source="§3"),
     RecipeEntry(key="data.estimated_joints", value=None, source="Tables 1, 2", note="the paper has annotated poses"),
     RecipeEntry(key="model.pose", value="annotated", source="Tables 1, 2", note="the paper has annotated poses"),
+    _silent("data.person_crop", None, "people that fill the frame are easier to recognise"),
     _silent("data.joint_jitter_px", 0.0, "noise on the joints lowers the accuracy"),
     _silent("data.joint_drop", 0.0, "missing joints lower the accuracy"),
     _silent("data.augment", "none", "augmentation usually helps"),

@@ -201,7 +201,8 @@ def _clean(variance: float) -> float:
 
 def _student(alpha: float, df: float) -> float:
     """Return the quantile of Student's t that is exceeded in absolute value with probability `alpha`."""
-    return -float(stdtrit(min(df, 1e9), alpha / 2))
+    quantile = float(stdtrit(min(df, 1e9), alpha / 2))
+    return -quantile if quantile <= 0 else math.inf  # scipy 1.17 gives +inf for the smallest alphas and few degrees of freedom
 
 
 def _solve(half_width: Callable[[float], float], distance: float) -> float:

@@ -38,7 +38,7 @@ class PredictRequest:
         if self.joints is None:
             if card.needs_joints:
                 raise UserError(
-                    f"{card.name} reads joints (model.modality is {card.spec.model.modality}): estimate them with --pose, or "
+                    f"{card.name} reads joints ({card.why_joints}): estimate them with --pose, or "
                     "name a file of them with --joints; docs/serving.md has its columns"
                 )
             return None

@@ -132,8 +132,7 @@ def _joints(card: ModelCard, video: VideoInput, joints_of: JointsOf | None) -> J
     model = card.spec.model
     if joints_of is None:
         raise UserError(
-            f"{card.name} reads joints (model.modality is {model.modality}): name a file of them with --joints; "
-            "docs/serving.md has its columns"
+            f"{card.name} reads joints ({card.why_joints}): name a file of them with --joints; docs/serving.md has its columns"
         )
     if video.is_live:
         raise UserError(f"{card.name} reads joints, and a pipe or camera has none; use a model with model.modality=rgb")

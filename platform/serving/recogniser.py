@@ -91,8 +91,15 @@ class ModelCard:
 
     @property
     def needs_joints(self) -> bool:
-        """Whether the model reads joints that somebody gives it."""
-        return self.spec.model.modality != "rgb" and self.spec.model.pose != "learned"
+        """Whether somebody must give joints: the model reads them, or its frames are crops to them."""
+        reads = self.spec.model.modality != "rgb" and self.spec.model.pose != "learned"
+        return reads or self.spec.data.person_crop is not None
+
+    @property
+    def why_joints(self) -> str:
+        """Why the model needs joints, for messages."""
+        crop = self.spec.data.person_crop
+        return f"model.modality is {self.spec.model.modality}" + (f", data.person_crop {crop}" if crop is not None else "")
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Turn logits (B, C) into probabilities, calibrated if the temperature is known."""

@@ -7,7 +7,7 @@ import pytest
 from starlab.experiments.ablation import AblationSpec, load_ablation
 from starlab.experiments.spec import flatten
 
-LENGTH = {"data.train_fraction", "train.epochs", "train.evaluate_every_epochs"}
+LENGTH = {"train.checkpoint_every_epochs", "data.train_fraction", "train.epochs", "train.evaluate_every_epochs"}
 
 
 @pytest.fixture(params=["demo_learning_curve", "learning_curve"])

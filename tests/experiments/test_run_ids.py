@@ -34,8 +34,8 @@ ROW_IDS = {
     "figure1": "87c84a84 c38ee06a",
     "figure5": "58d914f5 1cf31922 c38ee06a fa36110d 8e388e78 47ff0e04",
     "figure6": "5473cea2 572fe222 fcfb7b11",
-    "learning_curve": "617b8c02 50904e1a 4a6057e2 fe7fe64f 601656b3 3b178fe5 85e0786d 8091bbe9 322d89e7 2254e4a2 a4a43749 "
-    "eae3c6ef 665368a6 adc76ddd ad64c435 61f5f697 7f07858a 3999f941",
+    "learning_curve": "b3baaf5e 3d141ee8 37c8c026 1e849fd5 1a7dc8e5 2e3b3c65 077a51bb 03ea75f8 72406668 3a4769e9 63815ae8 "
+    "93447579 3a7dc1ac 8abdb87b 10b086b6 efdb33ab 740e7edf 20a6b892",
     "table1": "c38ee06a 8e5a8406",
     "table2": "ddca17e1 1913d367 56163fac 6f83a616",
     "table3": "87c84a84 c38ee06a",

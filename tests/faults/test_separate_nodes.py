@@ -143,14 +143,15 @@ def test_a_network_that_is_cut_for_three_minutes_costs_the_steps_since_the_check
 def test_after_the_head_restarts_its_nodes_join_the_new_one_and_the_same_command_goes_on(
     training, nodes: SeparateNodes, drive: Callable[..., Driven]
 ) -> None:
-    run = drive("resources.workers=2", pause=0.05)
+    long = ("resources.workers=2", "train.epochs=150")  # workers of the old group train on for a while
+    run = drive(*long, pause=0.05)
     run.until(lambda: run.steps() > 25)
     lost_at = time.time()
     nodes.cut_power("head")
     run.process.wait(30)
     nodes.start_head()
-    again = drive("resources.workers=2", pause=0.05)
-    # Workers of the old group train on until their nodes notice that the head is gone, so steps alone do not show the new one.
+    again = drive(*long, pause=0.05)
+    # Until their nodes notice that the head is gone, so steps alone do not show the new one.
     again.until(lambda: any(event.kind == "resumed" and event.time > lost_at for event in read_events(again.folder)), 200)
     steps = again.steps()
     again.until(lambda: again.steps() > steps)

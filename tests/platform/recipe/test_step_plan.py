@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from hypothesis import given
@@ -32,6 +33,13 @@ def test_every_epoch_ends_with_a_checkpoint_at_an_evaluation_or_between_two(plan
     between, evaluated = plan.checkpoints_between(), plan.evaluations().keys()
     assert not between & evaluated
     assert plan.epoch_ends() <= between | evaluated
+
+
+@given(plans, st.integers(2, 5))
+def test_of_short_epochs_not_every_one_ends_with_a_checkpoint(plan: StepPlan, every: int) -> None:
+    fewer = replace(plan, config=replace(plan.config, checkpoint_every_epochs=every))
+    assert fewer.epoch_ends() == {plan.steps_of(epoch) for epoch in range(every, math.ceil(plan.config.epochs), every)}
+    assert fewer.evaluations() == plan.evaluations()
 
 
 def test_the_steps_of_the_papers_penn_action_run() -> None:

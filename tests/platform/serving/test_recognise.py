@@ -170,3 +170,18 @@ def test_the_command_prints_json_and_refuses_what_does_not_go_together(place: Pl
         refused = CliRunner().invoke(app, ["predict", run, *arguments])
         assert isinstance(refused.exception, UserError)
         assert says in str(refused.exception)
+
+
+def test_a_model_of_pixels_whose_clips_are_cropped_to_people_needs_their_joints(rgb_place: Place, videos: Path) -> None:
+    whole = rgb_place.load()
+    cropped = dataclasses.replace(
+        whole, spec=dataclasses.replace(whole.spec, data=dataclasses.replace(whole.spec.data, person_crop=0.25))
+    )
+    assert (whole.needs_joints, cropped.needs_joints) == (False, True)
+    with pytest.raises(UserError, match=r"model.modality is rgb, data.person_crop 0.25"):
+        recognise(cropped, VideoInput(str(videos / "one.mp4")), None)
+    joints_of = joints_from_file(videos / "joints.parquet", whole.spec.data.facts().skeleton)
+    video = VideoInput(str(videos / "one.mp4"))
+    assert not np.array_equal(
+        recognise(cropped, video, joints_of).windows[0].probabilities, recognise(whole, video, None).windows[0].probabilities
+    )
