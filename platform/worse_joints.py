@@ -12,7 +12,7 @@ from pathlib import Path
 from starlab.experiments.overrides import flatten
 from starlab.platform.errors import UserError
 from starlab.platform.evaluation import evaluate_run
-from starlab.platform.reports.line_sections import JointNoise, tests_by_noise, uses_given_joints
+from starlab.platform.reports.line_sections import JointNoise, metrics_by_noise, uses_given_joints
 from starlab.platform.reports.report import report, report_runs
 from starlab.platform.runs.folder import SPEC, RunFolder, find_run, runs_folder
 
@@ -54,7 +54,7 @@ def evaluate_worse_joints(
         if not uses_given_joints(run):
             say(f"{run.name} ({run.row}) takes no joints in a test, so worse ones change nothing")
             continue
-        done = tests_by_noise(run)
+        done = metrics_by_noise(run)
         for noise in noises(run.folder):
             if noise not in done:
                 changes = [f"data.joint_jitter_px={noise.jitter_px}", f"data.joint_drop={noise.drop}"]

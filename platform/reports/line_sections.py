@@ -154,7 +154,7 @@ def worse_joints_sections(runs: Sequence[ReportRun], metric: str) -> list[Sectio
     rows: dict[str, dict[JointNoise, list[float]]] = {}
     level = set()
     for row, members in groups(runs).items():
-        tests = [tests_by_noise(run) for run in members]
+        tests = [metrics_by_noise(run) for run in members]
         rows[row] = {noise: [test[noise][metric] for test in tests if noise in test] for test in tests for noise in test}
         if not any(uses_given_joints(run) for run in members):
             level.add(row)
@@ -185,7 +185,7 @@ def _worse_joints_words(axis: str, metric_name: str) -> Words:
     )
 
 
-def tests_by_noise(run: ReportRun) -> dict[JointNoise, dict[str, float]]:
+def metrics_by_noise(run: ReportRun) -> dict[JointNoise, dict[str, float]]:
     """Return the metrics of each test of a run's best checkpoint by the noise on its joints, the latest test of each."""
     found = {}
     if run.result.test:
