@@ -51,15 +51,16 @@ def evaluate_worse_joints(
     if not finished:
         raise UserError(f"{folder.path.name} has no finished run yet, so there is no model to test")
     for run in finished:
+        label = run.name if run.row == run.name else f"{run.name} ({run.row})"
         if not uses_given_joints(run):
-            say(f"{run.name} ({run.row}) takes no joints in a test, so worse ones change nothing")
+            say(f"{label} takes no joints in a test, so worse ones change nothing")
             continue
         done = metrics_by_noise(run)
         for noise in noises(run.folder):
             if noise not in done:
                 changes = [f"data.joint_jitter_px={noise.jitter_px}", f"data.joint_drop={noise.drop}"]
                 result = evaluate_run(run.name, overrides=[*overrides, *changes], runs=root)
-                say(f"{run.name} ({run.row}) {noise}: test top-1 {result.metrics['top1']:.3f}")
+                say(f"{label}, {noise}: test top-1 {result.metrics['top1']:.3f}")
     return report(folder, say)
 
 

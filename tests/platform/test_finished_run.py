@@ -206,7 +206,7 @@ def test_worse_joints_are_tested_once_each_and_drawn_in_the_report(run: RunResul
     assert "Accuracy over missing joints" in page.read_text()
     assert folder.looks_at_test() == looks + 2  # the run's own test is the one without noise
     assert next(line for line in lines if "joints moved by" in line).startswith(
-        f"{run.run_id} ({run.run_id}) joints moved by 3 px, 0 % missing: test top-1 0."
+        f"{run.run_id}, joints moved by 3 px, 0 % missing: test top-1 0."
     )
     worse_joints.evaluate_worse_joints(run.run_id, runs=run.folder.parent)
     assert folder.looks_at_test() == looks + 2
