@@ -141,12 +141,22 @@ def evaluate(
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best, last or the step of a checkpoint.")] = "best",
     part: Annotated[str, typer.Option(help="test or validation. Each look at test is counted.")] = "test",
+    worse_joints: Annotated[
+        bool, typer.Option("--worse-joints", help="Test with moved and with missing joints, and draw it in the report.")
+    ] = False,
     runs: Runs = None,
 ) -> None:
     """Evaluate a checkpoint of a run: starlab evaluate demo-1a2b3c4d --checkpoint last --part validation"""
     from starlab.platform.runs.folder import find_runs, runs_folder
 
     find_runs(runs_folder(runs), run, _complain)  # reject a wrong name before heavy imports
+    if worse_joints:
+        if (checkpoint, part) != ("best", "test"):
+            raise typer.BadParameter("tests the best checkpoint on the test part only", param_hint="--worse-joints")
+        from starlab.platform.worse_joints import evaluate_worse_joints
+
+        _print([f"report     {evaluate_worse_joints(run, overrides=overrides or [], runs=runs, say=_say)}"])
+        return
     from starlab.platform.evaluation import evaluate_run
     from starlab.platform.summary import evaluation_lines
 

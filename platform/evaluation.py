@@ -232,6 +232,7 @@ def _finish(task: EvaluationTask, part: str) -> EvaluationResult:
         per_class=per_class,
         confusion=confusion.tolist(),
         classes=tuple(classes),
+        joint_noise=(task.spec.data.joint_jitter_px, task.spec.data.joint_drop),
     )
     RunFolder(task.target).write(record)
     task.folder.update(RunInfo, lambda run: replace(run, tags={**run.tags, **_looks(task.folder)}))

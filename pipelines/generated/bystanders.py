@@ -1,8 +1,9 @@
-"""Generated clips of two people, written as a Penn Action folder: who acts is known from the joints.
+"""Generated clips of two or three people, written as a Penn Action folder: who acts is known from the joints.
 
-Four classes, by what the actor does. A bystander beside the actor does one of the other three, so that the picture always shows
-two of the four actions. The joints are those of the actor alone. In the pixels the actor wears a red cap and the bystander a
-blue one, each a few pixels large: whoever finds the actor finds the class, but the class does not say where to look.
+Four classes, by what the actor does. Each bystander beside the actor does another one of the other three, so that the picture
+always shows two or three of the four actions. The joints are those of the actor alone. In the pixels the actor wears a red cap
+and a bystander a blue one, each a few pixels large. A model that finds the actor finds the class, but the class does not say
+where to look.
 
 So the pose that tells the classes apart is drawn, unlike that of `penn_action.JOINT_CLASSES`: a pose estimator can be learned.
 """
@@ -29,6 +30,8 @@ ACTOR_CAP: Color = (215.0, 40.0, 40.0)
 BYSTANDER_CAP: Color = (40.0, 70.0, 215.0)
 SMALLER = 0.62
 """Height of these people over that of a person who is alone in the picture."""
+_PLACES = {1: [0.27, 0.73], 2: [0.18, 0.5, 0.82]}
+"""Where people stand, as shares of the picture's width, by the number of bystanders."""
 
 _ACTIONS: dict[str, Action] = {
     "actor_squats": people.squat,
@@ -54,9 +57,13 @@ class SyntheticBystandersConfig:
     min_frames: int = 24
     max_frames: int = 32
     """Inclusive."""
+    bystanders: int = 1
+    """People beside the actor, 1 or 2. A model that does not know who acts is right half, or a third, of the time at best."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.bystanders not in _PLACES:
+            raise ValueError(f"bystanders must be 1 or 2, got {self.bystanders}")
 
     @property
     def clips_per_class(self) -> int:
@@ -81,14 +88,19 @@ def draw_clip(config: SyntheticBystandersConfig, action: str, split: Split, numb
     """
     subjects = config.train_subjects if split == "train" else config.test_subjects
     subject = number % subjects + (config.train_subjects if split == "test" else 0)
-    scene_seed, label_seed, render_seed, *figure_seeds = np.random.SeedSequence([config.seed, 1, draw]).spawn(5)
+    scene_seed, label_seed, render_seed, *figure_seeds = np.random.SeedSequence([config.seed, 1, draw]).spawn(
+        4 + config.bystanders
+    )
     scene = np.random.default_rng(scene_seed)
     num_frames = int(scene.integers(config.min_frames, config.max_frames + 1))
-    other = str(scene.choice([name for name in BYSTANDER_CLASSES if name != action]))
-    sides = scene.permutation([0.27, 0.73])
+    shown = [action]
+    for _ in range(config.bystanders):
+        shown.append(str(scene.choice([name for name in BYSTANDER_CLASSES if name not in shown])))
+    places = scene.permutation(_PLACES[config.bystanders])
     drift_px = scene.uniform(-0.02, 0.02, 2) * config.size_px
     figures = []
-    for does, side, cap, seed in zip((action, other), sides, (ACTOR_CAP, BYSTANDER_CAP), figure_seeds, strict=True):
+    caps = [ACTOR_CAP] + config.bystanders * [BYSTANDER_CAP]
+    for does, side, cap, seed in zip(shown, places, caps, figure_seeds, strict=True):
         rng = np.random.default_rng(seed)
         alone = does == action
         person = people.draw_person(np.random.default_rng([config.seed, 0, subject]) if alone else rng)
@@ -131,7 +143,7 @@ def write_bystanders(root: Path, config: SyntheticBystandersConfig, workers: int
     """
     text = (
         "Every clip in this folder is generated: no person was filmed, and no class is one of Penn Action.\n"
-        f"two people, generator version {GENERATOR_VERSION}\n"
+        f"{1 + config.bystanders} people, generator version {GENERATOR_VERSION}\n"
         f"{json.dumps(asdict(config), sort_keys=True)}\n"
     )
     write_folder(root, text, functools.partial(_write_clips, config), config.num_clips, workers)

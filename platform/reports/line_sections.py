@@ -1,4 +1,4 @@
-"""Accuracy over one key of the spec: over the number of layers (Fig. 5) and over the share of the training part.
+"""Accuracy over one key of the spec: the number of layers (Fig. 5), the share of train, the noise on the joints of a test.
 
 A line joins the rows that differ in this key and the seed only, so that nothing else can explain its shape.
 """
@@ -9,12 +9,15 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from starlab.platform.reports.charts import Curve, Words, curves_chart
 from starlab.platform.reports.grouping import is_compared
 from starlab.platform.reports.page import Section
-from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun
+from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun, groups
 from starlab.platform.reports.svg import short_number
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.records import EvaluationRecord
 
 _DEPTH_KEYS = frozenset({"model.layers", "model.encoder_layers", "model.decoder_layers"})
 _SHARE_KEYS = frozenset({"data.train_fraction", "train.epochs", "train.stop_after_epochs", "train.evaluate_every_epochs"})
@@ -22,6 +25,18 @@ _SHARE_KEYS = frozenset({"data.train_fraction", "train.epochs", "train.stop_afte
 
 Interval = tuple[float, float, float]
 """A difference in points, and the ends of its interval."""
+
+
+class JointNoise(NamedTuple):
+    """How much worse the joints of a test are than the annotated ones."""
+
+    jitter_px: float = 0.0
+    """Standard deviation of the noise on x and y, in pixels of the frame that the model sees."""
+    drop: float = 0.0
+    """Share of the joints that are missing, in [0, 1]."""
+
+    def __str__(self) -> str:
+        return f"joints moved by {self.jitter_px:g} px, {100 * self.drop:g} % missing"
 
 
 @dataclass(slots=True)
@@ -128,6 +143,65 @@ def train_share_section(runs: Sequence[ReportRun], metric: str) -> Section:
     chart = curves_chart(words, [line.curve(line.name) for line in longest_first], form="%", whole_x=True)
     gains = [_gain(line, metric) for line in longest_first if len(line.values) > 1]
     return Section("Accuracy over the amount of data", " ".join(gains), [chart])
+
+
+def worse_joints_sections(runs: Sequence[ReportRun], metric: str) -> list[Section]:
+    """Draw accuracy over the noise on the joints of a test, and over the share of missing ones: a line for each row.
+
+    The tests are those of `starlab evaluate NAME --worse-joints`. A row that takes no joints in a test has a level line at its
+    test accuracy. Without tests with worse joints there is no section.
+    """
+    rows: dict[str, dict[JointNoise, list[float]]] = {}
+    level = set()
+    for row, members in groups(runs).items():
+        tests = [metrics_by_noise(run) for run in members]
+        rows[row] = {noise: [test[noise][metric] for test in tests if noise in test] for test in tests for noise in test}
+        if not any(uses_given_joints(run) for run in members):
+            level.add(row)
+    noises = sorted({noise for found in rows.values() for noise in found})
+    charts = []
+    for axis, along in (
+        ("noise on the joints, px", {noise: noise.jitter_px for noise in noises if not noise.drop}),
+        ("missing joints, %", {noise: round(100 * noise.drop, 3) for noise in noises if not noise.jitter_px}),
+    ):
+        if len(along) < 2:
+            continue
+        curves = []
+        for row, found in rows.items():
+            tested = {x: found.get(JointNoise() if row in level else noise, []) for noise, x in along.items()}
+            line = _Line(values={x: values for x, values in tested.items() if values})
+            curves += [line.curve(row)] if line.values else []
+        charts.append(curves_chart(_worse_joints_words(axis, METRIC_NAMES[metric]), curves, form="%", whole_x=True))
+    return [Section("Accuracy with worse joints", charts=charts)] if charts else []
+
+
+def _worse_joints_words(axis: str, metric_name: str) -> Words:
+    return Words(
+        f"Accuracy over {axis.partition(',')[0]}",
+        f"{metric_name} on the test part. Only the joints of the test change: every model was trained as its row says. A level "
+        "line is a model that takes no joints in a test. Means over seeds; bands reach from the lowest to the highest seed.",
+        axis,
+        metric_name,
+    )
+
+
+def metrics_by_noise(run: ReportRun) -> dict[JointNoise, dict[str, float]]:
+    """Return the metrics of each test of a run's best checkpoint by the noise on its joints, the latest test of each."""
+    found = {}
+    if run.result.test:
+        own = JointNoise(*(float(run.settings.get(f"data.{key}") or 0.0) for key in ("joint_jitter_px", "joint_drop")))
+        found[own if uses_given_joints(run) else JointNoise()] = run.result.test
+    paths = (run.folder.artifacts / "evaluations").glob(f"test-*/{EvaluationRecord.FILE}")
+    records = [record for path in paths if (record := RunFolder(path.parent).read(EvaluationRecord))]
+    for record in sorted(records, key=lambda record: record.look_at_test):
+        if record.joint_noise and record.step == run.result.best_step:
+            found[JointNoise(*record.joint_noise)] = record.metrics
+    return found
+
+
+def uses_given_joints(run: ReportRun) -> bool:
+    """Return whether the model of a run takes joints in a test."""
+    return run.settings.get("model.modality") != "rgb" and run.settings.get("model.pose") != "learned"
 
 
 def _gain(line: _Line, metric: str) -> str:

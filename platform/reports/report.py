@@ -20,7 +20,7 @@ from starlab.platform.reports.group_sections import (
     pareto_section,
     verdict_section,
 )
-from starlab.platform.reports.line_sections import Interval, layers_section, train_share_section
+from starlab.platform.reports.line_sections import Interval, layers_section, train_share_section, worse_joints_sections
 from starlab.platform.reports.page import NamedTable, Section, Summary, page
 from starlab.platform.reports.report_runs import METRIC_NAMES, ReportRun, groups, read_run
 from starlab.platform.reports.results import Results, read_results
@@ -85,6 +85,7 @@ def _run(folder: RunFolder, complain: Callable[[str], None]) -> tuple[Summary, l
     sections = [
         curves_section([run]),
         classes_section(rows),
+        *worse_joints_sections([run], "top1"),
         *attention_section(rows),
         embedding_section([run]),
         cost_section(rows),
@@ -197,6 +198,7 @@ def _shapes(runs: Sequence[ReportRun], metric: str, results: Results) -> list[Se
     return [
         layers_section(runs, metric, against=against),
         *([] if share.absent else [share]),
+        *worse_joints_sections(runs, metric),
         pairing_section(runs, metric),
     ]
 

@@ -244,6 +244,8 @@ class EvaluationRecord:
     per_class: dict[str, float]
     confusion: list[list[int]]
     classes: tuple[str, ...]
+    joint_noise: tuple[float, float] | None = _absent()
+    """`data.joint_jitter_px` and `data.joint_drop` of the evaluation; None in older files."""
 
 
 def plain(record: Record) -> dict[str, Any]:

@@ -51,9 +51,11 @@ def test_a_source_of_joints_that_cannot_be_is_refused_with_the_way_out(overrides
 def test_the_ablation_compares_four_sources_on_data_that_needs_joints() -> None:
     spec = load_ablation("demo_pose_source")
     cells = [spec.spec_of(row, 0) for row in spec.rows]
-    assert {cell.data.dataset for cell in cells} == {"synthetic_bystanders"}
+    assert {(cell.data.dataset, cell.data.synthetic_bystanders.bystanders) for cell in cells} == {("synthetic_bystanders", 2)}
+    assert 100 not in spec.seeds  # the seed at which the settings were chosen
     assert [(cell.model.pose, cell.model.modality, cell.data.joint_drop > 0) for cell in cells] == [
         ("annotated", "both", False),
+        ("learned", "both", False),
         ("learned", "both", False),
         ("annotated", "both", True),
         ("annotated", "rgb", False),

@@ -27,7 +27,7 @@ ROW_IDS = {
     "demo_learning_curve": "d8177aa8 a7c25df0 cbc03bd9 24433e2f 94cf81a9 02358baa 9509ef9e f344fd5a 9e85b2e8 1ad31a85 89504d8e "
     "2029f094 acadb976 b71d282f a45707a9 68f6bed7 069dddba",
     "demo_modalities": "8c1c323e dd4bcc63 87fbebee",
-    "demo_pose_source": "abd92f40 2eac8590 e89fd997 f2bf0e58",
+    "demo_pose_source": "ab510523 3971a8b5 bcf34776 3d4c86b3 94a9bd28",
     "demo_table3": "97bea7b8 8c1c323e",
     "demo_table4": "4b176b97 0e901abb 5ac2e8ff 537eb223 8c1c323e",
     "demo_temporal": "3a092ea9 8c1c323e",

@@ -21,6 +21,7 @@ from starlab.pipelines.generated.penn_action import write_penn_action
 from starlab.pipelines.loading import LoadClips
 from starlab.pipelines.schedule import EvalPlan
 from starlab.pipelines.sources import open_source
+from starlab.platform import worse_joints
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
 from starlab.platform.evaluation import evaluate_run
@@ -194,6 +195,23 @@ def test_evaluating_the_best_checkpoint_again_gives_the_same_numbers_and_is_coun
     assert tags["starlab.test_looks"] == "2"
     listed = [file.path for file in client(run).list_artifacts(str(run.mlflow_run_id), "evaluations")]
     assert sorted(listed) == sorted(f"evaluations/{path.name}" for path in (run.folder / "artifacts" / "evaluations").iterdir())
+
+
+def test_worse_joints_are_tested_once_each_and_drawn_in_the_report(run: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worse_joints, "JITTER_SHARES", (1 / 8,))
+    monkeypatch.setattr(worse_joints, "DROPS", (1.0,))
+    folder, lines = RunFolder(run.folder), list[str]()
+    looks = folder.looks_at_test()
+    page = worse_joints.evaluate_worse_joints(run.run_id, runs=run.folder.parent, say=lines.append)
+    assert "Accuracy over missing joints" in page.read_text()
+    assert folder.looks_at_test() == looks + 2  # the run's own test is the one without noise
+    assert next(line for line in lines if "joints moved by" in line).startswith(
+        f"{run.run_id}, joints moved by 3 px, 0 % missing: test top-1 0."
+    )
+    worse_joints.evaluate_worse_joints(run.run_id, runs=run.folder.parent)
+    assert folder.looks_at_test() == looks + 2
+    with pytest.raises(UserError, match=r"sets the noise itself, so 'data\.joint_drop=1' cannot be given"):
+        worse_joints.evaluate_worse_joints(run.run_id, runs=run.folder.parent, overrides=["data.joint_drop=1"])
 
 
 def test_an_evaluation_on_other_data_or_with_another_model_is_refused_and_no_look(run: RunResult, tmp_path: Path) -> None:

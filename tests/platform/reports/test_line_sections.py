@@ -1,14 +1,22 @@
 """Accuracy over one key: which runs share a line, and what is said about the depth at which over-fitting begins."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from starlab.platform.reports.line_sections import layers_section, overfitting_sentence, train_share_section
+from starlab.platform.reports.line_sections import (
+    JointNoise,
+    layers_section,
+    metrics_by_noise,
+    overfitting_sentence,
+    train_share_section,
+    worse_joints_sections,
+)
 from starlab.platform.reports.report_runs import ReportRun
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.records import Result
+from starlab.platform.runs.records import EvaluationRecord, Result
 
 
 def run(row: str, top1: float, seed: int = 0, **settings: Any) -> ReportRun:
@@ -61,6 +69,60 @@ def test_without_two_values_of_the_key_there_is_no_chart_but_a_reason(section: A
     found = section([run("one", 0.5), run("two", 0.6, train__mixup=0.4)], "top1")
     assert found.is_empty
     assert found.absent.startswith("no two rows differ in the ")
+
+
+def add_test(run: ReportRun, folder: Path, top1: float, noise: tuple[float, float] | None, step: int = 1) -> None:
+    """Add a test of a run as `starlab evaluate` stores it."""
+    look = 2 + len(list(folder.glob("artifacts/evaluations/*")))
+    record = EvaluationRecord(
+        part="test",
+        step=step,
+        look_at_test=look,
+        time="",
+        clips=10,
+        unreadable={},
+        metrics={"top1": top1},
+        per_class={},
+        confusion=[],
+        classes=("a", "b"),
+        joint_noise=noise,
+    )
+    RunFolder(folder / "artifacts" / "evaluations" / f"test-step{step:08d}-{look}").write(record)
+
+
+def test_accuracy_is_drawn_over_the_noise_of_a_test_and_over_missing_joints_with_a_level_line_for_a_model_without_joints(
+    tmp_path: Path,
+) -> None:
+    runs = []
+    for seed, loss in ((0, 0.0), (1, 0.2)):
+        folder = tmp_path / str(seed)
+        annotated = dataclasses.replace(run("annotated", 1.0, seed), folder=RunFolder(folder))
+        add_test(annotated, folder, 0.9 - loss, (2.0, 0.0))
+        add_test(annotated, folder, 0.6 - loss, (4.0, 0.0))
+        add_test(annotated, folder, 0.8, (0.0, 0.3))
+        add_test(annotated, folder, 0.1, (4.0, 0.3))  # on neither curve
+        add_test(annotated, folder, 0.1, (2.0, 0.0), step=9)  # another checkpoint
+        add_test(annotated, folder, 0.1, None)  # from a version that did not store the noise
+        runs += [annotated, run("learned", 0.95, seed, model__pose="learned")]
+    (section,) = worse_joints_sections(runs, "top1")
+    moved, missing = section.charts
+    assert moved.table.heads == ("noise on the joints, px", "annotated", "learned")
+    assert rows_of(moved.table) == [["0", "100.0 %", "95.0 %"], ["2", "80.0 %", "95.0 %"], ["4", "50.0 %", "95.0 %"]]
+    assert rows_of(missing.table) == [["0", "100.0 %", "95.0 %"], ["30", "80.0 %", "95.0 %"]]
+
+
+def test_a_model_that_was_trained_with_noise_has_its_own_test_at_that_noise_and_the_latest_test_of_each_counts(
+    tmp_path: Path,
+) -> None:
+    noisy = run("noisy", 0.7, data__joint_jitter_px=2.0, data__joint_drop=0.15)
+    noisy = dataclasses.replace(noisy, folder=RunFolder(tmp_path))
+    add_test(noisy, tmp_path, 0.8, (0.0, 0.0))
+    add_test(noisy, tmp_path, 0.9, (0.0, 0.0))
+    assert metrics_by_noise(noisy) == {JointNoise(2.0, 0.15): {"top1": 0.7}, JointNoise(): {"top1": 0.9}}
+
+
+def test_without_tests_with_worse_joints_there_is_no_section() -> None:
+    assert worse_joints_sections([run("annotated", 1.0), run("learned", 0.9, model__pose="learned")], "top1") == []
 
 
 ROWS = {1.0: "one", 2.0: "two", 3.0: "three", 5.0: "five"}
