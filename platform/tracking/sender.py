@@ -21,7 +21,7 @@ from starlab.experiments.credentials import HIDDEN, without_password, without_se
 from starlab.platform.errors import StarlabError, UserError
 from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import MODEL, RunFolder
-from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points_with_ends
+from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points, read_points_with_ends
 from starlab.platform.runs.locking import file_lock
 from starlab.platform.runs.metric_names import BEST_VAL_TOP1
 from starlab.platform.runs.records import MlflowState
@@ -39,6 +39,9 @@ _WAITS_PER_SEND = 10
 """The wait after a send, in times of its duration: hundreds of runs that send to one server slow down together with it. With a
 fixed wait their requests would queue there until they time out and are sent again."""
 _MOST_SECONDS = 60.0
+_FIRST_SECONDS = 30.0
+"""How long the first send waits for the first point. Importing MLflow and making its database take two seconds of processor
+time, which the start of the workers needs."""
 
 
 class SendingElsewhereError(StarlabError):
@@ -203,6 +206,7 @@ class Sender:
     def __init__(self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0) -> None:
         self._folder, self._uri, self._every_seconds = folder, uri, every_seconds
         self._wait = every_seconds
+        self._deadline = time.monotonic() + _FIRST_SECONDS
         self._sending = Background("starlab-sender", self._send_in_turn, every_seconds, last_call=True)
         self.problem: str | None = None
         """Why the last attempt failed; None if everything was sent."""
@@ -220,6 +224,8 @@ class Sender:
 
     def _send_in_turn(self) -> float:
         began = time.monotonic()
+        if began < self._deadline and not self._sending.stopped and next(read_points(self._folder.path / FILE), None) is None:
+            return self._every_seconds
         self.send_now()
         if self.problem is None:
             self._wait = min(_MOST_SECONDS, max(self._every_seconds, _WAITS_PER_SEND * (time.monotonic() - began)))

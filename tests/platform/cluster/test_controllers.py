@@ -45,7 +45,7 @@ def train(path: Path, name: str, *, fails: bool = False) -> dict[str, Any]:
     result = ReusingTrainer(
         loop,
         train_loop_config={"fails": fails},
-        torch_config=NodeAddressTorchConfig(),
+        backend_config=NodeAddressTorchConfig(),
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(name=name, storage_path=str(path), failure_config=FailureConfig(max_failures=0)),
     ).fit()
