@@ -127,7 +127,7 @@ def open_data_while_ray_starts(
         connect()
         from starlab.platform.cluster.controllers import start_ahead  # Ray Train takes a second to import
 
-        start_ahead()
+        start_ahead(streams=spec.data.decode == "cluster")
     return opened.result()
 
 

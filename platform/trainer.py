@@ -37,6 +37,9 @@ from starlab.platform.tracking.progress import Progress
 from starlab.platform.tracking.sender import Sender
 from starlab.platform.worker.tasks import TrainTask
 
+_SENDER_PATIENCE_SECONDS = 30.0
+"""How long a run that has no point yet may be unknown to MLflow."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
@@ -177,7 +180,7 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
                 say(line)
         if request.extends is not None and state == "is new":
             seed_from(request.extends, folder, spec)
-        with Sender(folder, spec.tracking.address(request.runs)) as sender:
+        with Sender(folder, spec.tracking.address(request.runs), patience_seconds=_SENDER_PATIENCE_SECONDS) as sender:
             try:
                 if placement is not None:
                     _train(request, placement, lease, say, live)

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
@@ -151,12 +152,18 @@ def _take(idle: deque[ActorHandle]) -> ActorHandle | None:
     return None
 
 
-def start_ahead() -> None:
-    """Start a controller for the next training of this process, and the actor that it asks for room; wait for neither."""
+def start_ahead(*, streams: bool) -> None:
+    """Start the processes that the next training of this process waits for one after the other, and wait for none of them.
+
+    Args:
+        streams: Whether Ray Data will load its clips.
+    """
     idle = _idle_controllers(ray.get_runtime_context().get_worker_id())
     if not idle:
         idle.append(_start())
     get_or_create_autoscaling_coordinator()
+    if streams:
+        get_or_create_stats_actor()
 
 
 def _start() -> ActorHandle:

@@ -39,9 +39,6 @@ _WAITS_PER_SEND = 10
 """The wait after a send, in times of its duration: hundreds of runs that send to one server slow down together with it. With a
 fixed wait their requests would queue there until they time out and are sent again."""
 _MOST_SECONDS = 60.0
-_FIRST_SECONDS = 30.0
-"""How long the first send waits for the first point. Importing MLflow and making its database take two seconds of processor
-time, which the start of the workers needs."""
 
 
 class SendingElsewhereError(StarlabError):
@@ -203,10 +200,21 @@ def stored_uri(folder: RunFolder) -> str:
 class Sender:
     """Sends a run to MLflow while it trains, from a thread of the driver."""
 
-    def __init__(self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0) -> None:
+    def __init__(
+        self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0, *, patience_seconds: float = 0.0
+    ) -> None:
+        """Prepare the thread.
+
+        Args:
+            folder: Folder of the run.
+            uri: Address of the tracking server with its password; None uses `stored_uri`.
+            every_seconds: The shortest wait between two sends.
+            patience_seconds: How long the first send waits for the first point. Importing MLflow and making its database take
+                two seconds of processor time, which the start of the workers needs.
+        """
         self._folder, self._uri, self._every_seconds = folder, uri, every_seconds
         self._wait = every_seconds
-        self._deadline = time.monotonic() + _FIRST_SECONDS
+        self._deadline = time.monotonic() + patience_seconds
         self._sending = Background("starlab-sender", self._send_in_turn, every_seconds, last_call=True)
         self.problem: str | None = None
         """Why the last attempt failed; None if everything was sent."""

@@ -85,6 +85,15 @@ def test_a_controller_serves_one_training_after_another_and_their_workers_are_ne
     assert ray.cluster_resources()["CPU"] == 4
 
 
+def test_a_training_takes_the_controller_that_was_started_ahead(tmp_path: Path) -> None:
+    controllers.start_ahead(streams=False)
+    [ahead] = idle()
+    controllers.start_ahead(streams=False)
+    assert idle() == [ahead]
+    assert train(tmp_path, "one")["world"] == 1
+    assert idle() == [ahead]
+
+
 def test_a_controller_whose_training_failed_goes_away_and_gives_its_room_back(tmp_path: Path) -> None:
     train(tmp_path, "before")
     with pytest.raises(TrainingFailedError, match="a wire broke"):
