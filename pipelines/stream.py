@@ -165,13 +165,27 @@ def _load_in_tasks(load: LoadClips, num_rows: int, batch: int, limits: StreamLim
     )
     # The context of this data set: the process-wide one is shared with the other window's thread.
     clips.context.enable_progress_bars = False
-    clips.context.custom_execution_callback_classes = [_Breather]
+    clips.context.custom_execution_callback_classes = [_WholeShare, _Breather]
     clips.context.execution_options = ExecutionOptions(
         preserve_order=True,
         resource_limits=ExecutionResources(cpu=limits.cpus, object_store_memory=limits.object_store_bytes),
     )
     for columns in clips.iter_batches(batch_size=batch, batch_format="numpy", prefetch_batches=1):
         yield as_batch(columns)
+
+
+class _WholeShare(ExecutionCallback):
+    """Lets a stream use all of its `StreamLimits`.
+
+    Ray Data 2.60 divides what is free on each node among all streams of the cluster, and rounds every part down to a whole
+    CPU. So where a node has fewer CPUs than there are streams, none of them gets any, and each runs one task at a time. The
+    limits of all streams together already fit the cluster.
+    """
+
+    def before_execution_starts(self, executor: StreamingExecutor) -> None:
+        """Replace the part of the cluster by the whole of it; the limits of the options still hold."""
+        cluster = ExecutionResources.from_resource_dict(ray.cluster_resources())
+        executor._resource_manager._get_total_resources = lambda: cluster
 
 
 class _Breather(ExecutionCallback):

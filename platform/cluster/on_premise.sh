@@ -20,6 +20,7 @@ python -c 'import starlab.platform.cli' || fail "the first python on PATH ($(com
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token" RAY_USAGE_STATS_ENABLED=0
 export RAY_enable_metrics_collection=false AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1  # they ask for no token
+export RAY_idle_worker_killing_time_threshold_ms=60000  # decode tasks start in the processes of earlier ones; Ray ends idle ones after a second
 export RAY_grpc_client_keepalive_timeout_ms=15000  # after a cut of the network nodes find each other again in seconds
 if [ "$role" = head ]; then
   shift

@@ -19,6 +19,7 @@ export RAY_ADDRESS="$head_address:$first_port"  # the command joins this cluster
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}"
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_enable_metrics_collection=false AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1  # they ask for no token
+export RAY_idle_worker_killing_time_threshold_ms=60000  # decode tasks start in the processes of earlier ones; Ray ends idle ones after a second
 export RAY_grpc_client_keepalive_timeout_ms=15000  # after a cut of the network nodes find each other again in seconds
 
 start_options=(

@@ -12,6 +12,8 @@ from ray.cluster_utils import Cluster as Nodes
 
 from starlab.platform.cluster.connect import SETTINGS
 
+AS_DEPLOYED = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_grpc_client_keepalive_timeout_ms": "15000"}
+"""What every deployment sets for its nodes."""
 ONE_CPU = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 
@@ -21,7 +23,7 @@ def nodes_on_this_machine(
 ) -> Iterator[Nodes]:
     """A head without CPUs, where drivers run, and these nodes. RAY_ADDRESS names the cluster; `join` connects this process."""
     ray.shutdown()
-    for name, value in SETTINGS.items():
+    for name, value in (SETTINGS | AS_DEPLOYED).items():
         monkeypatch.setenv(name, value)
     head = {"num_cpus": 0, "object_store_memory": 150_000_000, "include_dashboard": dashboard}
     cluster = Nodes(initialize_head=True, head_node_args=head)

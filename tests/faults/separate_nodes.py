@@ -1,7 +1,7 @@
 """Ray nodes that are as separate as machines: own network, processes, mounts and host name each, over one shared file system.
 
 A node's power can be cut: its processes die without a last packet, so that no other node learns of it. Its network can be cut
-too, as if the cable were pulled: its processes go on. Needs root.
+too, as if the cable were pulled, or made slow: its processes go on. Needs root.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ FAST_HEALTH_CHECKS = {
 }
 
 
+AS_NFS = "attr_timeout=3,entry_timeout=30,negative_timeout=30"
+"""For how many seconds a node keeps what it knows of a file, of a name, and of a name that does not exist (mount_bindfs).
+
+NFS's own defaults are 3 to 60 and, for folders, 30 to 60.
+"""
+
+
 def can_separate() -> bool:
     """Whether this process may make network namespaces."""
     if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("unshare")):
@@ -38,7 +45,15 @@ def can_separate() -> bool:
 class SeparateNodes:
     """A head without CPUs, and worker nodes, each in namespaces of its own on one bridge."""
 
-    def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, cached: Path | None = None) -> None:
+        """Start the head.
+
+        Args:
+            folder: Ray's own files and the logs of the nodes.
+            environment: for every process on the nodes.
+            cached: A folder that each node sees through caches of its own, as NFS has them. Needs bindfs.
+        """
+        self._cached = cached
         self._folder, self._tag = folder, f"{os.getpid() % 10000}"
         self._net = f"10.{80 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
         self._bridge = f"slb{self._tag}"
@@ -81,9 +96,10 @@ class SeparateNodes:
         ray = Path(sys.executable).parent / "ray"
         command = [str(ray), "start", *options, f"--node-ip-address={address}", "--object-store-memory=100000000", "--block"]
         # An own /tmp/ray and /dev/shm, because all nodes use the same names there.
+        cache = f"bindfs -o {AS_NFS} {self._cached} {self._cached}; " if self._cached else ""
         script = (
-            f"hostname {name}; mkdir -p /tmp/ray; mount --bind {temp} /tmp/ray; mount -t tmpfs -o size=256m tmpfs /dev/shm; "
-            f"while true; do {' '.join(command)}; sleep 2; done"
+            f"hostname {name}; {cache}mkdir -p /tmp/ray; mount --bind {temp} /tmp/ray; "
+            f"mount -t tmpfs -o size=256m tmpfs /dev/shm; while true; do {' '.join(command)}; sleep 2; done"
         )
         self._shells[name] = subprocess.Popen(
             ["ip", "netns", "exec", space, "unshare", "-pfmu", "--kill-child", "--mount-proc", "bash", "-c", script],
@@ -126,6 +142,17 @@ class SeparateNodes:
         """Plug a node in again."""
         _ip("link", "set", f"sl{self._tag}{name[:5]}", "master", self._bridge)
 
+    def slow_network(self, name: str, megabits: float) -> None:
+        """Let a node receive and send so many megabits a second; more waits for up to 0.4 s and is then lost."""
+        tbf = ("root", "tbf", "rate", f"{megabits}mbit", "burst", "16kb", "latency", "400ms")
+        _run("tc", "qdisc", "replace", "dev", f"sl{self._tag}{name[:5]}", *tbf)
+        _run("tc", "-n", self._space(name), "qdisc", "replace", "dev", "eth0", *tbf)
+
+    def fast_network(self, name: str) -> None:
+        """Undo `slow_network`."""
+        _run("tc", "qdisc", "del", "dev", f"sl{self._tag}{name[:5]}", "root")
+        _run("tc", "-n", self._space(name), "qdisc", "del", "dev", "eth0", "root")
+
     def until_alive(self, nodes: int) -> None:
         """Wait until Ray counts so many nodes, the head included."""
         deadline = time.monotonic() + 240
@@ -159,7 +186,11 @@ class SeparateNodes:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+    _run("ip", *words)
+
+
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
 
 
 def _pid_namespace(pid: int) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from driven import EACH_ONE_CPU, LONG, Driven
 from separate_nodes import FAST_HEALTH_CHECKS, SeparateNodes, can_separate
@@ -28,12 +30,16 @@ RECONNECT = {"RAY_grpc_client_keepalive_timeout_ms": "15000"}
 """As every deployment sets it."""
 RAYS_OWN = pytest.mark.parametrize("nodes", [RECONNECT], indirect=True, ids=["Ray's own health checks"])
 """They give a node up after a minute instead of a quarter of one."""
+CACHED = {"CACHED": "1"}
+"""The runs folder is seen through caches that are each node's own."""
 
 
 @pytest.fixture
 def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SeparateNodes]:
     """A head and two nodes of one CPU."""
-    nodes = SeparateNodes(tmp_path / "nodes", getattr(request, "param", FAST_HEALTH_CHECKS))
+    settings = getattr(request, "param", FAST_HEALTH_CHECKS)
+    (tmp_path / "run").mkdir()
+    nodes = SeparateNodes(tmp_path / "nodes", settings, tmp_path / "run" if settings is CACHED else None)
     try:
         nodes.add("one", 2)
         nodes.add("two", 3)
@@ -150,4 +156,46 @@ def test_after_the_head_restarts_its_nodes_join_the_new_one_and_the_same_command
     again.until(lambda: again.steps() > steps)
     training.measure("24c", "power failure of the head, the same command on a new one", run.folder, lost_at)
     assert again.end() == 0, again.output()
+    steps_once(again)
+
+
+@pytest.mark.skipif(not shutil.which("tc"), reason="needs tc of iproute2")
+@RAYS_OWN
+def test_a_link_that_becomes_slow_makes_the_steps_slow_and_ends_nothing(
+    training, nodes: SeparateNodes, drive: Callable[..., Driven]
+) -> None:
+    run = drive("resources.workers=2", pause=0.05)
+    run.until(lambda: run.steps() > 15)
+    nodes.slow_network("two", megabits=4)
+    began, steps = time.time(), run.steps()
+    run.until(lambda: time.time() > began + 60 and run.steps() > steps + 2)
+    slow = (time.time() - began) / (run.steps() - steps)
+    nodes.fast_network("two")
+    began, steps = time.time(), run.steps()
+    run.until(lambda: run.steps() > steps + 20)
+    fast = (time.time() - began) / (run.steps() - steps)
+    training.note("24d", "link of a node at 4 Mbit/s; seconds of a step more than without", slow - fast, 0)
+    assert run.end() == 0, run.output()
+    assert run.said("node_silent") == run.said("node_lost") == run.said("restarted") == []
+    steps_once(run)
+
+
+@pytest.mark.skipif(not shutil.which("bindfs"), reason="needs bindfs")
+@pytest.mark.parametrize("nodes", [CACHED], indirect=True, ids=["half a minute"])
+def test_where_each_node_keeps_what_it_knows_of_files_a_run_ends_when_asked_and_goes_on_from_that_step(
+    nodes: SeparateNodes, drive: Callable[..., Driven]
+) -> None:
+    never = "train.checkpoint_every_steps=null"  # so that the request alone makes it write one
+    run = drive("resources.workers=2", never, pause=0.05)
+    run.until(lambda: run.steps() > 15)
+    asked = time.time()
+    for process in psutil.Process(run.process.pid).children():  # nsenter itself would end without it
+        process.send_signal(signal.SIGTERM)
+    run.until(lambda: run.said("preempted"), 60)
+    assert run.process.wait(120) == 128 + signal.SIGTERM, run.output()
+    [stopped] = [event.step for event in read_events(run.folder) if event.kind == "preempted"]
+    assert first(run, "preempted").time - asked < 20  # a cached "there is no request" would hold for 30 s
+    again = drive("resources.workers=2", never)
+    assert again.end() == 0, again.output()
+    assert first(again, "resumed").step == stopped
     steps_once(again)

@@ -211,6 +211,33 @@ def test_32_ranks_at_once_with_a_sleeping_decoder_are_all_served_and_evenly(deco
             done.result(timeout=250)
 
 
+class Rendezvous(PaintedSource):
+    """The first clip of each block of eight is read once the first clips of `blocks` blocks are being read at the same time."""
+
+    def __init__(self, folder: Path, num_clips: int, blocks: int) -> None:
+        super().__init__(num_clips)
+        self.folder, self.blocks = folder, blocks
+
+    def read(self, row: ClipRow, frame_indices: list[int], min_side_px: int) -> DecodedClip:
+        (self.folder / f"block-{int(row.clip_id) // 8}").touch()
+        give_up = time.monotonic() + 100
+        while len(list(self.folder.glob("block-*"))) < self.blocks:
+            assert time.monotonic() < give_up, "no other block was read meanwhile"
+            time.sleep(0.05)
+        return super().read(row, frame_indices, min_side_px)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_stream_runs_two_tasks_at_once_where_there_are_more_streams_than_cpus(tmp_path: Path) -> None:
+    """Ray Data alone divides the four CPUs among five streams and rounds down to none, and then runs one task at a time."""
+    limits = StreamLimits(cpus=0.8, cpus_per_task=0.4, object_store_bytes=8_000_000)
+    two_blocks = EvalPlan(tuple(range(16)), 0, 1)
+    streams = [eval_batches(Rendezvous(tmp_path, 16, 2), CONFIG, two_blocks, 1, limits)]
+    one_block = EvalPlan(tuple(range(8)), 0, 1)
+    streams += [eval_batches(Rendezvous(tmp_path, 8, 2), CONFIG, one_block, 1, limits) for _ in range(4)]
+    assert [len(list(stream)) for stream in streams] == [16, 8, 8, 8, 8]
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_every_view_of_every_clip_is_seen_exactly_once_over_all_ranks() -> None:
     listed = (5, 3, 9, 21, 22)

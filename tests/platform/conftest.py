@@ -78,6 +78,7 @@ def run_head(more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Head]:
         "RAY_enable_metrics_collection": "false",  # as every deployment sets them
         "AUTOSCALER_METRIC_PORT": "-1",
         "DASHBOARD_METRIC_PORT": "-1",
+        "RAY_idle_worker_killing_time_threshold_ms": "60000",
         "RAY_grpc_client_keepalive_timeout_ms": "15000",
         **more,
     }

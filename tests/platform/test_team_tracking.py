@@ -201,6 +201,7 @@ def python(team: Team, program: str) -> list[str]:
 
 
 @pytest.mark.slowest
+@pytest.mark.timeout(1800)  # a hang guard for a busy machine
 def test_a_teams_server_admits_users_and_holds_stores_checkpoints_models_and_proposals(
     team: Team, small_folder: Path, tmp_path: Path
 ) -> None:
@@ -220,11 +221,15 @@ def test_a_teams_server_admits_users_and_holds_stores_checkpoints_models_and_pro
     starlab(team, runs, "prepare", "synthetic-penn-action", str(small_folder), "s3://starlab/stores/small")
     data = [*SMALL, "data.store=s3://starlab/stores/small", f"tracking.uri={team.mlflow}"]
     said = starlab(team, runs, "train", "demo", *data, "resources.checkpoints=s3://starlab/checkpoints")
-    assert re.search(r"MLflow +run [0-9a-f]{32} in http://127\.0\.0\.1", said), said
+    if "later: starlab sync" in said:  # a busy machine, where the server was too slow for the last try of half a minute
+        starlab(team, runs, "sync", "demo")
+    else:
+        assert re.search(r"MLflow +run [0-9a-f]{32} in http://127\.0\.0\.1", said), said
     assert not list(runs.glob("demo-*/checkpoints/*"))
     # A search whose proposals are in PostgreSQL.
     storage = f"search.storage={team.database}/optuna"
     starlab(team, runs, "search", "demo_search", *data, "search.trials=2", "model.layers=1", storage)
+    starlab(team, runs, "sync", "demo", "demo_search")
     names = python(
         team,
         f"""

@@ -320,8 +320,14 @@ def test_a_machine_of_ones_own_starts_with_a_token_and_without_open_metrics(tmp_
     assert worker.stdout.split() == ["start", "--block", "--address=10.0.0.1:6379", "--disable-usage-stats", "token", "false"]
 
 
-@pytest.mark.parametrize(
-    "file", ["cluster.yaml", *(f"platform/cluster/{name}" for name in ("on_premise.sh", "slurm.sh", "kuberay.yaml"))]
-)
+DEPLOYMENTS = ["cluster.yaml", *(f"platform/cluster/{name}" for name in ("on_premise.sh", "slurm.sh", "kuberay.yaml"))]
+
+
+@pytest.mark.parametrize("file", DEPLOYMENTS)
 def test_every_way_to_a_cluster_lets_nodes_find_each_other_again_after_a_cut_of_the_network(file: str) -> None:
     assert re.search(r"RAY_grpc_client_keepalive_timeout_ms(=|, value: \")15000", (ROOT / file).read_text())
+
+
+@pytest.mark.parametrize("file", DEPLOYMENTS)
+def test_every_way_to_a_cluster_keeps_idle_decode_processes_for_a_minute_as_a_local_one_does(file: str) -> None:
+    assert re.search(r"RAY_idle_worker_killing_time_threshold_ms(=|, value: \")60000", (ROOT / file).read_text())
