@@ -21,19 +21,17 @@ from starlab.experiments.credentials import HIDDEN, without_password, without_se
 from starlab.platform.errors import StarlabError, UserError
 from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import MODEL, RunFolder
-from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points, read_points_with_ends
+from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points
 from starlab.platform.runs.locking import file_lock
-from starlab.platform.runs.metric_names import BEST_VAL_TOP1
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.tracking.logged_model import log_model, register_model
+from starlab.platform.tracking.metric_chunks import importance, metric_chunks
 from starlab.platform.tracking.mlflow_client import fail_fast, host_refused
 from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, refuse_deleted, send_description, send_params
 
-if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it while the workers start
+if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
-_MAX_METRICS = 1000
 _LAST_TRY_SECONDS = 30.0
 _WAITS_PER_SEND = 10
 """The wait after a send, in times of its duration: hundreds of runs that send to one server slow down together with it. With a
@@ -102,9 +100,9 @@ def _send(client: MlflowClient, folder: RunFolder, state: MlflowState | None, ad
     sent = 0
     for path in journals(folder.path):
         if path.name != FILE and run.status == "RUNNING" and not state.offsets.get(FILE):
-            continue  # the machine's metrics come after the model's: see `_place`
-        for metrics, end in _chunks(path, state.offsets.get(path.name, 0)):
-            client.log_batch(state.run_id, metrics=sorted(metrics, key=lambda metric: _place(metric.key)))
+            continue  # the machine's metrics come after the model's: see `importance`
+        for metrics, end in metric_chunks(path, state.offsets.get(path.name, 0)):
+            client.log_batch(state.run_id, metrics=sorted(metrics, key=lambda metric: importance(metric.key)))
             state.offsets[path.name] = end
             folder.write(state)
             sent += len(metrics)
@@ -291,24 +289,3 @@ def _artifact_files(folder: RunFolder) -> list[Path]:
 def _artifact_seconds(folder: RunFolder) -> float:
     """Return the seconds that uploading the artifacts and the model may take, one per megabyte."""
     return sum(path.stat().st_size for path in folder.artifacts.rglob("*") if path.is_file()) / 1e6
-
-
-def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
-    from mlflow.entities import Metric
-
-    metrics: list[Metric] = []
-    end = offset
-    for point, end in read_points_with_ends(path, offset):
-        metrics.append(Metric(point.key, point.value, point.time_ms, point.step))
-        if len(metrics) == _MAX_METRICS:
-            yield metrics, end
-            metrics = []
-    if metrics:
-        yield metrics, end
-
-
-def _place(key: str) -> int:
-    """Order the metrics of a batch by importance: MLflow's page that compares runs begins with the metric that it got first."""
-    if key == BEST_VAL_TOP1:
-        return 0
-    return 1 if key.endswith("top1") else 2
