@@ -169,7 +169,8 @@ def start_ahead(*, streams: bool) -> None:
 def _start() -> ActorHandle:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     inherits = describe_cluster().local
-    environment = None if inherits else {"env_vars": get_env_vars_to_propagate()}
+    settings = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+    environment = None if inherits else {"env_vars": settings}
     remote = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)
     controller: ActorHandle = remote(Controller).remote(inherits)
     return controller

@@ -24,7 +24,7 @@ def make_loader(store: Path, folder: Path, threads: int) -> Any:
     return StreamingDataLoader(clips, batch_size=BATCH, num_workers=threads, persistent_workers=True)
 
 
-class Clips(StreamingDataset):  # type: ignore[misc, no-any-unimported]
+class Clips(StreamingDataset):
     """The clips, decoded by the plain reader."""
 
     reader: Reader
