@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from starlab.platform.cluster.connect import connect
 from starlab.platform.cluster.controllers import ReusingTrainer
@@ -198,12 +198,12 @@ def _fit(
     callbacks: tuple[UserCallback, ...],
 ) -> None:
     is_training = isinstance(task, TrainTask)
-    trainer = _Trainer if is_training else TorchTrainer  # Ctrl-C in an evaluation is Ray's, which aborts the workers
+    trainer = _Trainer if is_training else DataParallelTrainer  # Ctrl-C in an evaluation is Ray's, which aborts the workers
     with _ray_folder(task.folder, "train" if is_training else "evaluate") as ray_folder:
         trainer(
             loop,
             train_loop_config={"task": task},
-            torch_config=NodeAddressTorchConfig(timeout_s=task.spec.resources.collective_seconds),
+            backend_config=NodeAddressTorchConfig(timeout_s=task.spec.resources.collective_seconds),
             scaling_config=worker_group(task.spec, placement),
             run_config=RunConfig(
                 name=ray_folder.name,

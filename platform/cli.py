@@ -76,6 +76,10 @@ def train(
         if found.problems:
             raise UserError("\n".join(found.problems))
         return
+    from starlab.platform.preflight import open_ahead
+    from starlab.platform.runs.folder import runs_folder
+
+    opened = None if refit or extend is not None else open_ahead(spec, runs_folder(runs), fresh=fresh, say=_say)
     from starlab.platform.refit import refit as refit_run
     from starlab.platform.summary import result_lines
     from starlab.platform.trainer import train as train_run
@@ -84,7 +88,7 @@ def train(
     if refit:
         _print(result_lines(refit_run(spec, runs=runs, fresh=fresh, say=_say, live=live)))
     else:
-        _print(result_lines(train_run(spec, runs=runs, fresh=fresh, say=_say, live=live, extend=extend)))
+        _print(result_lines(train_run(spec, runs=runs, fresh=fresh, say=_say, live=live, extend=extend, opened=opened)))
 
 
 @app.command()

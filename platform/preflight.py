@@ -6,19 +6,21 @@ import difflib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from starlab.experiments.spec import Spec
-from starlab.models.backbone import kinetics400_file
 from starlab.pipelines.clip import ClipSource, DataError
 from starlab.pipelines.datasets import differs_from_official
 from starlab.pipelines.sources import open_source
 from starlab.pipelines.splits import Parts, limit_parts, split_rows, thin_train
 from starlab.platform.cluster.connect import Cluster, check_ray_can_start, connect
-from starlab.platform.cluster.placement import demand_of
 from starlab.platform.cluster.room import wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import METRICS
+from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.records import FINGERPRINT, DamagedRecordError, RunInfo
 
 _REFUSAL_SECONDS = 0.2
 """How long Ray's start waits for a mistake in the data: a missing folder is found within this time."""
@@ -39,6 +41,8 @@ def check_spec(spec: Spec) -> None:
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(METRICS)}"
         raise UserError(f"train.select_by is {spec.train.select_by!r}, which is not a metric; {hint}")
     if spec.model.weights == "kinetics400":
+        from starlab.models.backbone import kinetics400_file  # imports torch, which takes seconds
+
         try:
             kinetics400_file(spec.model.weights_path)
         except (FileNotFoundError, ValueError) as error:
@@ -78,8 +82,29 @@ def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipS
     return source, parts
 
 
-def open_data_while_ray_starts(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipSource, Parts]:
-    """Open the data as `open_data` does, in a thread, while Ray starts on this machine.
+def open_ahead(spec: Spec, runs: Path, *, fresh: bool, say: Callable[[str], None]) -> tuple[ClipSource, Parts] | None:
+    """Check a spec and open its data for `trainer.train`, while Ray starts and the trainer is imported.
+
+    Returns:
+        The data and their parts. None if the run is finished already, or starts from weights that are looked up first.
+
+    Raises:
+        UserError: as `check_spec`.
+        DataError: as `open_data`.
+    """
+    check_spec(spec)
+    if spec.train.init_from is not None or (not fresh and is_finished(spec, runs)):
+        return None
+    return open_data_while_ray_starts(spec, runs, say, then=lambda: import_module("starlab.platform.trainer"))
+
+
+def open_data_while_ray_starts(
+    spec: Spec, runs: Path, say: Callable[[str], None], then: Callable[[], object] = lambda: None
+) -> tuple[ClipSource, Parts]:
+    """Open the data as `open_data` does, in a thread, while Ray and the controller of the first group of workers start.
+
+    Args:
+        then: Called in the thread once the data are open, such as imports that take seconds.
 
     Raises:
         DataError: as `open_data`. A mistake that shows at once is raised before Ray starts.
@@ -89,7 +114,9 @@ def open_data_while_ray_starts(spec: Spec, runs: Path, say: Callable[[str], None
 
     def open_in_thread() -> None:
         try:
-            opened.set_result(open_data(spec, runs, say))
+            data = open_data(spec, runs, say)
+            then()
+            opened.set_result(data)
         except BaseException as error:  # raised again by `result`
             opened.set_exception(error)
 
@@ -98,7 +125,22 @@ def open_data_while_ray_starts(spec: Spec, runs: Path, say: Callable[[str], None
     wait([opened], timeout=_REFUSAL_SECONDS)
     if not (opened.done() and opened.exception()):
         connect()
+        from starlab.platform.cluster.controllers import start_ahead  # Ray Train takes a second to import
+
+        start_ahead(streams=spec.data.decode == "cluster")
     return opened.result()
+
+
+def is_finished(spec: Spec, runs: Path) -> bool:
+    """Return whether a run of this spec is finished, as far as can be told before the data are open."""
+    for file in runs.glob(f"{spec.name}-*/{RunInfo.FILE}"):
+        folder = RunFolder(file.parent)
+        with suppress(DamagedRecordError):
+            result = folder.result
+            same = folder.path.name == spec.run_id(folder.info.tags.get(FINGERPRINT, ""))
+            if same and result is not None and result.test is not None:
+                return True
+    return False
 
 
 def split_parts(spec: Spec, source: ClipSource) -> Parts:
@@ -114,5 +156,7 @@ def join_cluster(spec: Spec, runs_at_once: int, say: Callable[[str], None]) -> C
     cluster = connect()
     if cluster.local:
         return cluster
+    from starlab.platform.cluster.placement import demand_of  # imports torch
+
     demand = demand_of(spec, groups=runs_at_once)
     return wait_for_room(demand, timeout_seconds=spec.resources.wait_for_room_seconds, say=say)

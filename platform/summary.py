@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from starlab.platform.evaluation import EvaluationResult
 from starlab.platform.runs.metric_names import TEST, TEST_MEAN_CLASS, TEST_TOP1, VAL_TOP1
-from starlab.platform.search.search import SearchResult
-from starlab.platform.search.space import values_text
-from starlab.platform.search.trial_lines import value_text
 from starlab.platform.trainer import RunResult
+
+if TYPE_CHECKING:  # Ray Tune and Optuna take a second and a half to import, before a training that does not need them
+    from starlab.platform.evaluation import EvaluationResult
+    from starlab.platform.search.search import SearchResult
 
 _SELECTED = {
     "validation": "validation",
@@ -59,6 +60,9 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
 
 def search_lines(result: SearchResult) -> list[str]:
     """Every trial, best first, then the best one's result."""
+    from starlab.platform.search.space import values_text
+    from starlab.platform.search.trial_lines import value_text
+
     rows, names = [], [objective.name for objective in result.objectives]
     head = "validation top-1" if names == [VAL_TOP1] else ", ".join(names)
     for trial in result.trials:

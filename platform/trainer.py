@@ -6,7 +6,6 @@ The driver opens the data, places the workers, follows the journal and updates M
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,14 +20,14 @@ from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.placement import Placement, place
 from starlab.platform.extension import extended_spec, extension_lines, seed_from
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
-from starlab.platform.preflight import check_spec, join_cluster, open_data, open_data_while_ray_starts
+from starlab.platform.preflight import check_spec, is_finished, join_cluster, open_data, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
 from starlab.platform.runs.folder import RunFolder, find_run, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
 from starlab.platform.runs.metric_names import TEST, VAL
-from starlab.platform.runs.records import FINGERPRINT, DamagedRecordError, MlflowState, Result, RunInfo
+from starlab.platform.runs.records import MlflowState, Result, RunInfo
 from starlab.platform.runs.system_metrics import SystemMetrics
 from starlab.platform.serving.initial_weights import initial_lines, place_initial_weights, with_digest
 from starlab.platform.serving.registry import write_best_model
@@ -37,6 +36,9 @@ from starlab.platform.tracking.live_view import LiveView
 from starlab.platform.tracking.progress import Progress
 from starlab.platform.tracking.sender import Sender
 from starlab.platform.worker.tasks import TrainTask
+
+_SENDER_PATIENCE_SECONDS = 30.0
+"""How long a run that has no point yet may be unknown to MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,7 @@ def train(
     say: Callable[[str], None] = lambda _: None,
     live: bool = False,
     extend: str | None = None,
+    opened: tuple[ClipSource, Parts] | None = None,
 ) -> RunResult:
     """Train `spec` to its end, or continue where an earlier call stopped. The result of a finished run is only read.
 
@@ -117,6 +120,7 @@ def train(
         say: Called with each line of output for the user.
         live: Show a view that is updated in place, on a terminal, instead of a line per epoch.
         extend: Name of a finished run to train longer under the schedule of `spec`; see extension.py.
+        opened: The data of `spec` and their parts, where they are open already.
 
     Raises:
         DataError: The data set cannot be used.
@@ -131,8 +135,10 @@ def train(
     finished = find_run(root, extend, say) if extend is not None else None
     if finished is not None:
         spec = extended_spec(spec, finished)
-    finished_before = not fresh and _finished_before(spec, root)
-    source, parts = (open_data if finished_before else open_data_while_ray_starts)(spec, root, say)
+    if opened is None:
+        needs_ray = fresh or not is_finished(spec, root)
+        opened = (open_data_while_ray_starts if needs_ray else open_data)(spec, root, say)
+    source, parts = opened
     for line in extension_lines(spec, finished, source, len(parts.train)) if finished is not None else ():
         say(line)
     for abandoned in close_abandoned_everywhere(root):
@@ -174,7 +180,7 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
                 say(line)
         if request.extends is not None and state == "is new":
             seed_from(request.extends, folder, spec)
-        with Sender(folder, spec.tracking.address(request.runs)) as sender:
+        with Sender(folder, spec.tracking.address(request.runs), patience_seconds=_SENDER_PATIENCE_SECONDS) as sender:
             try:
                 if placement is not None:
                     _train(request, placement, lease, say, live)
@@ -198,17 +204,6 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
 
 def _is_complete(result: Result | None, *, is_trial: bool = False) -> bool:
     return result is not None and (result.test is not None or is_trial)
-
-
-def _finished_before(spec: Spec, root: Path) -> bool:
-    """Return whether a run of this spec is finished, as far as can be told before the data are open."""
-    for file in root.glob(f"{spec.name}-*/{RunInfo.FILE}"):
-        folder = RunFolder(file.parent)
-        with suppress(DamagedRecordError):
-            same = folder.path.name == spec.run_id(folder.info.tags.get(FINGERPRINT, ""))
-            if same and _is_complete(folder.result):
-                return True
-    return False
 
 
 def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callable[[str], None], live: bool) -> None:

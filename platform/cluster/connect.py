@@ -27,6 +27,7 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line a train worker prints appears twice
     # Ray Train's 2 s between two looks at its workers: a finished group ended 4.5 s late (0.9 s at 0.3).
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's controller does that by design
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # a field of DataContext would not reach datasets built inside workers
     "RAY_AIR_NEW_OUTPUT": "0",  # search.py reports the progress; Tune's own tables would repeat it
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run starlab …` makes Ray ship the current folder to every worker

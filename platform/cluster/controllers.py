@@ -14,7 +14,8 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train.torch import TorchTrainer
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
@@ -24,6 +25,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.preemption import PreemptionWatcher
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.result import Result
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -31,8 +33,8 @@ from starlab.platform.cluster.connect import describe_cluster
 from starlab.platform.cluster.failures import is_out_of_reach
 
 
-class ReusingTrainer(TorchTrainer):
-    """A `TorchTrainer` whose controller stays for the next one in this process.
+class ReusingTrainer(DataParallelTrainer):
+    """A trainer of Ray Train whose controller stays for the next one in this process.
 
     The controller of a training that failed goes away.
     """
@@ -70,14 +72,25 @@ class PatientGroup(WorkerGroup):
         ]
 
 
+class _InheritingGroup(PatientGroup):
+    """A group on this machine, whose workers have Ray Train's variables from the process that started Ray.
+
+    Variables of their own would keep them out of the processes that Ray has started already.
+    """
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
+        return custom_runtime_env
+
+
 class Controller(TrainController):
     """Ray Train's controller, in a process that serves one training after another."""
 
-    worker_group_cls = PatientGroup
     _worker_group_callbacks_to_propagate: list[Any]
 
-    def __init__(self) -> None:
-        """Start without a training."""
+    def __init__(self, inherits: bool) -> None:
+        """Start without a training. `inherits` says that workers have the environment that this process has."""
+        self.worker_group_cls = _InheritingGroup if inherits else PatientGroup
 
     def begin(self, training: dict[str, Any]) -> None:
         """Become the controller of a training. Takes the arguments of `TrainController` by their names."""
@@ -131,7 +144,7 @@ def _take(idle: deque[ActorHandle]) -> ActorHandle | None:
     while idle:
         try:
             controller = idle.popleft()
-            ray.get(controller.get_state.remote())
+            ray.get(controller.__ray_ready__.remote())
         except (IndexError, ray.exceptions.RayError):
             continue
         else:
@@ -139,9 +152,25 @@ def _take(idle: deque[ActorHandle]) -> ActorHandle | None:
     return None
 
 
+def start_ahead(*, streams: bool) -> None:
+    """Start the processes that the next training of this process waits for one after the other, and wait for none of them.
+
+    Args:
+        streams: Whether Ray Data will load its clips.
+    """
+    idle = _idle_controllers(ray.get_runtime_context().get_worker_id())
+    if not idle:
+        idle.append(_start())
+    get_or_create_autoscaling_coordinator()
+    if streams:
+        get_or_create_stats_actor()
+
+
 def _start() -> ActorHandle:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    inherits = describe_cluster().local
     settings = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-    remote = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": settings})
-    controller: ActorHandle = remote(Controller).remote()
+    environment = None if inherits else {"env_vars": settings}
+    remote = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)
+    controller: ActorHandle = remote(Controller).remote(inherits)
     return controller

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from starlab.platform.recipe.metrics import Evaluation, log_softmax, softmax
 
@@ -29,6 +28,8 @@ def fit_temperature(evaluation: Evaluation) -> float:
     Raises:
         ValueError: There are no clips.
     """
+    from scipy.optimize import minimize_scalar  # takes a fifth of a second, which the start of a training need not wait for
+
     if not len(evaluation.labels):
         raise ValueError("a temperature cannot be fitted without clips")
     logits, rows = evaluation.logits.astype(np.float64), np.arange(len(evaluation.labels))

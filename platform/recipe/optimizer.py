@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -9,6 +10,27 @@ from torch import Tensor, nn
 
 from starlab.experiments.sections import TrainConfig
 from starlab.models.parameters import backbone_names, decayed_names
+
+
+class _LightOptimizer(torch.optim.Optimizer):
+    """An optimizer whose methods do not import torch._dynamo.
+
+    PyTorch wraps these methods so that torch.compile leaves them alone, and the wrappers import torch._dynamo. That takes a
+    second of processor time in every worker, before the first step. Nothing compiles the optimizer here.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _AdamW(_LightOptimizer, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class _SGD(_LightOptimizer, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, taken: frozenset[str] = frozenset()) -> torch.optim.Optimizer:
@@ -36,8 +58,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, taken: frozenset[str] 
     ]
     # Fused optimizers can leave a step out without the host: see `update_unless`.
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        return _AdamW(groups, lr=config.lr, fused=True)
+    optimizer = _SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.momentum:
         for _, parameter in trainable:  # SGD would create them at the first step, and not fill them if that is left out
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -21,19 +21,17 @@ from starlab.experiments.credentials import HIDDEN, without_password, without_se
 from starlab.platform.errors import StarlabError, UserError
 from starlab.platform.runs.background import Background
 from starlab.platform.runs.folder import MODEL, RunFolder
-from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points_with_ends
+from starlab.platform.runs.journal import FILE, count_differences, count_points, journals, read_points
 from starlab.platform.runs.locking import file_lock
-from starlab.platform.runs.metric_names import BEST_VAL_TOP1
 from starlab.platform.runs.records import MlflowState
 from starlab.platform.tracking.logged_model import log_model, register_model
+from starlab.platform.tracking.metric_chunks import importance, metric_chunks
 from starlab.platform.tracking.mlflow_client import fail_fast, host_refused
 from starlab.platform.tracking.mlflow_runs import delete_doubles, find_or_create, refuse_deleted, send_description, send_params
 
-if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it while the workers start
+if TYPE_CHECKING:  # importing MLflow takes seconds, so the sender's thread does it
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
-_MAX_METRICS = 1000
 _LAST_TRY_SECONDS = 30.0
 _WAITS_PER_SEND = 10
 """The wait after a send, in times of its duration: hundreds of runs that send to one server slow down together with it. With a
@@ -102,9 +100,9 @@ def _send(client: MlflowClient, folder: RunFolder, state: MlflowState | None, ad
     sent = 0
     for path in journals(folder.path):
         if path.name != FILE and run.status == "RUNNING" and not state.offsets.get(FILE):
-            continue  # the machine's metrics come after the model's: see `_place`
-        for metrics, end in _chunks(path, state.offsets.get(path.name, 0)):
-            client.log_batch(state.run_id, metrics=sorted(metrics, key=lambda metric: _place(metric.key)))
+            continue  # the machine's metrics come after the model's: see `importance`
+        for metrics, end in metric_chunks(path, state.offsets.get(path.name, 0)):
+            client.log_batch(state.run_id, metrics=sorted(metrics, key=lambda metric: importance(metric.key)))
             state.offsets[path.name] = end
             folder.write(state)
             sent += len(metrics)
@@ -200,9 +198,21 @@ def stored_uri(folder: RunFolder) -> str:
 class Sender:
     """Sends a run to MLflow while it trains, from a thread of the driver."""
 
-    def __init__(self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0) -> None:
+    def __init__(
+        self, folder: RunFolder, uri: str | None = None, every_seconds: float = 2.0, *, patience_seconds: float = 0.0
+    ) -> None:
+        """Prepare the thread.
+
+        Args:
+            folder: Folder of the run.
+            uri: Address of the tracking server with its password; None uses `stored_uri`.
+            every_seconds: The shortest wait between two sends.
+            patience_seconds: How long the first send waits for the first point. Importing MLflow and making its database take
+                two seconds of processor time, which the start of the workers needs.
+        """
         self._folder, self._uri, self._every_seconds = folder, uri, every_seconds
         self._wait = every_seconds
+        self._deadline = time.monotonic() + patience_seconds
         self._sending = Background("starlab-sender", self._send_in_turn, every_seconds, last_call=True)
         self.problem: str | None = None
         """Why the last attempt failed; None if everything was sent."""
@@ -220,6 +230,8 @@ class Sender:
 
     def _send_in_turn(self) -> float:
         began = time.monotonic()
+        if began < self._deadline and not self._sending.stopped and next(read_points(self._folder.path / FILE), None) is None:
+            return self._every_seconds
         self.send_now()
         if self.problem is None:
             self._wait = min(_MOST_SECONDS, max(self._every_seconds, _WAITS_PER_SEND * (time.monotonic() - began)))
@@ -277,24 +289,3 @@ def _artifact_files(folder: RunFolder) -> list[Path]:
 def _artifact_seconds(folder: RunFolder) -> float:
     """Return the seconds that uploading the artifacts and the model may take, one per megabyte."""
     return sum(path.stat().st_size for path in folder.artifacts.rglob("*") if path.is_file()) / 1e6
-
-
-def _chunks(path: Path, offset: int) -> Iterator[tuple[list[Metric], int]]:
-    from mlflow.entities import Metric
-
-    metrics: list[Metric] = []
-    end = offset
-    for point, end in read_points_with_ends(path, offset):
-        metrics.append(Metric(point.key, point.value, point.time_ms, point.step))
-        if len(metrics) == _MAX_METRICS:
-            yield metrics, end
-            metrics = []
-    if metrics:
-        yield metrics, end
-
-
-def _place(key: str) -> int:
-    """Order the metrics of a batch by importance: MLflow's page that compares runs begins with the metric that it got first."""
-    if key == BEST_VAL_TOP1:
-        return 0
-    return 1 if key.endswith("top1") else 2

@@ -217,7 +217,12 @@ def first_step(root: Path, *overrides: str) -> list[Row]:
     shutil.rmtree(runs)
     return [
         Row("command to data: imports, spec, index", printed["data"] - began, "s", ""),
-        Row("data to run: Ray has started, the run is opened", printed["run"] - printed["data"], "s", ""),
+        Row(
+            "data to run: the trainer is imported, Ray has started, the run is opened",
+            printed["run"] - printed["data"],
+            "s",
+            "",
+        ),
         Row("run to worker: Ray Train places and starts two", trains - printed["run"], "s", ""),
         Row("worker to first step: model, first batch, step", points[0] - trains, "s", ""),
         Row("from command to first step", points[0] - began, "s", "<= 12"),

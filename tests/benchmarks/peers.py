@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow.parquet as pq
 import simplejpeg
 from plain_reader import BATCH, FRAMES, SIZE, Batch, Reader, collate
 
@@ -179,38 +178,11 @@ def _spdl(load: Callable[[int], Any], reader: Reader, threads: int) -> Epoch:
 
 def litdata(store: Path, threads: int) -> Epoch:
     """LitData's streaming data set, optimized into chunks, with worker processes and the plain decoder in them."""
-    from litdata import StreamingDataLoader, StreamingDataset, optimize
+    import litdata_clips
 
-    reader = Reader(store)
     folder = Path(tempfile.mkdtemp(prefix="litdata-", dir=store.parent))
-    optimize(_LitClip(store), list(range(len(reader.index))), str(folder), chunk_bytes="64MB", num_workers=1, verbose=False)
-
-    class Clips(StreamingDataset):
-        def __getitem__(self, index: Any) -> Any:
-            clip = super().__getitem__(index)
-            ends, data, count = clip["ends"], memoryview(clip["jpegs"]), len(clip["ends"]) - 1
-            picked = (2 * np.arange(FRAMES) + 1) * count // (2 * FRAMES)
-            return reader.decode(data[ends[i] : ends[i + 1]] for i in picked), clip["joints"][picked], clip["label"]
-
-    loader = StreamingDataLoader(
-        Clips(str(folder), shuffle=True), batch_size=BATCH, num_workers=threads, persistent_workers=True
-    )
+    loader = litdata_clips.make_loader(store, folder, threads)
     return lambda _: loader
-
-
-class _LitClip:
-    """Writes a whole clip as LitData's item: its JPEGs one after the other, and where each begins."""
-
-    def __init__(self, store: Path) -> None:
-        self.reader = Reader(store)
-
-    def __call__(self, number: int) -> dict[str, Any]:
-        row = self.reader.index[number]
-        group = pq.ParquetFile(self.reader.store / f"shards/{row['shard']:05d}.parquet").read_row_group(row["row"])
-        jpegs = group.column("frames")[0].as_py()
-        joints = np.asarray(group.column("joints")[0].as_py(), np.float32).reshape(len(jpegs), -1)
-        ends = np.cumsum([0, *map(len, jpegs)])
-        return {"jpegs": b"".join(jpegs), "ends": ends, "joints": joints, "label": row["label"]}
 
 
 LOADERS: dict[str, Callable[[Path, int], Epoch]] = {

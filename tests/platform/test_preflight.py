@@ -8,6 +8,7 @@ import pytest
 from starlab.experiments.spec import load_spec
 from starlab.pipelines.clip import DataError
 from starlab.platform import preflight
+from starlab.platform.cluster import controllers
 from starlab.platform.cluster.connect import Cluster
 from starlab.platform.errors import UserError
 
@@ -35,9 +36,37 @@ def test_ray_starts_before_the_data_are_open(tmp_path: Path, monkeypatch: pytest
         return REMOTE
 
     monkeypatch.setattr(preflight, "open_data", open_once_connected)
+    ahead: list[bool] = []
     monkeypatch.setattr(preflight, "connect", connect)
+    monkeypatch.setattr(controllers, "start_ahead", lambda *, streams: ahead.append(streams))
     _, parts = preflight.open_data_while_ray_starts(spec, tmp_path, lambda _: None)
     assert len(parts.test) == 10
+    assert ahead == [True]
+
+
+def test_the_trainer_is_imported_once_the_data_are_open_and_a_mistake_in_that_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def imports() -> None:
+        done.append("imports")
+        raise ImportError("a library is broken")
+
+    monkeypatch.setattr(preflight, "open_data", lambda *_: done.append("data"))
+    monkeypatch.setattr(preflight, "connect", lambda: REMOTE)
+    monkeypatch.setattr(controllers, "start_ahead", lambda *, streams: None)
+    with pytest.raises(ImportError, match="a library is broken"):
+        preflight.open_data_while_ray_starts(load_spec("demo", SMALL), tmp_path, print, then=imports)
+    assert done == ["data", "imports"]
+
+
+def test_nothing_is_opened_ahead_for_a_run_that_starts_from_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "open_data_while_ray_starts", lambda *_, **__: pytest.fail("Ray would start"))
+    spec = load_spec("demo", [*SMALL, "train.init_from=another"])
+    assert preflight.open_ahead(spec, tmp_path, fresh=False, say=print) is None
 
 
 def test_a_cluster_that_cannot_be_joined_is_an_error_whatever_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def train(path: Path, name: str, *, fails: bool = False) -> dict[str, Any]:
     result = ReusingTrainer(
         loop,
         train_loop_config={"fails": fails},
-        torch_config=NodeAddressTorchConfig(),
+        backend_config=NodeAddressTorchConfig(),
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(name=name, storage_path=str(path), failure_config=FailureConfig(max_failures=0)),
     ).fit()
@@ -83,6 +83,15 @@ def test_a_controller_serves_one_training_after_another_and_their_workers_are_ne
     assert first["pid"] != second["pid"]
     assert groups_in_use() == 0
     assert ray.cluster_resources()["CPU"] == 4
+
+
+def test_a_training_takes_the_controller_that_was_started_ahead(tmp_path: Path) -> None:
+    controllers.start_ahead(streams=False)
+    [ahead] = idle()
+    controllers.start_ahead(streams=False)
+    assert idle() == [ahead]
+    assert train(tmp_path, "one")["world"] == 1
+    assert idle() == [ahead]
 
 
 def test_a_controller_whose_training_failed_goes_away_and_gives_its_room_back(tmp_path: Path) -> None:

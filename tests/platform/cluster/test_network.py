@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import ray.util
+from ray.train.torch import config as torch_config
 
 from starlab.platform.cluster import network
 
@@ -123,13 +125,33 @@ def test_gloo_and_nccl_get_the_interface_unless_the_user_has_set_one(monkeypatch
 
 def test_every_worker_gets_it_before_the_process_group_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
+    made: list[tuple[object, ...]] = []
 
     class Group:
-        def execute(self, function: object, *_: object, **__: object) -> None:
-            done.append(function.__name__)  # type: ignore[attr-defined]
+        def __len__(self) -> int:
+            return 2
+
+        def get_resources_per_worker(self) -> dict[str, float]:
+            return {"CPU": 1.0, "GPU": 1.0}
+
+        def execute_single(self, rank: int, *_: object) -> tuple[str, int]:
+            assert rank == 0
+            return "203.0.113.1", 29500
+
+        def execute_single_async(self, rank: int, function: Callable[..., None], *arguments: object) -> None:
+            function(*arguments)
+
+    def make(*arguments: object) -> None:
+        done.append("the process group")
+        made.append((*arguments, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]))
 
     config = network.NodeAddressTorchConfig(timeout_s=60)
-    monkeypatch.setattr(network._TorchBackend, "on_start", lambda *_: done.append("the process group"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(network, "use_interface_of_node", lambda: done.append("use_interface_of_node"))
+    monkeypatch.setattr(torch_config, "_set_torch_distributed_env_vars", lambda: None)
+    monkeypatch.setattr(torch_config, "_setup_torch_process_group", make)
+    monkeypatch.setattr(ray, "get", lambda found: found)
     config.backend_cls().on_start(Group(), config)
-    assert done == ["use_interface_of_node", "the process group"]
+    assert done == ["use_interface_of_node", "the process group"] * 2
+    assert made == [("nccl", rank, 2, "env://", 60, "203.0.113.1", "29500") for rank in range(2)]
     assert config.timeout_s == 60

@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,6 +34,40 @@ def test_a_scaled_rate_follows_the_global_batch_and_an_unscaled_one_does_not() -
     scaled = TrainConfig(lr=0.1, lr_scaling="linear", reference_batch=16, global_batch=64)
     assert learning_rate(scaled, 0, 100) == pytest.approx(0.4)
     assert learning_rate(dataclasses.replace(scaled, lr_scaling="none"), 0, 100) == 0.1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_optimizer_steps_as_torchs_own_to_the_last_bit(optimizer: str) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    model, twin, data = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2), torch.randn(5, 3)
+    twin.load_state_dict(model.state_dict())
+    ours, kind = make_optimizer(model, config), {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
+    its_own = {id(p): q for p, q in zip(model.parameters(), twin.parameters(), strict=True)}
+    groups = [{**group, "params": [its_own[id(p)] for p in group["params"]]} for group in ours.param_groups]
+    theirs = kind(groups, lr=config.lr)
+    for _ in range(3):
+        for one, its in ((model, ours), (twin, theirs)):
+            one(data).square().sum().backward()
+            its.step()
+            its.zero_grad()
+    assert model.weight.requires_grad
+    assert model.weight.grad is None
+    assert torch.equal(model.weight, twin.weight)
+    assert torch.equal(model.bias, twin.bias)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_optimizer_is_made_stepped_and_stored_without_the_compiler(optimizer: str) -> None:
+    code = (
+        "import dataclasses, sys, torch; from starlab.experiments.sections import TrainConfig; "
+        "from starlab.platform.recipe.optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors; "
+        f"model = torch.nn.Linear(3, 2); optimizer = make_optimizer(model, TrainConfig(optimizer='{optimizer}')); "
+        "model(torch.ones(1, 3)).sum().backward(); optimizer.step(); optimizer.zero_grad(); "
+        "load_optimizer_tensors(optimizer, optimizer_tensors(optimizer)); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,29 @@ def test_only_new_points_are_sent_and_none_twice(folder: RunFolder) -> None:
     journal.log(2, {"train/loss": 0.4})
     assert sync(folder) == 1
     assert [(step, value) for step, value, _ in history(folder, "train/loss")] == [(1, 0.5), (2, 0.4)]
+
+
+def test_the_first_send_waits_for_the_first_point_and_not_longer_than_it_may(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = threading.Event()
+    monkeypatch.setattr(sending, "sync", lambda *_: sent.set() or 0)
+    with Sender(folder, every_seconds=0.01, patience_seconds=600):
+        assert not sent.wait(0.5)
+        Journal(folder.path / "journal.jsonl").log(1, {"train/loss": 0.5})
+        assert sent.wait(60)
+    sent.clear()
+    (folder.path / "journal.jsonl").unlink()
+    with Sender(folder, every_seconds=0.01, patience_seconds=0.05):
+        assert sent.wait(60)
+
+
+def test_what_a_run_has_that_ends_without_a_point_is_sent(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = threading.Event()
+    monkeypatch.setattr(sending, "sync", lambda *_: sent.set() or 0)
+    with Sender(folder, every_seconds=0.01, patience_seconds=600):
+        pass
+    assert sent.is_set()
 
 
 def test_a_sender_killed_before_it_records_its_progress_sends_again_and_mlflow_holds_each_point_once(
