@@ -67,12 +67,8 @@ def train(
         from starlab.platform.errors import UserError
 
         found = forecast(spec, runs)
-        _print(
-            [
-                *found.lines,
-                *(["refit      then once more on train and validation, for the epochs that are best"] if refit else []),
-            ]
-        )
+        again = ["refit      then once more on train and validation, for the epochs that are best"] if refit else []
+        _print([*found.lines, *again])
         if found.problems:
             raise UserError("\n".join(found.problems))
         return
