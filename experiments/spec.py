@@ -62,15 +62,11 @@ class Spec:
                 "model.pose is estimated, but there are no joints of an estimator: name their file with data.estimated_joints "
                 "and data.estimated_skeleton (starlab data pose writes one), or use model.pose=learned"
             )
-        mixed, cropped = {"mixup": self.train.mixup, "cutmix": self.train.cutmix}, self.data.person_crop
-        told = {f"train.{key}": value for key, value in mixed.items() if value} | {"data.person_crop": cropped}
-        for key, told_by in told.items():
-            if self.model.pose == "learned" and told_by is not None:
-                raise ValueError(
-                    f"{key} is {told_by}, but model.pose=learned finds the joints of one clip by itself: a mixed clip has "
-                    "those of two, and a crop to annotated joints says where they are; "
-                    f"use {key}={'null' if key == 'data.person_crop' else 0}"
-                )
+        if self.model.pose == "learned" and self.train.mixup:
+            raise ValueError(
+                f"train.mixup is {self.train.mixup}, but the joints of two blended people are in two places, of which "
+                "model.pose=learned would learn the middle; use train.mixup=0"
+            )
         if self.model.batch_norm == "sync" and not self.resources.gpus_per_worker:
             raise ValueError(
                 "model.batch_norm is 'sync', which needs GPUs, and resources.gpus_per_worker is 0; "

@@ -135,11 +135,6 @@ class DataConfig:
             raise ValueError(f"data.joint_jitter_px is {self.joint_jitter_px}; it must be 0 or more, in pixels")
         if not 0 <= self.joint_drop <= 1:
             raise ValueError(f"data.joint_drop is {self.joint_drop}; it must be a share in [0, 1]")
-        if self.person_crop is not None and (self.joint_jitter_px or self.joint_drop):
-            raise ValueError(
-                f"data.person_crop is {self.person_crop}, which would crop to the joints before data.joint_jitter_px and "
-                "data.joint_drop make them worse; use data.person_crop=null, or 0 for both"
-            )
         if self.frames < 1:
             raise ValueError(f"data.frames is {self.frames}; it must be at least 1")
         if self.size < 16:

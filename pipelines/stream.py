@@ -179,13 +179,16 @@ class _WholeShare(ExecutionCallback):
 
     Ray Data 2.60 divides what is free on each node among all streams of the cluster, and rounds every part down to a whole
     CPU. So where a node has fewer CPUs than there are streams, none of them gets any, and each runs one task at a time. The
-    limits of all streams together already fit the cluster.
+    limits of all streams of a run, a search or an ablation together already fit the cluster; the tasks of other jobs wait
+    for each other in Ray's queue.
     """
 
     def before_execution_starts(self, executor: StreamingExecutor) -> None:
-        """Replace the part of the cluster by the whole of it; the limits of the options still hold."""
-        cluster = ExecutionResources.from_resource_dict(ray.cluster_resources())
-        executor._resource_manager._get_total_resources = lambda: cluster
+        """Let the limits of the options be all that the executor counts with."""
+        limits, manager = executor._options.resource_limits, executor._resource_manager
+        whole_store = limits.object_store_memory / manager._object_store_memory_limit_fraction
+        total = ExecutionResources(cpu=limits.cpu, object_store_memory=whole_store)
+        manager._get_total_resources = lambda: total
 
 
 class _Breather(ExecutionCallback):

@@ -19,7 +19,7 @@ from starlab.experiments.spec import override_spec, spec_from_dict
 from starlab.platform.attempt import evaluate_on_workers
 from starlab.platform.cluster.placement import place
 from starlab.platform.errors import RunFailedError, UserError
-from starlab.platform.preflight import join_cluster, open_data
+from starlab.platform.preflight import check_joints, join_cluster, open_data
 from starlab.platform.runs.checkpoint import checkpoint_steps, find_checkpoint
 from starlab.platform.runs.folder import SPEC, RunFolder, find_run, runs_folder
 from starlab.platform.runs.records import FINGERPRINT, Choices, EvaluationRecord, RunInfo
@@ -96,6 +96,7 @@ def evaluate_run(
     folder = one_run(root, name, say)
     stored = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC))
     spec = override_spec(stored, overrides, CHANGEABLE, folder.path.name)
+    check_joints(spec)
     if any(override.startswith("resources.checkpoints=") for override in overrides):
         raise UserError(
             f"the checkpoints of {folder.path.name} are read from where the run wrote them: {folder.stored_checkpoints}"

@@ -31,9 +31,11 @@ def check_spec(spec: Spec) -> None:
 
     Raises:
         UserError: Ray could not write its files on this machine, the pre-trained weights are missing or damaged (the message
-            says what to download and where to put it), the metric to select by does not exist, or `train.extends` is set.
+            says what to download and where to put it), the metric to select by does not exist, `train.extends` is set, or a
+            model would be told joints that it must do without.
     """
     check_ray_can_start()
+    check_joints(spec)
     if spec.train.extends is not None:
         raise UserError("train.extends cannot be set by hand; name the finished run instead: starlab train … --extend RUN")
     if spec.train.select_by not in METRICS:
@@ -47,6 +49,34 @@ def check_spec(spec: Spec) -> None:
             kinetics400_file(spec.model.weights_path)
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"model.{error}") from None
+
+
+def check_joints(spec: Spec) -> None:
+    """Refuse settings by which a model would know joints better than it should.
+
+    A spec is read without this check, so that what a run of an earlier version has is read as it is.
+
+    Raises:
+        UserError: A learned pose goes with mixed clips or with crops to the annotated people, or joints are made worse after
+            the crop to them.
+    """
+    data, crop = spec.data, spec.data.person_crop
+    if spec.model.pose == "learned" and spec.train.cutmix:
+        raise UserError(
+            f"train.cutmix is {spec.train.cutmix}, but model.pose=learned finds the joints of one clip, and a mixed clip has "
+            "those of two; use train.cutmix=0"
+        )
+    if spec.model.pose == "learned" and crop is not None:
+        raise UserError(
+            f"data.person_crop is {crop}, which crops to the annotated joints, and model.pose=learned must find them by "
+            "itself; use data.person_crop=null"
+        )
+    if crop is not None and (data.joint_jitter_px or data.joint_drop):
+        raise UserError(
+            f"data.person_crop is {crop}, which crops to the joints before data.joint_jitter_px ({data.joint_jitter_px:g}) and "
+            f"data.joint_drop ({data.joint_drop:g}) make them worse, so the model would see them; use 0 for both, or a model "
+            "that was trained with data.person_crop=null"
+        )
 
 
 def open_data(spec: Spec, runs: Path, say: Callable[[str], None]) -> tuple[ClipSource, Parts]:

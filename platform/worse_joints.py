@@ -31,7 +31,7 @@ def evaluate_worse_joints(
     left out, because worse joints change nothing for it.
 
     Args:
-        name: Name of a run, an ablation or a search.
+        name: Name of a run or an ablation.
         overrides: As those of `evaluate_run`, without the noise.
         runs: Folder of runs; None uses STARLAB_RUNS, else ./runs.
         say: Called with each line of output for the user.
@@ -40,13 +40,15 @@ def evaluate_worse_joints(
         The report.
 
     Raises:
-        UserError: No run has finished, or `overrides` change the noise; also as `evaluate_run`.
+        UserError: No run has finished, `name` is a search, or `overrides` change the noise; also as `evaluate_run`.
     """
     for override in overrides:
         if override.startswith("data.joint_"):
             raise UserError(f"--worse-joints sets the noise itself, so {override!r} cannot be given with it")
     root = runs_folder(runs)
     folder = find_run(root, name, say)
+    if folder.trials():
+        raise UserError(f"{name} is a search, whose trials are not tested: name its best trial, or a run or an ablation")
     finished, _ = report_runs(folder, say)
     if not finished:
         raise UserError(f"{folder.path.name} has no finished run yet, so there is no model to test")
@@ -54,6 +56,9 @@ def evaluate_worse_joints(
         label = run.name if run.row == run.name else f"{run.name} ({run.row})"
         if not uses_given_joints(run):
             say(f"{label} takes no joints in a test, so worse ones change nothing")
+            continue
+        if run.settings.get("data.person_crop") is not None:
+            say(f"{label} sees crops to the joints before they are made worse, so it is left out")
             continue
         done = metrics_by_noise(run)
         for noise in noises(run.folder):

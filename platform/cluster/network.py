@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -75,6 +76,9 @@ class _Backend(Backend):
     def on_start(self, worker_group: Any, backend_config: NodeAddressTorchConfig) -> None:
         has_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         backend = backend_config.backend or ("nccl" if has_gpus else "gloo")
+        worker_group.execute(
+            prepare_rank
+        )  # before the port is chosen: importing torch takes seconds, in which others may take it
         address, port = worker_group.execute_single(0, get_address_and_port)
         world = len(worker_group)
         ray.get(
@@ -92,6 +96,12 @@ class _Backend(Backend):
             ray.get(worker_group.execute_async(leave_ranks, len(worker_group)), timeout=_LEAVE_SECONDS)
 
 
+def prepare_rank() -> None:
+    """Choose this process's network interface and import torch."""
+    use_interface_of_node()
+    import_module("ray.train.torch.config")
+
+
 def join_ranks(backend: str, place: tuple[int, int], master: tuple[str, int], timeout_seconds: int) -> None:
     """Make this worker a rank of torch.distributed.
 
@@ -103,7 +113,6 @@ def join_ranks(backend: str, place: tuple[int, int], master: tuple[str, int], ti
     """
     from ray.train.torch import config
 
-    use_interface_of_node()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(backend, *place, "env://", timeout_seconds)

@@ -93,7 +93,7 @@ class ModelCard:
     def needs_joints(self) -> bool:
         """Whether somebody must give joints: the model reads them, or its frames are crops to them."""
         reads = self.spec.model.modality != "rgb" and self.spec.model.pose != "learned"
-        return reads or self.spec.data.person_crop is not None
+        return reads or (self.spec.data.person_crop is not None and self.spec.data.has_joints())
 
     @property
     def why_joints(self) -> str:

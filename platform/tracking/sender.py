@@ -224,8 +224,9 @@ class Sender:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Send what is left. Waits for at most 30 seconds plus one second per megabyte of artifacts."""
-        if not self._sending.stop(_LAST_TRY_SECONDS + _artifact_seconds(self._folder)):
+        """Send what is left. Waits at most 30 seconds, 90 if nothing was sent yet, and one second per megabyte of artifacts."""
+        first = not (self._folder.path / MlflowState.FILE).exists()  # MLflow may have to be imported and its database made
+        if not self._sending.stop((3 if first else 1) * _LAST_TRY_SECONDS + _artifact_seconds(self._folder)):
             self.problem = "the tracking server does not answer"
 
     def _send_in_turn(self) -> float:

@@ -66,7 +66,11 @@ class SeparateNodes:
         self.address = f"{self._net}.1:6399"
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("link", "set", self._bridge, "up")
-        self.start_head()
+        try:
+            self.start_head()
+        except BaseException:
+            self.close()
+            raise
 
     def start_head(self) -> None:
         """Start the head; after its power was cut, a new one with the same address."""
@@ -96,7 +100,7 @@ class SeparateNodes:
         ray = Path(sys.executable).parent / "ray"
         command = [str(ray), "start", *options, f"--node-ip-address={address}", "--object-store-memory=100000000", "--block"]
         # An own /tmp/ray and /dev/shm, because all nodes use the same names there.
-        cache = f"bindfs -o {AS_NFS} {self._cached} {self._cached}; " if self._cached else ""
+        cache = f"bindfs -o {AS_NFS} {self._cached} {self._cached} || exit 1; " if self._cached else ""
         script = (
             f"hostname {name}; {cache}mkdir -p /tmp/ray; mount --bind {temp} /tmp/ray; "
             f"mount -t tmpfs -o size=256m tmpfs /dev/shm; while true; do {' '.join(command)}; sleep 2; done"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from starlab.experiments.spec import load_spec
+from starlab.experiments.spec import load_spec, spec_from_dict
 from starlab.pipelines.clip import DataError
 from starlab.platform import preflight
 from starlab.platform.cluster import controllers
@@ -77,3 +77,20 @@ def test_a_cluster_that_cannot_be_joined_is_an_error_whatever_the_data(tmp_path:
     monkeypatch.setattr(preflight, "connect", connect)
     with pytest.raises(UserError, match="no Ray cluster there"):
         preflight.open_data_while_ray_starts(load_spec("demo", SMALL), tmp_path, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.pose=learned", "train.cutmix=1"], "use train.cutmix=0"),
+        (["model.pose=learned", "data.person_crop=0"], "use data.person_crop=null"),
+        (["data.joint_drop=0.5", "data.person_crop=0.25"], "crops to the joints before"),
+    ],
+)
+def test_a_model_is_not_told_joints_that_it_must_do_without_but_a_stored_run_of_it_can_be_read(
+    overrides: list[str], said: str
+) -> None:
+    spec = load_spec("demo", overrides)
+    assert spec_from_dict(spec.to_dict(), "stored") == spec
+    with pytest.raises(UserError, match=said):
+        preflight.check_spec(spec)

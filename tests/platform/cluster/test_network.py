@@ -123,7 +123,9 @@ def test_gloo_and_nccl_get_the_interface_unless_the_user_has_set_one(monkeypatch
     assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
 
 
-def test_every_worker_gets_it_before_the_process_group_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_worker_gets_it_and_torch_before_the_port_is_chosen_and_the_process_group_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     done: list[str] = []
     made: list[tuple[object, ...]] = []
 
@@ -134,8 +136,13 @@ def test_every_worker_gets_it_before_the_process_group_is_made(monkeypatch: pyte
         def get_resources_per_worker(self) -> dict[str, float]:
             return {"CPU": 1.0, "GPU": 1.0}
 
+        def execute(self, function: Callable[[], None]) -> None:
+            for _ in range(2):
+                function()
+
         def execute_single(self, rank: int, *_: object) -> tuple[str, int]:
             assert rank == 0
+            done.append("the port")
             return "203.0.113.1", 29500
 
         def execute_single_async(self, rank: int, function: Callable[..., None], *arguments: object) -> None:
@@ -152,6 +159,6 @@ def test_every_worker_gets_it_before_the_process_group_is_made(monkeypatch: pyte
     monkeypatch.setattr(torch_config, "_setup_torch_process_group", make)
     monkeypatch.setattr(ray, "get", lambda found: found)
     config.backend_cls().on_start(Group(), config)
-    assert done == ["use_interface_of_node", "the process group"] * 2
+    assert done == ["use_interface_of_node"] * 2 + ["the port"] + ["the process group"] * 2
     assert made == [("nccl", rank, 2, "env://", 60, "203.0.113.1", "29500") for rank in range(2)]
     assert config.timeout_s == 60
