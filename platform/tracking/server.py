@@ -22,6 +22,14 @@ from starlab.experiments.sections import TrackingConfig
 from starlab.platform.errors import UserError
 
 _HOST = "127.0.0.1"
+SERVER_SETTINGS = {
+    # The job runners would be eight more processes that are not needed here, and a larger attack surface.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    # A batch of points takes a connection to the database and then, inside, a second one. MLflow 3.17 answers 40 requests at
+    # once and has 15 connections: with some dozens of runs all were held by requests that waited for their second one.
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "80",
+}
+"""Environment variables of an MLflow server."""
 _POLL_SECONDS = 0.2
 _END_SECONDS = 10.0
 _STANDARD_ERROR = 2
@@ -45,8 +53,7 @@ def serve(runs: Path, port: int, say: Callable[[str], None]) -> None:
     _check_port(runs, port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", TrackingConfig().address(runs)]
     command += ["--artifacts-destination", str(runs / "mlartifacts"), "--host", _HOST, "--port", str(port)]
-    # The job runners would be eight more processes that are not needed here, and a larger attack surface.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **SERVER_SETTINGS}
     with _exit_on_signal(), suppress(KeyboardInterrupt):
         # A session of its own: Ctrl-C reaches this process alone, which then ends all of the server's processes.
         process = subprocess.Popen(

@@ -28,6 +28,7 @@ from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, Journal
 from starlab.platform.runs.system_metrics import SystemMetrics
 from starlab.platform.tracking.sender import Sender
+from starlab.platform.tracking.server import SERVER_SETTINGS
 
 STEPS = 3000
 
@@ -106,7 +107,7 @@ def start_server(root: Path, store: str | None = None) -> tuple[subprocess.Popen
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store or f"sqlite:///{root}/server.db"]
     command += ["--workers", "1"]
     command += ["--port", str(port), "--artifacts-destination", str(root / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **SERVER_SETTINGS}
     server = subprocess.Popen(
         command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

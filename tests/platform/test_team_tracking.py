@@ -24,6 +24,8 @@ import pytest
 import yaml
 from tiny import TINY_MODEL
 
+from starlab.platform.tracking.server import SERVER_SETTINGS
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "platform" / "cluster" / "tracking_compose.yaml").read_text())
 SMALL = [*TINY_MODEL, "train.epochs=1", "data.validation_fraction=0.34"]
@@ -50,6 +52,9 @@ def test_the_compose_file_protects_everything_with_a_password_from_its_env_file(
     assert all(required for _, required in secret)  # compose refuses to start where one is empty
     assert "--app-name basic-auth" in server_script()
     assert "--allowed-hosts" in server_script()
+    assert SERVER_SETTINGS.items() <= services["mlflow"]["environment"].items()
+    connections = int(services["database"]["command"][-1].partition("=")[2])
+    assert connections >= 4 * int(SERVER_SETTINGS["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"]) + 100  # --workers 4; users, proposals
     for name, service in services.items():
         assert {entry["source"] for entry in service.get("configs", [])} <= set(COMPOSE["configs"]), name
         named = [entry.partition(":")[0] for entry in service.get("volumes", [])]
@@ -138,7 +143,7 @@ with engine.connect() as connection:
             "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
             "MLFLOW_AUTH_ADMIN_PASSWORD": "admins-password",
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **SERVER_SETTINGS,
             "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{objects}",
         }
     )

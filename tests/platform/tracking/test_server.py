@@ -11,11 +11,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from starlab.platform.errors import UserError
 from starlab.platform.tracking.server import serve
@@ -104,3 +106,20 @@ def test_a_taken_port_is_named_before_a_server_is_started_with_a_command_that_ca
             serve(runs, port, lambda _: None)
         assert time.monotonic() - began < 5
     assert f"starlab ui --runs '{runs}' --port {port + 1}" in str(refused.value)
+
+
+@pytest.mark.slow
+def test_many_more_batches_of_points_at_once_than_connections_by_default_are_all_answered(ui: Ui) -> None:
+    """With MLflow's own pool requests wait for a second connection, which others hold that wait, too."""
+    client = MlflowClient(f"http://127.0.0.1:{ui.port}")
+    runs = [client.create_run("1").info.run_id for _ in range(24)]
+    pool = ThreadPoolExecutor(160)
+    sends = [
+        pool.submit(client.log_batch, run, [Metric(f"metric {at}", 1.0, 0, step) for step in range(50)])
+        for at in range(20)
+        for run in runs
+    ]
+    _, late = wait(sends, timeout=120)
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert not late
+    assert [send.exception() for send in sends] == [None] * len(sends)
