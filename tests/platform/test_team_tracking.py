@@ -252,7 +252,7 @@ print("trials", study.n_trials)
 """,
     )
     objects = [name.removeprefix("object ") for name in names if name.startswith("object ")]
-    assert any(re.fullmatch(r"checkpoints/demo-\w+/.*manifest\.json", name) for name in objects), objects
+    assert any(re.fullmatch(r"checkpoints/demo-[\w-]+/.*manifest\.json", name) for name in objects), objects
     assert any(name.startswith("stores/small/") for name in objects)
     assert any(re.fullmatch(r"mlflow/.*weights\.safetensors", name) for name in objects), objects
     assert names[-1] == "trials 2"
