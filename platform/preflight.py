@@ -20,7 +20,7 @@ from starlab.platform.cluster.room import wait_for_room
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import METRICS
 from starlab.platform.runs.folder import RunFolder
-from starlab.platform.runs.records import FINGERPRINT, DamagedRecordError, RunInfo
+from starlab.platform.runs.records import FINGERPRINT, DamagedRecordError, Result, RunInfo
 
 _REFUSAL_SECONDS = 0.2
 """How long Ray's start waits for a mistake in the data: a missing folder is found within this time."""
@@ -161,14 +161,18 @@ def open_data_while_ray_starts(
     return opened.result()
 
 
+def is_complete(result: Result | None, *, is_trial: bool = False) -> bool:
+    """Return whether a run needs no more training or test. A trial is not tested."""
+    return result is not None and (result.test is not None or is_trial)
+
+
 def is_finished(spec: Spec, runs: Path) -> bool:
     """Return whether a run of this spec is finished, as far as can be told before the data are open."""
     for file in runs.glob(f"{spec.name}-*/{RunInfo.FILE}"):
         folder = RunFolder(file.parent)
         with suppress(DamagedRecordError):
-            result = folder.result
             same = folder.path.name == spec.run_id(folder.info.tags.get(FINGERPRINT, ""))
-            if same and result is not None and result.test is not None:
+            if same and is_complete(folder.result):
                 return True
     return False
 

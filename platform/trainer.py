@@ -20,7 +20,7 @@ from starlab.platform.cluster.connect import Cluster
 from starlab.platform.cluster.placement import Placement, place
 from starlab.platform.extension import extended_spec, extension_lines, seed_from
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
-from starlab.platform.preflight import check_spec, is_finished, join_cluster, open_data, open_data_while_ray_starts
+from starlab.platform.preflight import check_spec, is_complete, is_finished, join_cluster, open_data, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
 from starlab.platform.runs.folder import RunFolder, find_run, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
@@ -120,7 +120,7 @@ def train(
         say: Called with each line of output for the user.
         live: Show a view that is updated in place, on a terminal, instead of a line per epoch.
         extend: Name of a finished run to train longer under the schedule of `spec`; see extension.py.
-        opened: The data of `spec` and their parts, where they are open already.
+        opened: The data of `spec` and their parts from `preflight.open_ahead`, which has checked `spec`.
 
     Raises:
         DataError: The data set cannot be used.
@@ -130,7 +130,8 @@ def train(
         RunPreemptedError: Training was asked to end. Its progress is kept and the same call continues from there.
     """
     root = runs_folder(runs)
-    check_spec(spec)
+    if opened is None:
+        check_spec(spec)
     spec = with_digest(spec, root)
     finished = find_run(root, extend, say) if extend is not None else None
     if finished is not None:
@@ -145,7 +146,7 @@ def train(
         say(f"closed   {abandoned.path.name}: its driver had died")
     folder = RunFolder(root / spec.run_id(source.fingerprint))
     with Lease.claim(folder.path, wait=say):  # refuse a second process now, not when the cluster has room
-        cluster = None if not fresh and _is_complete(folder.result) else join_cluster(spec, 1, say)
+        cluster = None if not fresh and is_complete(folder.result) else join_cluster(spec, 1, say)
     request = RunRequest(
         spec=spec,
         source=source,
@@ -167,7 +168,7 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
         with Lease.claim(folder.path):  # fails while another process trains the run
             kept = folder.set_aside()
         say(f"fresh    the earlier run is kept as {kept}")
-    was_complete = _is_complete(folder.result, is_trial=request.is_trial)
+    was_complete = is_complete(folder.result, is_trial=request.is_trial)
     placement = None if was_complete or request.cluster is None else place(spec, request.cluster, request.share)
     # An ablation does not wait for a cell: it trains others in the meantime.
     with Lease.claim(folder.path, wait=None if request.queues else say) as lease:
@@ -200,10 +201,6 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
                 write_best_model(folder)
             close_run(folder, "FINISHED")
     return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
-
-
-def _is_complete(result: Result | None, *, is_trial: bool = False) -> bool:
-    return result is not None and (result.test is not None or is_trial)
 
 
 def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callable[[str], None], live: bool) -> None:

@@ -25,6 +25,7 @@ from starlab.pipelines.generated.ntu import SyntheticNtuConfig, write_ntu
 from starlab.pipelines.generated.penn_action import SYNTHETIC_CLASSES, SyntheticConfig, write_penn_action
 from starlab.pipelines.penn_action import PennActionSource
 from starlab.platform.cluster.connect import Cluster, connect
+from starlab.platform.tracking.server import SERVER_SETTINGS
 
 # No deadline: a test says nothing about the load of the machine that it runs on.
 settings.register_profile("starlab", deadline=None)
@@ -96,7 +97,7 @@ class TrackingServer:
         self.database = folder / "server.db"
         self._folder, self._store = folder, store or f"sqlite:///{self.database}"
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        self._environment |= {"PYTHONPATH": pythonpath, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._environment |= {"PYTHONPATH": pythonpath, **SERVER_SETTINGS}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

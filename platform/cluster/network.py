@@ -76,9 +76,8 @@ class _Backend(Backend):
     def on_start(self, worker_group: Any, backend_config: NodeAddressTorchConfig) -> None:
         has_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         backend = backend_config.backend or ("nccl" if has_gpus else "gloo")
-        worker_group.execute(
-            prepare_rank
-        )  # before the port is chosen: importing torch takes seconds, in which others may take it
+        # Importing torch takes seconds, in which others could take a port that is chosen already.
+        worker_group.execute(prepare_rank)
         address, port = worker_group.execute_single(0, get_address_and_port)
         world = len(worker_group)
         ray.get(

@@ -149,7 +149,7 @@ def worse_joints_sections(runs: Sequence[ReportRun], metric: str) -> list[Sectio
     """Draw accuracy over the noise on the joints of a test, and over the share of missing ones: a line for each row.
 
     The tests are those of `starlab evaluate NAME --worse-joints`. A row that takes no joints in a test has a level line at its
-    test accuracy. Without tests with worse joints there is no section.
+    test accuracy. The list is empty if no model was tested with worse joints.
     """
     rows: dict[str, dict[JointNoise, list[float]]] = {}
     level = set()

@@ -25,7 +25,7 @@ FAST_HEALTH_CHECKS = {
 
 
 AS_NFS = "attr_timeout=3,entry_timeout=30,negative_timeout=30"
-"""For how many seconds a node keeps what it knows of a file, of a name, and of a name that does not exist (mount_bindfs).
+"""For how many seconds a node keeps what it knows of a file, of a name, and of a name that does not exist. Options of bindfs.
 
 NFS's own defaults are 3 to 60 and, for folders, 30 to 60.
 """

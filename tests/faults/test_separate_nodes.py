@@ -151,7 +151,7 @@ def test_after_the_head_restarts_its_nodes_join_the_new_one_and_the_same_command
     run.process.wait(30)
     nodes.start_head()
     again = drive(*long, pause=0.05)
-    # Until their nodes notice that the head is gone, so steps alone do not show the new one.
+    # The old workers train on until their nodes notice that the head is gone, so steps alone do not show the new ones.
     again.until(lambda: any(event.kind == "resumed" and event.time > lost_at for event in read_events(again.folder)), 200)
     steps = again.steps()
     again.until(lambda: again.steps() > steps)
@@ -195,7 +195,7 @@ def test_where_each_node_keeps_what_it_knows_of_files_a_run_ends_when_asked_and_
     run.until(lambda: run.said("preempted"), 60)
     assert run.process.wait(120) == 128 + signal.SIGTERM, run.output()
     [stopped] = [event.step for event in read_events(run.folder) if event.kind == "preempted"]
-    assert first(run, "preempted").time - asked < 20  # a cached "there is no request" would hold for 30 s
+    assert first(run, "preempted").time - asked < 20  # a rank that had cached that no request exists would see it after 30 s
     again = drive("resources.workers=2", never)
     assert again.end() == 0, again.output()
     assert first(again, "resumed").step == stopped
