@@ -62,10 +62,14 @@ class StarLayer(nn.Module):
             if self.pre:
                 x = own + self._regularise(attention(norm(x), key_mask, wanted))
             else:
-                x = norm(own + self._regularise(attention(x, key_mask, wanted)))  # Eq. 11, then Eq. 12-13
+                x = self._join(norm, own, self._regularise(attention(x, key_mask, wanted)))  # Eq. 11, then Eq. 12-13
         if self.pre:
             return x + self._regularise(self.mlp(self.mlp_norm(x)))
-        return cast(Tensor, self.mlp_norm(x + self._regularise(self.mlp(x))))  # Eq. 14
+        return self._join(self.mlp_norm, x, self._regularise(self.mlp(x)))  # Eq. 14
+
+    def _join(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """LN(x + branch), normalised in full precision under autocast, and rounded as the next branch rounds it anyway."""
+        return cast(Tensor, norm((x + branch).to(cast(Tensor, norm.weight).dtype)).to(branch.dtype))
 
     def _regularise(self, branch: Tensor) -> Tensor:
         branch = nn.functional.dropout(branch, self.dropout, self.training)

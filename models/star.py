@@ -148,7 +148,7 @@ class StarTransformer(nn.Module):
         if z.key_mask is not None and bodies is not None:
             runs = z.without_absent(bodies, self.config.max_bodies, self.config.num_joints)
         class_tokens = torch.cat([self._attend(run) for run in runs]) if len(runs) > 1 else self._attend(runs[0])
-        return self.norm(class_tokens).mean((1, 2))  # type: ignore[no-any-return]
+        return self.norm(class_tokens).mean((1, 2), dtype=self.tokens.cls_total.dtype)  # type: ignore[no-any-return]
 
     def layers(self) -> list[StarLayer]:
         """The layers of encoder and decoder in the order in which they run; a shared layer comes once for each depth."""

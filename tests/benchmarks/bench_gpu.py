@@ -86,6 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_gpu.json"), help="where the figures go")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only with --quick")
     parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="parts to measure (default all)")
+    parser.add_argument(
+        "--improvements", nargs="+", default=(), metavar="WORDS", help="only those with one of these in their names"
+    )
     parser.add_argument("--quick", action="store_true", help="a small model: shows that the script works, measures nothing")
     options = parser.parse_args(arguments)
     if missing := missing_packages():
@@ -106,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.device == "cpu":
         torch.set_num_threads(1)
-    bench = Bench(torch.device(options.device), QUICK if options.quick else PAPER)
+    bench = Bench(torch.device(options.device), QUICK if options.quick else PAPER, tuple(options.improvements))
     facts = device_facts(bench.device)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     head = {**facts, "started": started, "minutes": options.minutes, "quick": options.quick}

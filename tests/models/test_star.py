@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -442,6 +443,48 @@ def test_the_model_trains_under_bf16_autocast(options: dict[str, Any]) -> None:
     assert logits.dtype == torch.float32
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert (logits - model(*inputs)).abs().max() < 0.1
+
+
+def test_under_autocast_a_post_norm_layer_passes_its_tokens_on_in_half_precision_and_the_embedding_is_fp32() -> None:
+    seen: list[torch.dtype] = []
+    for norm in ("post", "pre"):
+        model = StarTransformer(dataclasses.replace(DEMO, norm=norm)).eval()
+        for layer in model.layers():
+            layer.register_forward_hook(lambda _module, _inputs, tokens: seen.append(tokens.dtype))
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model.embed(*batch(DEMO)).dtype == torch.float32
+    post, pre = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert set(post) == {torch.bfloat16}
+    assert set(pre) == {torch.float32}  # its residuals are a sum over all layers, which would be rounded at each
+
+
+def test_half_precision_between_layers_leaves_the_gradient_as_exact_as_fp32_would() -> None:
+    """Autocast rounds the input of every product already."""
+
+    def error(step: Callable[[], None]) -> float:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            step()
+        return float((gradient(model) - exact).norm() / exact.norm())
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, inputs = StarTransformer(dataclasses.replace(DEMO, norm="post", layers=2)), batch(DEMO)
+
+        def step() -> None:
+            model(*inputs).square().sum().backward()  # noqa: B023
+
+        step()
+        exact = gradient(model)
+        half = error(step)
+        for layer in model.layers():
+            layer._join = lambda norm, x, branch: norm(x + branch)  # type: ignore[method-assign]
+        assert half < 1.05 * error(step)
+
+
+def gradient(model: torch.nn.Module) -> torch.Tensor:
+    """All gradients of a model in one vector."""
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
 def test_the_head_is_computed_in_full_precision_under_autocast() -> None:

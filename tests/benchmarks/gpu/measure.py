@@ -12,6 +12,9 @@ from torch import Tensor
 
 Run = Callable[[], object]
 
+BLOCK = 3
+"""Repetitions of a run in a row on a GPU, of which all but the first are timed."""
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 """Matrix precisions and the dtype of their operands."""
 
@@ -25,21 +28,25 @@ def synchronize(device: torch.device) -> None:
 def seconds_in_turns(runs: Mapping[str, Run], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every run in every round. The runs take turns, so that a disturbance meets them alike.
 
-    On a GPU these are the times between two events on the stream, which include the gaps where the device waits for the host.
+    On a GPU these are the times between events on the stream, which include the gaps where the device waits for the host. A
+    run is repeated in a block that begins with an idle device: behind another run, for which the host has little to do, the
+    host could work ahead, and a gap would not show.
     """
     if device.type != "cuda":
         return {name: list(column) for name, column in zip(runs, zip(*host_rounds(runs, rounds), strict=True), strict=True)}
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in runs}
-    synchronize(device)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            synchronize(device)
             run()
+            start.record()
+            for _ in range(BLOCK - 1):
+                run()
             end.record()
-            events[name].append((start, end))
-    synchronize(device)
-    return {name: [start.elapsed_time(end) / 1e3 for start, end in pairs] for name, pairs in events.items()}
+            synchronize(device)
+            seconds[name].append(start.elapsed_time(end) / 1e3 / (BLOCK - 1))
+    return seconds
 
 
 def host_rounds(runs: Mapping[str, Run], rounds: int) -> list[list[float]]:

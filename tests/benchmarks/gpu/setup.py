@@ -48,7 +48,7 @@ class Scale:
     matrix_sizes: tuple[int, ...]
     copy_bytes: int
     rounds: tuple[int, int]
-    """Fewest and most repetitions of a step."""
+    """Fewest and most blocks of repetitions of a step."""
     seconds_per_row: float
     """Time for the repetitions of a step, within those limits."""
     warm_up_steps: int
@@ -65,7 +65,7 @@ PAPER = Scale(
     model={},
     matrix_sizes=(4096, 8192, 12288),
     copy_bytes=2**31,
-    rounds=(5, 12),
+    rounds=(3, 12),
     seconds_per_row=3.0,
     warm_up_steps=3,
     fp16_steps=20,
@@ -90,6 +90,8 @@ class Bench:
 
     device: torch.device
     scale: Scale
+    improvements: tuple[str, ...] = ()
+    """Only improvements with one of these words in their names are tried; all if empty."""
     matrix_rates: dict[str, float] = field(default_factory=dict)
     """The card's own FLOP/s by precision, once measured."""
 
@@ -127,6 +129,8 @@ class Setup:
     class_rows_last: bool = False
     compile: Literal["off", "forward", "regions"] = "off"
     cuda_graphs: bool = False
+    residuals: Literal["fp32", "half"] = "fp32"
+    """Precision of the tokens between layers under autocast."""
     checkpointing: bool = False
     grid: int | None = None
     frozen_stages: int = 0
@@ -142,6 +146,7 @@ SHIPPED: Mapping[str, Any] = {
     "mask": "left out",
     "class_rows_last": True,
     "compile": "regions",
+    "residuals": "half",
 }
 """The options of the step that starlab runs on a GPU of compute capability 8.0 or more."""
 

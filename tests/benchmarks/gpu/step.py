@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from gpu.measure import matrix_flags
 from gpu.setup import Bench, Setup, host_batch, model_config
-from gpu.variants import EveryRowStar, VarlenAttention, stem_on_pixels, without_mask
+from gpu.variants import EveryRowStar, VarlenAttention, residuals_in_fp32, stem_on_pixels, without_mask
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
@@ -132,6 +132,8 @@ class Step:
             self.model = (StarTransformer if setup.class_rows_last else EveryRowStar)(model_config(setup, bench.scale)).train()
         if not setup.stem_cells:
             stem_on_pixels(self.model)
+        if setup.residuals == "fp32":
+            residuals_in_fp32(self.model)
         if setup.mask == "none":
             self.model.tokens.register_forward_hook(without_mask)
         config = TrainConfig(

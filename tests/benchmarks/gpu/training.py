@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from gpu.measure import (
+    BLOCK,
     Run,
     allocated_bytes,
     copy_bytes_per_second,
@@ -90,7 +91,7 @@ def warm_up(run: Run, bench: Bench) -> float:
 
 def rounds_for(runs: Mapping[str, Run], bench: Bench) -> int:
     """How many rounds of all runs fit the time of a row, within the limits."""
-    seconds = sum(seconds_once(run, bench) for run in runs.values())
+    seconds = BLOCK * sum(seconds_once(run, bench) for run in runs.values())
     fewest, most = bench.scale.rounds
     return min(most, max(fewest, int(bench.scale.seconds_per_row / seconds)))
 

@@ -35,6 +35,16 @@ def stem_on_pixels(model: StarTransformer) -> None:
             module.on_cells = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
 
 
+def residuals_in_fp32(model: StarTransformer) -> None:
+    """Make every layer pass its tokens on in fp32, as autocast does by itself."""
+    for layer in model.layers():
+        layer._join = _join_in_fp32  # type: ignore[method-assign]
+
+
+def _join_in_fp32(norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+    return cast(Tensor, norm(x + branch))
+
+
 def without_mask(_module: Any, _inputs: Any, z: Tokens) -> Tokens:
     """A hook on the tokenizer that lets every token attend to absent bodies too. Changes the results: a bound, no fix."""
     return dataclasses.replace(z, key_mask=None)
