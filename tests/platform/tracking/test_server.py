@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from starlab.platform.errors import UserError
-from starlab.platform.tracking.server import serve
+from starlab.platform.tracking.server import SERVER_SETTINGS, serve
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,35 @@ def test_a_taken_port_is_named_before_a_server_is_started_with_a_command_that_ca
     assert f"starlab ui --runs '{runs}' --port {port + 1}" in str(refused.value)
 
 
-@pytest.mark.slow
-def test_many_more_batches_of_points_at_once_than_connections_by_default_are_all_answered(ui: Ui) -> None:
-    """With MLflow's own pool requests wait for a second connection, which others hold that wait, too."""
+COUNT_CONNECTIONS = """
+import sys, anyio, anyio.to_thread
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+pool = SqlAlchemyStore(sys.argv[1], sys.argv[2]).engine.pool
+async def requests_at_once():
+    return anyio.to_thread.current_default_thread_limiter().total_tokens
+print(pool.size() + max(0, pool._max_overflow), int(anyio.run(requests_at_once)))
+"""
+"""Prints what a server's process would have: its database connections, and the requests that it serves at once."""
+
+
+def connections_and_requests(tmp_path: Path, settings: dict[str, str]) -> tuple[int, int]:
+    command = [sys.executable, "-c", COUNT_CONNECTIONS, f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path)]
+    bare = {name: value for name, value in os.environ.items() if name not in SERVER_SETTINGS}
+    done = subprocess.run(command, env=bare | settings, capture_output=True, text=True, timeout=120, check=True)
+    connections, requests = done.stdout.split()[-2:]
+    return int(connections), int(requests)
+
+
+def test_a_server_has_two_connections_for_each_request_that_it_serves_at_once(tmp_path: Path) -> None:
+    """A batch of points takes two: with fewer, requests wait for a second one, which others hold that wait, too."""
+    connections, requests = connections_and_requests(tmp_path, SERVER_SETTINGS)
+    assert connections >= 2 * requests
+    assert connections_and_requests(tmp_path, {})[0] < 2 * requests  # else MLflow needs no setting any more
+
+
+@pytest.mark.longer
+def test_hundreds_of_batches_of_points_at_once_are_all_answered(ui: Ui) -> None:
     client = MlflowClient(f"http://127.0.0.1:{ui.port}")
     runs = [client.create_run("1").info.run_id for _ in range(24)]
     pool = ThreadPoolExecutor(160)
