@@ -32,17 +32,20 @@ class Device:
     efficiency_range: tuple[float, float] | None = None
     """Bounds of a prediction; None if the efficiency was measured."""
     step_seconds: float = 0.01
-    """Fixed cost of a step: launches, synchronisation, the agreement to go on."""
+    """Fixed cost of a step: gaps between kernels, synchronisation, the agreement to go on."""
+    host_seconds: float = 0.0
+    """Time that the host takes to launch a step. It works ahead of the device, but no step is shorter."""
     shares_cores: bool = False
     """Whether training and decoding compute on the same cores."""
 
 
 DEVICES = {
-    # docs/performance.md: one H100, Penn Action 16 × 224², batch 16, bf16, compiled: 115 ms a step, idle for 4 of them.
-    "H100": Device(name="H100", flops_per_second=797e12, efficiency=0.382, step_seconds=0.004),
+    # docs/performance.md: one H100, Penn Action 16 × 224², batch 16, bf16, compiled: 107 ms a step, idle for 5 of them. With
+    # batch 4 the host limits it: 37 and 56 ms on two machines.
+    "H100": Device(name="H100", flops_per_second=797e12, efficiency=0.415, step_seconds=0.005, host_seconds=0.045),
     # Never measured, and not compiled. Bounds: the H100's share of its rate, not compiled and with the slower attention that a
     # V100 has; the H100's step that is not compiled, by memory bandwidth (900 instead of 3,350 GB/s).
-    "V100": Device(name="V100", flops_per_second=125e12, efficiency=0.30, efficiency_range=(0.20, 0.46)),
+    "V100": Device(name="V100", flops_per_second=125e12, efficiency=0.30, efficiency_range=(0.20, 0.46), host_seconds=0.045),
 }
 
 
@@ -126,18 +129,20 @@ def predict(work: Work, device: Device, nodes: Nodes, gpus: int) -> Prediction:
     reducing = _all_reduce_seconds(4.0 * work.parameters, nodes, gpus)
     parts = {
         device.name: computing + device.step_seconds,
+        "host": device.host_seconds,
         "decoding": _decode_seconds(work, nodes, gpus),
         "network": _network_seconds(work, nodes, gpus),
         "storage": work.global_batch * work.stored_bytes / nodes.storage_bytes_per_second,
         "all-reduce": _exposed_seconds(reducing, computing, 4.0 * work.parameters),
     }
-    if device.shares_cores:  # all arithmetic of the step on all cores
-        cores = nodes.cores_per_gpu * gpus
-        parts["decoding"] = work.global_batch * (1 / work.clips_per_core_second + computing / clips) / cores
+    if device.shares_cores:  # everything that the workers of a step do, on all cores
+        arithmetic = work.global_batch * (1 / work.clips_per_core_second + computing / clips)
+        parts["decoding"] = (arithmetic + gpus * device.step_seconds) / (nodes.cores_per_gpu * gpus)
     side_by_side = {name: seconds for name, seconds in parts.items() if name != "all-reduce"}
     step = max(side_by_side.values()) + parts["all-reduce"]
     limit = max(side_by_side, key=lambda name: side_by_side[name])
-    if limit == device.name and parts["all-reduce"] > device.step_seconds and parts["all-reduce"] > 0.1 * step:
+    reduced = parts["all-reduce"]
+    if reduced > side_by_side[limit] or limit == device.name and reduced > max(device.step_seconds, 0.1 * step):
         limit = "all-reduce"
     elif limit == device.name and device.step_seconds > 0.25 * step:
         limit = "fixed cost of a step"

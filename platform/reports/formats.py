@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,10 @@ from starlab.platform.reports.comparison import Comparison, Row
 from starlab.platform.reports.costs import RunCost
 from starlab.platform.reports.latex_text import in_latex
 
-_TEXT_COLUMNS = frozenset({"row", "verdict"})
+_MOST_KEYS = 3
+"""Settings that have a column each; more of them are one text."""
+_SETTINGS = "settings that differ from the base"
+_TEXT_COLUMNS = frozenset({"row", "verdict", _SETTINGS})
 _MOST_SENTENCES = 12
 _COST_COLUMNS = frozenset({"M parameters", "GFLOP a clip", "CPU-hours", "GPU-hours", "clips/s", "GPU GB"})
 
@@ -46,7 +49,7 @@ def render(comparison: Comparison, form: str, *, width: int | None = None) -> st
 def heads_and_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the column heads and the texts of each row, without columns that are empty in every row."""
     shown = [key for key in comparison.keys if not all(_names(row, key) for row in comparison.rows)]
-    rows = [_texts(comparison, row, shown) for row in comparison.rows]
+    rows = [_texts(comparison, row, _settings(comparison, row, shown)) for row in comparison.rows]
     heads = [head for head in rows[0] if any(row[head] for row in rows)]
     return heads, [[row[head] for head in heads] for row in rows]
 
@@ -56,12 +59,21 @@ def _names(row: Row, key: str) -> bool:
     return f"{key.rpartition('.')[2]}={row.values.get(key)}" in row.name.split(", ")
 
 
-def _texts(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, str]:
+def _settings(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, str]:
+    """Return the values of a few keys by key; of many, in one text, those that differ from the base's."""
+    values = {key: str(row.values.get(key)) for key in keys}
+    if len(keys) <= _MOST_KEYS:
+        return values
+    base = next((other for other in comparison.rows if other.name == comparison.base), comparison.rows[0])
+    return {_SETTINGS: ", ".join(f"{key}={text}" for key, text in values.items() if text != str(base.values.get(key)))}
+
+
+def _texts(comparison: Comparison, row: Row, settings: Mapping[str, str]) -> dict[str, str]:
     unit, found = comparison.unit, row.difference
     cost, pck = mean_cost(row), mean_pck(row)
     digits = 2 if unit == "%" else 4
     interval = "" if row.low is None or row.high is None else f"{row.low:.{digits}f} to {row.high:.{digits}f}"
-    texts = {"row": row.name} | {key: str(row.values.get(key)) for key in keys}
+    texts = {"row": row.name} | dict(settings)
     texts |= {
         "seeds": str(len(row.seeds) or ""),
         f"{comparison.metric} {unit}": _with_spread(row.mean, row.sd, digits),
@@ -143,15 +155,16 @@ def _sentences(comparison: Comparison) -> list[str]:
 
 
 def _terminal(comparison: Comparison, width: int | None) -> str:
-    """Draw two tables, because one of all columns would be too wide: values and verdicts, then what the rows cost."""
+    """Draw several tables, because one of all columns would be too wide: values and verdicts, what the rows cost, settings."""
     heads, rows = heads_and_rows(comparison)
     stream = io.StringIO()
     console = Console(file=stream, width=width or 1000, force_terminal=width is not None)
     if comparison.claim:
         console.print(Text(f"claim: {comparison.claim}"))
     costs = [place for place, head in enumerate(heads) if head in _COST_COLUMNS or head.startswith("validation")]
-    values = [place for place in range(1, len(heads)) if place not in costs]
-    for title, places in ((_title(comparison), values), ("cost and validation", costs)):
+    settings = [place for place, head in enumerate(heads) if head == _SETTINGS]
+    values = [place for place in range(1, len(heads)) if place not in (*costs, *settings)]
+    for title, places in ((_title(comparison), values), ("cost and validation", costs), ("settings", settings)):
         table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("row", overflow="fold")
         for place in places:

@@ -9,8 +9,9 @@ results_table(results).to_pandas()
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -225,13 +226,11 @@ def _read(
 @cache
 def _defaults() -> dict[str, Any]:
     """Return the default of each key of the spec, so that runs of an earlier version do not seem to differ in new keys."""
-    sections = {"data": DataConfig, "model": StarConfig, "train": TrainConfig}
-    return {
-        f"{section}.{one.name}": list(one.default) if isinstance(one.default, tuple) else one.default
-        for section, config in sections.items()
-        for one in fields(config)
-        if one.default is not MISSING and not is_dataclass(one.default)
+    nested = {
+        section: {one.name: one.default for one in fields(config) if one.default is not MISSING}
+        for section, config in {"data": DataConfig, "model": StarConfig, "train": TrainConfig}.items()
     }
+    return flatten(json.loads(json.dumps(nested, default=asdict)))
 
 
 _UNFINISHED = Result(steps=0, total_steps=0, best_step=0, selected_by="", classes=(), val={})

@@ -105,6 +105,19 @@ def test_json_reads_back(hostile: Comparison) -> None:
     assert [run["seed"] for run in whole["rows"][0]["runs"]] == [0, 1, 2]
 
 
+def test_many_settings_are_one_text_that_names_what_differs_from_the_base(tmp_path: Path) -> None:
+    several = ["model.encoder=FF", "train.lr=0.1", "train.mixup=0.4", "model.drop_path=0.2"]
+    found = compare(read_results(write_rows(tmp_path, {"plain": ([], 0.97), "other": (several, 0.85)}, clips=400)))
+    named = [replace(row, name="other" if row.values["train.mixup"] else "plain") for row in found.rows]
+    rows = replace(found, rows=tuple(named), base="plain")
+    for form in ("terminal", "markdown", "latex"):
+        [head] = [line for line in render(rows, form).splitlines() if "settings that differ" in line]
+        assert "mixup" not in head
+        line = next(line for line in render(rows, form).splitlines() if "mixup=0.4" in line)
+        assert all(one.partition("=")[2] in line for one in several)
+    assert {"model.encoder", "train.mixup"} <= set(next(csv.reader(io.StringIO(render(rows, "csv")))))
+
+
 def test_an_empty_column_is_left_out(comparison: Comparison) -> None:
     assert "paper" not in render(comparison, "markdown").split("\n\n")[1]
     with_paper = replace(comparison, rows=(replace(comparison.rows[0], paper=98.7), comparison.rows[1]))

@@ -21,6 +21,7 @@ RIGHT = np.arange(40) % 4 > 0
 def test_a_key_that_the_runs_version_did_not_have_has_its_default(tmp_path: Path) -> None:
     old: dict[str, Any] = json.loads(json.dumps(DEMO))
     del old["train"]["select_by"], old["data"]["train_fraction"], old["model"]["init"]
+    del old["data"]["synthetic_bystanders"], old["data"]["synthetic"]["max_frames"]
     [run] = read_results([write_run(tmp_path / "old", RIGHT, old)], costs=False).runs
     assert (run.spec["train.select_by"], run.spec["data.train_fraction"]) == ("top1", 1.0)
     assert run.spec == read_results([write_run(tmp_path / "new", RIGHT, DEMO)], costs=False).runs[0].spec
