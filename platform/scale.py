@@ -142,7 +142,7 @@ def predict(work: Work, device: Device, nodes: Nodes, gpus: int) -> Prediction:
     step = max(side_by_side.values()) + parts["all-reduce"]
     limit = max(side_by_side, key=lambda name: side_by_side[name])
     reduced = parts["all-reduce"]
-    if reduced > side_by_side[limit] or limit == device.name and reduced > max(device.step_seconds, 0.1 * step):
+    if reduced > side_by_side[limit] or (limit == device.name and reduced > max(device.step_seconds, 0.1 * step)):
         limit = "all-reduce"
     elif limit == device.name and device.step_seconds > 0.25 * step:
         limit = "fixed cost of a step"

@@ -30,7 +30,7 @@ ACTOR_CAP: Color = (215.0, 40.0, 40.0)
 BYSTANDER_CAP: Color = (40.0, 70.0, 215.0)
 SMALLER = 0.62
 """Height of these people over that of a person who is alone in the picture."""
-_PLACES = {1: [0.27, 0.73], 2: [0.18, 0.5, 0.82]}
+_PLACES = {1: [0.27, 0.73], 2: [0.18, 0.5, 0.82], 3: [0.14, 0.38, 0.62, 0.86]}
 """Where people stand, as shares of the picture's width, by the number of bystanders."""
 
 _ACTIONS: dict[str, Action] = {
@@ -58,12 +58,13 @@ class SyntheticBystandersConfig:
     max_frames: int = 32
     """Inclusive."""
     bystanders: int = 1
-    """People beside the actor, 1 or 2. A model that does not know who acts is right half, or a third, of the time at best."""
+    """People beside the actor, 1 to 3, each with another action. A model that does not know who acts is right half, a third or
+    a quarter of the time at best."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.bystanders not in _PLACES:
-            raise ValueError(f"bystanders must be 1 or 2, got {self.bystanders}")
+            raise ValueError(f"bystanders must be 1, 2 or 3, got {self.bystanders}")
 
     @property
     def clips_per_class(self) -> int:

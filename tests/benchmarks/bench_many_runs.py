@@ -4,9 +4,9 @@
 
 Simulated: no run trains. Each writes five points every ten seconds for a minute, as a run with quick steps does, and has a
 sender of its own, as every run has. One `mlflow server` over SQLite, or over `--store`, runs on this machine, which the
-senders share with it. All end at the same moment. Prints how long their last tries took, how many runs were left to `starlab
-sync`, how many sends failed on the way, how long a send took, and how many runs and points MLflow has in the end. Nothing
-here is a test: a busy machine moves every figure.
+senders share with it. All end at the same moment. Prints how long their last tries took, how many sends failed on the way,
+how long a send took, how many runs were left to `starlab sync`, how long that took for them, one after another, and how many
+runs, and runs with all their points, MLflow has in the end. Nothing here is a test: a busy machine moves every figure.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from starlab.platform.tracking.sender import Sender
 
 PROCESSES = 4
 WRITE_SECONDS, EVERY_SECONDS = 60.0, 10.0
+POINTS = round(WRITE_SECONDS / EVERY_SECONDS)
 KEYS = ("train/loss", "train/top1", "train/lr", "system/clips_per_second", "system/data_wait")
 
 
@@ -49,7 +50,7 @@ class Sends:
     """Runs whose last try took too long; `starlab sync` sends the rest."""
 
 
-def simulate(root: Path, uri: str, first: int, count: int) -> Sends:
+def simulate(root: Path, uri: str, experiment: str, first: int, count: int) -> Sends:
     """Run the writers and the senders of `count` runs."""
     done = Sends()
     original = sending.sync
@@ -69,7 +70,7 @@ def simulate(root: Path, uri: str, first: int, count: int) -> Sends:
     for number in range(first, first + count):
         folder = RunFolder(root / f"run-{number:04d}")
         folder.write_json("spec.json", {"name": "many"})
-        about = {"key": folder.path.name, "run_id": folder.path.name, "experiment": "many", "mlflow_experiment": "many"}
+        about = {"key": folder.path.name, "run_id": folder.path.name, "experiment": "many", "mlflow_experiment": experiment}
         folder.write_json(
             "run.json", about | {"status": "RUNNING", "tracking_uri": uri, "runs": str(root), "tags": {}, "parent": None}
         )
@@ -97,24 +98,35 @@ def simulate(root: Path, uri: str, first: int, count: int) -> Sends:
     return done
 
 
-def measure(runs: int, store: str | None) -> dict[str, float]:
+def measure(runs: int, store: str | None, workers: int) -> dict[str, float]:
     """Simulate this number of runs against a server of their own."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        server, uri = start_server(root, store)
+        server, uri = start_server(root, store, workers)
         try:
             client = MlflowClient(uri)
-            experiment = client.create_experiment("many")
+            name_there = f"many {time.time()}"  # a database may have had a run of this before
+            experiment = client.create_experiment(name_there)
             share = -(-runs // PROCESSES)
             with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-                parts = [pool.submit(simulate, root, uri, at, min(share, runs - at)) for at in range(0, runs, share)]
+                parts = [
+                    pool.submit(simulate, root, uri, name_there, at, min(share, runs - at)) for at in range(0, runs, share)
+                ]
                 shares = [part.result() for part in parts]
-            found, page = 0, None
+            left = [
+                folder for folder in (RunFolder(path) for path in sorted(root.glob("run-*"))) if not sending.is_sent(folder)
+            ]
+            began = time.monotonic()
+            for folder in left:
+                sending.sync(folder, uri)
+            synced = time.monotonic() - began
+            found, page = [], None
             while page is None or page.token:
                 page = client.search_runs([experiment], max_results=500, page_token=page.token if page else None)
-                found += len(page)
-            [one] = client.search_runs([experiment], max_results=1)
-            history = sum(len(client.get_metric_history(one.info.run_id, key)) for key in KEYS)
+                found += list(page)
+            whole = sum(
+                all(len(client.get_metric_history(run.info.run_id, key)) == POINTS for key in KEYS[:1]) for run in found
+            )
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
@@ -128,8 +140,9 @@ def measure(runs: int, store: str | None) -> dict[str, float]:
         "worst_send_seconds": seconds[-1],
         "ended_after_seconds": max(share.ended_after for share in shares),
         "left_to_sync": sum(share.left_to_sync for share in shares),
-        "runs_found": found,
-        "points_of_one_run": history,
+        "sync_seconds": synced,
+        "runs_found": len(found),
+        "runs_with_all_points": whole,
     }
 
 
@@ -138,9 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--store", help="address of the server's database; default: SQLite")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the server")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_many_runs.json"))
     options = parser.parse_args()
-    rows = [measure(runs, options.store) for runs in options.runs]
+    rows = [measure(runs, options.store, options.workers) for runs in options.runs]
     for row in rows:
         print("  ".join(f"{name} {value:g}" for name, value in row.items()), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -101,11 +101,11 @@ def compute(seconds: float, clock: Callable[[], float] = time.perf_counter) -> N
         pass
 
 
-def start_server(root: Path, store: str | None = None) -> tuple[subprocess.Popen[bytes], str]:
+def start_server(root: Path, store: str | None = None, workers: int = 1) -> tuple[subprocess.Popen[bytes], str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store or f"sqlite:///{root}/server.db"]
-    command += ["--workers", "1"]
+    command += ["--workers", str(workers)]
     command += ["--port", str(port), "--artifacts-destination", str(root / "artifacts")]
     environment = {**os.environ, **SERVER_SETTINGS}
     server = subprocess.Popen(

@@ -41,18 +41,19 @@ def test_the_actor_wears_the_red_cap_and_has_the_joints(action: str) -> None:
         assert len(clip.scene) == 2
 
 
-def test_two_bystanders_each_do_another_action_and_wear_blue_caps() -> None:
-    config = SyntheticBystandersConfig(bystanders=2)
+@pytest.mark.parametrize("bystanders", [2, 3])
+def test_bystanders_each_do_another_action_and_wear_blue_caps(bystanders: int) -> None:
+    config = SyntheticBystandersConfig(bystanders=bystanders)
     places = Counter[int]()
     for draw in range(60):
         clip = draw_clip(config, "actor_kicks", "train", draw, draw)
         heads = sorted(clip.scene, key=lambda figure: figure.joints_px[0, 0, 0])
-        assert sorted(figure.cap for figure in heads) == sorted([ACTOR_CAP, BYSTANDER_CAP, BYSTANDER_CAP])
+        assert sorted(figure.cap for figure in heads) == sorted([ACTOR_CAP, *bystanders * [BYSTANDER_CAP]])
         assert all(figure.joints_px[:, 0].min() > 0 and figure.joints_px[:, 0].max() < config.size_px for figure in heads)
         gaps = np.diff([figure.joints_px[0, 0, 0] for figure in heads])
-        assert (gaps > 10).all()  # a head is about 8 px wide
+        assert (gaps > {2: 10, 3: 8}[bystanders]).all()  # a head is about 8 px wide
         places[[figure.cap for figure in heads].index(ACTOR_CAP)] += 1
-    assert all(places[place] >= 10 for place in range(3)), places
+    assert all(places[place] >= 30 // (1 + bystanders) for place in range(1 + bystanders)), places
 
 
 def test_bystanders_do_another_action_and_sides_and_depth_do_not_tell_the_class() -> None:
@@ -98,7 +99,7 @@ def test_settings_out_of_range_are_refused() -> None:
         {"size_px": 8},
         {"min_frames": 8},
         {"test_subjects": 0},
-        {"bystanders": 3},
+        {"bystanders": 4},
         {"train_clips_per_class": 9999},
     ):
         with pytest.raises(ValueError, match=next(iter(change)) if change != {"train_clips_per_class": 9999} else "9999"):
