@@ -99,13 +99,16 @@ def test_an_elastic_run_loses_a_node_takes_it_up_again_and_trains_on_the_same_cl
     same_training(run, fixed)
 
 
-def test_an_elastic_run_leaves_a_node_that_is_taken_away_and_loses_no_step(nodes: Nodes, drive: Callable[..., Driven]) -> None:
+def test_an_elastic_run_leaves_a_node_that_is_taken_away_and_loses_no_step(
+    training, nodes: Nodes, drive: Callable[..., Driven]
+) -> None:
     run = drive("drained", *EACH_ONE_CPU, "resources.workers={min: 1, max: 3}", pause=0.05)
     run.until(lambda: run.steps() > 15)
     ray.init(address=nodes.address, log_to_driver=False)
     node = next(iter(nodes.worker_nodes))
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
     client = ray._private.worker.global_worker.gcs_client
+    drained_at = time.time()
     client.drain_node(node.node_id, reason, "a test", int(1000 * (time.time() + 60)))
     run.until(lambda: len(run.said("workers")) > 1)
     assert run.said("workers")[1] == "2 of 3 start (resources.workers.max; 1 at least)"
@@ -114,6 +117,7 @@ def test_an_elastic_run_leaves_a_node_that_is_taken_away_and_loses_no_step(nodes
     [preempted] = [event for event in read_events(run.folder) if event.kind == "preempted"]
     assert [event.step for event in read_events(run.folder) if event.kind == "resumed"] == [preempted.step]
     assert run.said("restarted") == []
+    training.measure("23a", "a node is drained; an elastic run goes on with two workers of three", run.folder, drained_at)
 
 
 def test_a_node_lost_for_good_ends_a_fixed_run_within_its_bound_with_what_to_do(
@@ -147,10 +151,13 @@ def test_of_two_submissions_the_second_waits_for_the_room_of_the_first(nodes: No
     assert RunFolder(second.folder).require(Result).steps == RunFolder(first.folder).require(Result).steps
 
 
-def test_killing_any_process_but_the_head_and_the_driver_costs_no_run(nodes: Nodes, drive: Callable[..., Driven]) -> None:
+def test_killing_any_process_but_the_head_and_the_driver_costs_no_run(
+    training, nodes: Nodes, drive: Callable[..., Driven]
+) -> None:
     chance = random.Random(0)
     run = drive("killed", *EACH_ONE_CPU, "resources.workers=2", pause=0.05)
     killed: list[str] = []
+    began = time.time()
     for _ in range(10):
         before = run.steps()
         run.until(lambda before=before: run.steps() > before + 12 or run.process.poll() is not None)
@@ -169,6 +176,8 @@ def test_killing_any_process_but_the_head_and_the_driver_costs_no_run(nodes: Nod
     keys = [(p.key, p.step) for p in read_points(run.folder / "journal.jsonl")]
     assert len(keys) == len(set(keys))
     assert sorted(run.losses()) == list(range(1, RunFolder(run.folder).require(Result).steps + 1))
+    restarts = [event for event in read_events(run.folder) if event.kind == "resumed"]
+    training.note("25", f"ten processes killed, {len(restarts)} restarts: seconds of the whole run", time.time() - began, 0)
 
 
 def _processes_of_job(nodes: Nodes) -> list[psutil.Process]:
