@@ -33,10 +33,9 @@ check: setup ## Format, lint, types, import contract
 	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
-# Two processes that share no file of tests, no Ray, no port and no folder. One that dies is not replaced: where it has no test
-# left, pytest-xdist would wait for ever. A test that the signal of its time limit does not reach ends its process, with its stacks.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 \
-  -o faulthandler_timeout=1900 -o faulthandler_exit_on_timeout=true
+# Two processes that share no file of tests, no Ray, no port and no folder. If one dies, the run fails and ends, and what it had not
+# begun is not run: with a new process in its place, pytest-xdist waits for ever where no test is left.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -o faulthandler_timeout=1900
 
 test: setup ray-token ## All tests but the slowest, in two processes
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -68,7 +68,7 @@ class StarLayer(nn.Module):
         return self._join(self.mlp_norm, x, self._regularise(self.mlp(x)))  # Eq. 14
 
     def _join(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
-        """LN(x + branch), normalised in full precision under autocast, and rounded as the next branch rounds it anyway."""
+        """LN(x + branch), normalised in full precision under autocast and rounded, as the next product would do anyway."""
         return cast(Tensor, norm((x + branch).to(cast(Tensor, norm.weight).dtype)).to(branch.dtype))
 
     def _regularise(self, branch: Tensor) -> Tensor:

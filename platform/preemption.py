@@ -51,12 +51,17 @@ def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
         return
 
     asked: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    alarm_before = (0.0, 0.0)
 
     def on_ask(number: int, _: FrameType | None) -> None:
+        nonlocal alarm_before
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not asked:
+            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
+            alarm_before = signal.setitimer(signal.ITIMER_REAL, grace_seconds)
         asked.append(number)
-        signal.setitimer(signal.ITIMER_REAL, grace_seconds)
         with suppress(OSError):  # the folder cannot be reached: the grace time ends the run
             request_end(folder, EndRequest(reason=f"the driver got {signal.Signals(number).name}", signal=number))
 
@@ -67,11 +72,14 @@ def end_on_signal(folder: RunFolder, grace_seconds: float) -> Iterator[None]:
             by=asked[0],
         )
 
-    handlers = {signal.SIGTERM: on_ask, signal.SIGINT: on_ask, signal.SIGALRM: on_alarm}
-    before: dict[signal.Signals, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, on_ask)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        if asked:  # the timer is the process's, and may be in use by whoever called
+            signal.setitimer(signal.ITIMER_REAL, *alarm_before)

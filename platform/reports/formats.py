@@ -26,7 +26,7 @@ from starlab.platform.reports.latex_text import in_latex
 
 _MOST_KEYS = 3
 """Settings that have a column each; more of them are one text."""
-_SETTINGS = "settings that differ from the base"
+_SETTINGS = "settings"
 _TEXT_COLUMNS = frozenset({"row", "verdict", _SETTINGS})
 _MOST_SENTENCES = 12
 _COST_COLUMNS = frozenset({"M parameters", "GFLOP a clip", "CPU-hours", "GPU-hours", "clips/s", "GPU GB"})
@@ -60,12 +60,14 @@ def _names(row: Row, key: str) -> bool:
 
 
 def _settings(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, str]:
-    """Return the values of a few keys by key; of many, in one text, those that differ from the base's."""
+    """Return the values of a few keys by key; of many, in one text. Beside a base's, only what differs from them."""
     values = {key: str(row.values.get(key)) for key in keys}
     if len(keys) <= _MOST_KEYS:
         return values
-    base = next((other for other in comparison.rows if other.name == comparison.base), comparison.rows[0])
-    return {_SETTINGS: ", ".join(f"{key}={text}" for key, text in values.items() if text != str(base.values.get(key)))}
+    base = next((other for other in comparison.rows if other.is_base), None)
+    if base is not None and base is not row:
+        values = {key: text for key, text in values.items() if text != str(base.values.get(key))}
+    return {_SETTINGS: ", ".join(f"{key}={text}" for key, text in values.items()) or "as the base"}
 
 
 def _texts(comparison: Comparison, row: Row, settings: Mapping[str, str]) -> dict[str, str]:
@@ -164,7 +166,11 @@ def _terminal(comparison: Comparison, width: int | None) -> str:
     costs = [place for place, head in enumerate(heads) if head in _COST_COLUMNS or head.startswith("validation")]
     settings = [place for place, head in enumerate(heads) if head == _SETTINGS]
     values = [place for place in range(1, len(heads)) if place not in (*costs, *settings)]
-    for title, places in ((_title(comparison), values), ("cost and validation", costs), ("settings", settings)):
+    for title, places in (
+        (_title(comparison), values),
+        ("cost and validation", costs),
+        ("settings; beside a base, only those that differ from it" if comparison.base else "settings", settings),
+    ):
         table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("row", overflow="fold")
         for place in places:

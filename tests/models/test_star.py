@@ -4,7 +4,6 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -458,33 +457,34 @@ def test_under_autocast_a_post_norm_layer_passes_its_tokens_on_in_half_precision
     assert set(pre) == {torch.float32}  # its residuals are a sum over all layers, which would be rounded at each
 
 
-def test_half_precision_between_layers_leaves_the_gradient_as_exact_as_fp32_would() -> None:
-    """Autocast rounds the input of every product already."""
-
-    def error(step: Callable[[], None]) -> float:
-        model.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            step()
-        return float((gradient(model) - exact).norm() / exact.norm())
-
-    for seed in range(3):
+@pytest.mark.parametrize(("layers", "logits_limit", "gradient_limit"), [(3, 1.6, 1.2), (6, 2.1, 1.3)])
+def test_half_precision_between_layers_costs_little_exactness(layers: int, logits_limit: float, gradient_limit: float) -> None:
+    """Errors against fp32 over those with fp32 between layers, in the mean; docs/performance.md has the ratios."""
+    logs = []
+    for seed in range(8):
         torch.manual_seed(seed)
-        model, inputs = StarTransformer(dataclasses.replace(DEMO, norm="post", layers=2)), batch(DEMO)
-
-        def step() -> None:
-            model(*inputs).square().sum().backward()  # noqa: B023
-
-        step()
-        exact = gradient(model)
-        half = error(step)
+        model, inputs = StarTransformer(dataclasses.replace(DEMO, norm="post", layers=layers)), batch(DEMO)
+        exact = logits_and_gradient(model, inputs, half=False)
+        half = logits_and_gradient(model, inputs, half=True)
         for layer in model.layers():
             layer._join = lambda norm, x, branch: norm(x + branch)  # type: ignore[method-assign]
-        assert half < 1.05 * error(step)
+        full = logits_and_gradient(model, inputs, half=True)
+        logs.append([((a - b).norm() / (c - b).norm()).log() for a, b, c in zip(half, exact, full, strict=True)])
+    logits, gradient = torch.tensor(logs).mean(0).exp().tolist()
+    print(f"{layers} layers: error of the logits × {logits:.2f}, of the transformer's gradient × {gradient:.2f}")
+    assert logits < logits_limit
+    assert gradient < gradient_limit
 
 
-def gradient(model: torch.nn.Module) -> torch.Tensor:
-    """All gradients of a model in one vector."""
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+def logits_and_gradient(model: StarTransformer, inputs: tuple[Tensor, Tensor], *, half: bool) -> tuple[Tensor, Tensor]:
+    """The logits, and the gradients of encoder and decoder in one vector."""
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        logits = model(*inputs)
+    logits.square().sum().backward()
+    return logits.detach(), torch.cat(
+        [p.grad.flatten() for layer in model.layers() for p in layer.parameters() if p.grad is not None]
+    )
 
 
 def test_the_head_is_computed_in_full_precision_under_autocast() -> None:

@@ -105,17 +105,22 @@ def test_json_reads_back(hostile: Comparison) -> None:
     assert [run["seed"] for run in whole["rows"][0]["runs"]] == [0, 1, 2]
 
 
-def test_many_settings_are_one_text_that_names_what_differs_from_the_base(tmp_path: Path) -> None:
+def test_many_settings_are_one_text_beside_a_base_what_differs_from_it(tmp_path: Path) -> None:
     several = ["model.encoder=FF", "train.lr=0.1", "train.mixup=0.4", "model.drop_path=0.2"]
     found = compare(read_results(write_rows(tmp_path, {"plain": ([], 0.97), "other": (several, 0.85)}, clips=400)))
-    named = [replace(row, name="other" if row.values["train.mixup"] else "plain") for row in found.rows]
-    rows = replace(found, rows=tuple(named), base="plain")
-    for form in ("terminal", "markdown", "latex"):
-        [head] = [line for line in render(rows, form).splitlines() if "settings that differ" in line]
-        assert "mixup" not in head
-        line = next(line for line in render(rows, form).splitlines() if "mixup=0.4" in line)
-        assert all(one.partition("=")[2] in line for one in several)
-    assert {"model.encoder", "train.mixup"} <= set(next(csv.reader(io.StringIO(render(rows, "csv")))))
+    named = [replace(row, name="other" if row.values["train.mixup"] else "plain", is_base=False) for row in found.rows]
+    none = replace(found, rows=tuple(named), base=None)
+    plain = replace(found, rows=tuple(replace(row, is_base=row.name == "plain") for row in named), base="plain")
+    for rows in (none, plain):
+        for form in ("terminal", "markdown", "latex"):
+            text = render(rows, form).replace(r"\_", "_")
+            heads = [line for line in text.splitlines() if "settings" in line]
+            assert heads
+            assert not any("train.mixup" in head for head in heads)
+            assert all(text.count(one) == 1 for one in several), text
+            assert text.count("train.mixup=0.0") == 1  # that of the base, or of the row itself
+            assert text.count("train.mixup=") == 2
+    assert {"model.encoder", "train.mixup"} <= set(next(csv.reader(io.StringIO(render(plain, "csv")))))
 
 
 def test_an_empty_column_is_left_out(comparison: Comparison) -> None:

@@ -93,6 +93,7 @@ def test_the_address_is_said_when_the_server_answers_and_no_process_is_left(
     assert ui.answered_at_once
     assert ui.lines[1] == f"demo: http://127.0.0.1:{ui.port}/#/experiments/1/runs?workflowType=machine_learning"
     assert ui.server
+    assert SERVER_SETTINGS.items() <= ui.server[0].environ().items()
     os.kill(ui.process.pid, number)  # to it alone
     assert ui.process.wait(60) == code
     assert ui.wait_for_the_end() == []
@@ -115,7 +116,8 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 pool = SqlAlchemyStore(sys.argv[1], sys.argv[2]).engine.pool
 async def requests_at_once():
     return anyio.to_thread.current_default_thread_limiter().total_tokens
-print(pool.size() + max(0, pool._max_overflow), int(anyio.run(requests_at_once)))
+assert pool._max_overflow >= 0  # below, it would have no limit
+print(pool.size() + pool._max_overflow, int(anyio.run(requests_at_once)))
 """
 """Prints what a server's process would have: its database connections, and the requests that it serves at once."""
 
