@@ -31,6 +31,7 @@ from starlab.platform.runs.events import record
 from starlab.platform.runs.folder import MODEL, SPEC, RunFolder
 from starlab.platform.runs.provenance import package_versions
 from starlab.platform.runs.records import Result
+from starlab.platform.tracking.mlflow_client import load_mlflow
 
 WEIGHTS, ABOUT, _PAGE, _EXAMPLE = "weights.safetensors", "spec.json", "MLmodel", "input_example.json"
 
@@ -58,6 +59,7 @@ def write_model(folder: Path, spec: Spec, tensors: Mapping[str, torch.Tensor], r
         tensors: State dict of the model.
         result: Result of the run: the classes in the order of the logits, the step of the weights, the temperature.
     """
+    load_mlflow()
     from mlflow.models import Model
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +132,7 @@ def _load_pyfunc(path: str) -> Predictor:
 
 
 def _signature(spec: Spec, classes: int) -> Any:
+    load_mlflow()
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -155,6 +158,7 @@ def download(uri: str) -> Path:
     Raises:
         UserError: The tracking server has no such model.
     """
+    load_mlflow()
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 

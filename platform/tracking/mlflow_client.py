@@ -1,4 +1,4 @@
-"""What every client of an MLflow server needs: short time-outs, and a clear line for a refused host."""
+"""What every client of an MLflow server needs: the import, short time-outs, and a clear line for a refused host."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import logging
 import os
 import shlex
 from urllib.parse import urlsplit
+
+
+def load_mlflow() -> None:
+    """Import MLflow. Call it before a part of MLflow is imported, wherever another thread may be importing it as well.
+
+    `from mlflow.models import Model` holds the part's lock and waits for that of the package, whose import in the other thread
+    waits for the part. Python then lets one of them see half of a module. The package alone can be waited for.
+    """
+    import mlflow  # noqa: F401
 
 
 def fail_fast() -> None:
