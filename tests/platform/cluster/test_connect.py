@@ -58,7 +58,7 @@ assert ray.available_resources()["object_store_memory"] <= 80_000_000
 assert wait_for_room(Demand(3), timeout_seconds=60) == first
 said, room._FIRST_SAY_SECONDS, room._SAY_SECONDS = [], 0.1, 0.2
 try:
-    wait_for_room(Demand(2, gpus_per_worker=1, accelerator="V100"), say=said.append, timeout_seconds=0.5)
+    wait_for_room(Demand(2, gpus_per_worker=1, accelerator="V100"), say=said.append, timeout_seconds=5)
 except UserError as error:
     said.append(str(error))
 assert all("2 × {CPU: 1, GPU: 1, accelerator_type:V100: 0.001}" in line for line in said), said
