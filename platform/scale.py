@@ -41,7 +41,7 @@ class Device:
 
 DEVICES = {
     # docs/performance.md: one H100, Penn Action 16 × 224², batch 16, bf16, compiled: 107 ms a step, idle for 5 of them. With
-    # batch 4 the host limits it: 37 and 56 ms on two machines. A host is another machine's matter: 45 is between them.
+    # batch 4 the host limits it: 37 and 56 ms on two machines. It depends on the machine; 45 is between them.
     "H100": Device(name="H100", flops_per_second=797e12, efficiency=0.415, step_seconds=0.005, host_seconds=0.045),
     # Never measured, and not compiled. Bounds: the H100's share of its rate, not compiled and with the slower attention that a
     # V100 has; the H100's step that is not compiled, by memory bandwidth (900 instead of 3,350 GB/s).
