@@ -38,6 +38,7 @@ class LossGuard:
     rollbacks: int = 0
     """Number of roll-backs so far."""
     _buffers: list[Tensor] = field(default_factory=list)
+    _kept: list[Tensor] = field(default_factory=list)
     _unjudged: deque[tuple[int, Download]] = field(default_factory=deque)
 
     def note(self, step: int, bad: Tensor) -> None:
@@ -80,14 +81,14 @@ class LossGuard:
         """Copy the buffers before a forward pass, because a bad one leaves NaN in the running statistics of batch norm."""
         if self.config.on_bad_loss != "skip":
             return
-        buffers = list(model.buffers())
-        if not self._buffers:
-            self._buffers = [torch.empty_like(buffer) for buffer in buffers]
-        if buffers:
-            torch._foreach_copy_(self._buffers, buffers)
+        if not self._buffers:  # once: to walk through all modules takes the host a part of every step
+            self._buffers = list(model.buffers())
+            self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
 
     @torch.no_grad()
-    def restore_buffers(self, model: nn.Module, bad: Tensor) -> None:
-        """Restore the buffers if the bool scalar `bad` is True and `keep_buffers` copied them. Does not wait for the device."""
-        for buffer, kept in zip(model.buffers(), self._buffers, strict=False):
+    def restore_buffers(self, bad: Tensor) -> None:
+        """Restore the buffers that `keep_buffers` copied, if the bool scalar `bad` is True. Does not wait for the device."""
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
             torch.where(bad, kept, buffer, out=buffer)

@@ -41,6 +41,7 @@ class TrainStep:
         self._schedule_steps = schedule_steps
         self._upload = Uploads(device)
         self._loss_is_bad = torch.tensor(False)
+        self._parameters = list(state.model.parameters())
         self._model: nn.Module = state.model
         if isinstance(state.model, StarTransformer) and state.model.pose is not None:
             self._model = PoseTraining(state.model, config.pose_teacher_forcing)
@@ -122,7 +123,7 @@ class TrainStep:
         """
         config, state, scaler = self._config, self._state, self._state.scaler
         scaler.unscale_(state.optimizer)
-        parameters = [p for p in state.model.parameters() if p.grad is not None]
+        parameters = [p for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
@@ -135,7 +136,7 @@ class TrainStep:
             scaler.update()
             scaler.update(torch.where(bad, scale, scaler.scale(torch.ones_like(scale))))
         state.optimizer.zero_grad(set_to_none=True)
-        state.guard.restore_buffers(state.model, bad)
+        state.guard.restore_buffers(bad)
         state.step += 1
         if state.average:
             state.average.update(state.step, unless=bad)

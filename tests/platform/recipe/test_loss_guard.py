@@ -37,7 +37,7 @@ def test_a_skipped_step_leaves_batch_norm_as_it_was() -> None:
     model(torch.full((4, 2), float("nan")))
     assert model.running_mean is not None
     assert model.running_mean.isnan().all()
-    guard.restore_buffers(model, torch.tensor(True))
+    guard.restore_buffers(torch.tensor(True))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -47,7 +47,7 @@ def test_a_good_step_keeps_the_new_statistics() -> None:
     guard.keep_buffers(model)
     model(data)
     other(data)
-    guard.restore_buffers(model, torch.tensor(False))
+    guard.restore_buffers(torch.tensor(False))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
