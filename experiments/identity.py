@@ -23,6 +23,7 @@ ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "cutmix", 0.0),
     ("train", "checkpoint_every_epochs", 1),
     ("model", "share_layers", False),
+    ("train", "action_loss_weight", 1.0),
     ("train", "pose_loss_weight", 1.0),
     ("train", "pose_teacher_forcing", 0.0),
     ("model", "pose", "annotated"),

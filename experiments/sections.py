@@ -44,6 +44,8 @@ class TrainConfig:
     cutmix: float = 0.0
     """α of temporal CutMix's Beta(α, α); 0 is off. A span of a clip's frames, with their joints, comes from another clip of the
     worker's share, and the label in proportion. With `mixup` too, each step does one of the two."""
+    action_loss_weight: float = 1.0
+    """Weight of the loss of the actions, for model.pose "learned"; 0 learns the joints alone and does not use the labels."""
     pose_loss_weight: float = 1.0
     """Weight of the loss of the joints that a model with model.pose "learned" finds, beside the loss of the actions."""
     pose_teacher_forcing: float = 0.0
@@ -110,6 +112,7 @@ class TrainConfig:
         _require(0 <= self.warmup_fraction < 1, "train.warmup_fraction", self.warmup_fraction, "be in [0, 1)")
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "be in [0, 1)")
         _require(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "be above 0 or null")
+        _require(0 <= self.action_loss_weight < math.inf, "train.action_loss_weight", self.action_loss_weight, "be 0 or more")
         _require(0 <= self.pose_loss_weight < math.inf, "train.pose_loss_weight", self.pose_loss_weight, "be 0 or more")
         _require(0 <= self.pose_teacher_forcing <= 1, "train.pose_teacher_forcing", self.pose_teacher_forcing, "be in [0, 1]")
         _require(self.mixup >= 0, "train.mixup", self.mixup, "be 0 or more")

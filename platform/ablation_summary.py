@@ -16,6 +16,7 @@ from starlab.platform.reports.results import read_results
 from starlab.platform.runs.folder import RunFolder, runs_folder
 from starlab.platform.search.ablate import AblationResult, check_ablation, open_all_data, plan_cells
 from starlab.platform.search.cells import count_states
+from starlab.platform.serving.initial_weights import with_digests
 from starlab.platform.summary import tracking_lines
 
 _STATES = {
@@ -59,6 +60,7 @@ def forecast_lines(spec: AblationSpec, names: Sequence[str] = (), runs: str | Pa
         DataError, UserError: As `ablate`.
     """
     root, rows = runs_folder(runs), select_rows(spec, names)
+    spec = with_digests(spec, root)
     check_ablation(spec)
     costs = {row.name: forecast(spec.spec_of(row, spec.seeds[0]), root) for row in rows}
     lines, problems = [f"claim      {spec.claim}"], [problem for cost in costs.values() for problem in cost.problems]

@@ -31,11 +31,12 @@ def check_spec(spec: Spec) -> None:
 
     Raises:
         UserError: Ray could not write its files on this machine, the pre-trained weights are missing or damaged (the message
-            says what to download and where to put it), the metric to select by does not exist, `train.extends` is set, or a
-            model would be told joints that it must do without.
+            says what to download and where to put it), the metric to select by does not exist, `train.extends` is set, a
+            model would be told joints that it must do without, or nothing would be learned.
     """
     check_ray_can_start()
     check_joints(spec)
+    check_losses(spec)
     if spec.train.extends is not None:
         raise UserError("train.extends cannot be set by hand; name the finished run instead: starlab train … --extend RUN")
     if spec.train.select_by not in METRICS:
@@ -49,6 +50,29 @@ def check_spec(spec: Spec) -> None:
             kinetics400_file(spec.model.weights_path)
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"model.{error}") from None
+
+
+def check_losses(spec: Spec) -> None:
+    """Refuse weights of the losses with which nothing would be learned, or the checkpoint chosen by what is not learned.
+
+    Raises:
+        UserError: `train.action_loss_weight` is not 1 where it is the only loss, or 0 where the joints are not learned either,
+            or 0 where the accuracy picks the checkpoint.
+    """
+    weight, learned = spec.train.action_loss_weight, spec.model.pose == "learned"
+    said = f"train.action_loss_weight is {weight:g}"
+    if weight != 1 and not learned:
+        raise UserError(
+            f"{said}, but model.pose is {spec.model.pose!r}, so the actions' is the only loss: use train.action_loss_weight=1, "
+            "or train.lr for the size of a step, or model.pose=learned"
+        )
+    if weight == 0 and spec.train.pose_loss_weight == 0:
+        raise UserError(f"{said} and train.pose_loss_weight 0, so nothing would be learned; set one of them above 0")
+    if weight == 0 and spec.data.select != "last":
+        raise UserError(
+            f"{said}, so no action is learned, and data.select={spec.data.select} would choose the checkpoint by how well "
+            "actions are recognised; use data.select=last"
+        )
 
 
 def check_joints(spec: Spec) -> None:

@@ -22,7 +22,7 @@ from starlab.platform.extension import extended_spec, extension_lines, seed_from
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.preflight import check_spec, is_complete, is_finished, join_cluster, open_data, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
-from starlab.platform.runs.folder import RunFolder, find_run, runs_folder
+from starlab.platform.runs.folder import SPEC, RunFolder, find_run, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
@@ -99,6 +99,8 @@ class RunResult:
     """Why MLflow is not up to date; None if it is."""
     replayed_differently: int
     """Number of points of the curve whose value differed when a restart computed them again; 0 if resume is exact."""
+    learned_actions: bool = True
+    """False if `train.action_loss_weight` is 0: its accuracies are those of guessing."""
 
 
 def train(
@@ -243,4 +245,5 @@ def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str 
         mlflow_run_id=tracked.run_id if tracked else None,
         tracking_problem=problem,
         replayed_differently=count_differences(folder.path / FILE),
+        learned_actions=folder.read_json(SPEC)["train"].get("action_loss_weight") != 0,
     )

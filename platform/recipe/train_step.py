@@ -82,7 +82,9 @@ class TrainStep:
         frames, joints, labels = self._inputs(batch)
         logits, pose_losses = self._outputs(frames, joints, bodies)
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self._config.label_smoothing)
-        objective = losses if pose_losses is None else losses + self._config.pose_loss_weight * pose_losses
+        objective = losses
+        if pose_losses is not None:
+            objective = self._config.action_loss_weight * losses + self._config.pose_loss_weight * pose_losses
         return losses, logits.detach().argmax(1) == labels, objective
 
     def _mixed(self, batch: Batch, neighbours: Batch, mixing: Mixing) -> tuple[Tensor, Tensor]:

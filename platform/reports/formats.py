@@ -27,6 +27,8 @@ from starlab.platform.reports.latex_text import in_latex
 _MOST_KEYS = 3
 """Settings that have a column each; more of them are one text."""
 _SETTINGS = "settings"
+_SHA256 = re.compile(r"^([0-9a-f]{12})[0-9a-f]{52}$")
+"""A digest, of which a table shows the beginning."""
 _TEXT_COLUMNS = frozenset({"row", "verdict", _SETTINGS})
 _MOST_SENTENCES = 12
 _COST_COLUMNS = frozenset({"M parameters", "GFLOP a clip", "CPU-hours", "GPU-hours", "clips/s", "GPU GB"})
@@ -61,12 +63,12 @@ def _names(row: Row, key: str) -> bool:
 
 def _settings(comparison: Comparison, row: Row, keys: Sequence[str]) -> dict[str, str]:
     """Return the values of a few keys by key; of many, in one text. Beside a base's, only what differs from them."""
-    values = {key: str(row.values.get(key)) for key in keys}
+    values = {key: _SHA256.sub(r"\1", str(row.values.get(key))) for key in keys}
     if len(keys) <= _MOST_KEYS:
         return values
     base = next((other for other in comparison.rows if other.is_base), None)
     if base is not None and base is not row:
-        values = {key: text for key, text in values.items() if text != str(base.values.get(key))}
+        values = {key: text for key, text in values.items() if row.values.get(key) != base.values.get(key)}
     return {_SETTINGS: ", ".join(f"{key}={text}" for key, text in values.items()) or "as the base"}
 
 

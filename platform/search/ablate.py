@@ -36,6 +36,7 @@ from starlab.platform.runs.records import MlflowState
 from starlab.platform.runs.search_records import AblationRecord, AblationRow, Cell
 from starlab.platform.search.cell_runs import Ended, cells_at_once, run_cells
 from starlab.platform.search.cells import FoundRuns, OpenData, PlannedCell, count_states, rows_and_seeds
+from starlab.platform.serving.initial_weights import with_digests
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
 from starlab.platform.tracking.sender import Sender
 from starlab.platform.tracking.unsent import send_rest_of_trials
@@ -108,6 +109,7 @@ def ablate(
     if accept_code and fresh:
         raise UserError("--accept-code uses the cells of another version of the code and --fresh trains them again; give one")
     wanted = {row.name for row in select_rows(spec, rows)}
+    spec = with_digests(spec, root)
     check_ablation(spec)
     data = open_all_data(spec, root, say)
     first = plan_cells(spec, data, root, say)

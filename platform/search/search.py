@@ -20,7 +20,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starlab.experiments.spec import SearchSpec
@@ -51,6 +51,7 @@ from starlab.platform.search.takeup import runs_of_other_code
 from starlab.platform.search.trial import Study, keep_best_checkpoint
 from starlab.platform.search.trial_folders import TrialFolders
 from starlab.platform.search.tuning import run_trials
+from starlab.platform.serving.initial_weights import with_digest
 from starlab.platform.tracking.abandoned import close_abandoned_everywhere
 from starlab.platform.tracking.sender import Sender
 from starlab.platform.tracking.unsent import send_rest_of_trials
@@ -99,6 +100,7 @@ def search(
     """
     began = time.monotonic()
     root = runs_folder(runs)
+    spec = replace(spec, base=with_digest(spec.base, root))
     for point in ({}, *spec.edges()):
         check_spec(spec.spec_of(point))
     objectives = check_search(spec)

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from starlab.experiments.ablation import AblationSpec, Row
+from starlab.experiments.catalog import experiment_names
 from starlab.experiments.spec import Spec
 from starlab.models.star import StarTransformer
 from starlab.models.state import fitting
@@ -65,7 +67,8 @@ def find_origin(name: str, runs: Path) -> Origin:
     try:
         found = locate(name, runs).load()
     except UserError as error:
-        raise UserError(f"train.init_from is {name!r}: {error}") from None
+        train_it = f"; it is an experiment: starlab train {name}" if name in experiment_names() else ""
+        raise UserError(f"train.init_from is {name!r}: {error}{train_it}") from None
     return Origin(name, found.model.state_dict(), found.classes, found.spec.data.facts().skeleton.name)
 
 
@@ -78,6 +81,25 @@ def with_digest(spec: Spec, runs: Path) -> Spec:
     if spec.train.init_from is None or spec.train.init_digest is not None:
         return spec
     return replace(spec, train=replace(spec.train, init_digest=find_origin(spec.train.init_from, runs).digest))
+
+
+def with_digests(spec: AblationSpec, runs: Path) -> AblationSpec:
+    """Fill in `train.init_digest` in the base of an ablation and in each row that names a model of its own.
+
+    Raises:
+        UserError: A model does not exist.
+    """
+    found: dict[str, str] = {}
+
+    def filled(row: Row) -> Row:
+        if "train.init_from" not in row.set or "train.init_digest" in row.set:
+            return row
+        name = row.set["train.init_from"]
+        if name is not None and name not in found:
+            found[name] = find_origin(name, runs).digest
+        return replace(row, set={**row.set, "train.init_digest": None if name is None else found[name]})
+
+    return replace(spec, base=with_digest(spec.base, runs), rows=tuple(filled(row) for row in spec.rows))
 
 
 def place_initial_weights(folder: RunFolder, spec: Spec, runs: Path) -> InitialWeights | None:

@@ -11,7 +11,7 @@ from starlab.experiments.catalog import describe
 from starlab.experiments.spec import SpecError, load_spec
 
 PAPER = ("table1", "table2", "table3", "table4", "figure1", "figure5", "figure6")
-DEMO = ("demo_table3", "demo_table4", "demo_figure5", "demo_temporal")
+DEMO = ("demo_table3", "demo_table4", "demo_figure5", "demo_temporal", "demo_pretrained")
 HEAD = "claim: c\ncost: none\nbase: demo\n"
 ROWS = "rows: [{name: A, set: {model.encoder: FF}}, {name: B, set: {model.encoder: FB}}]\n"
 

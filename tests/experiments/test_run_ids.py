@@ -11,6 +11,7 @@ from starlab.experiments.spec import SpecError, load_search, load_spec
 
 RUN_IDS = {
     "demo": "demo-51d0d706",
+    "demo_pretrain_joints": "demo_pretrain_joints-0f23df8e",
     "ntu120_xset": "ntu120_xset-6f83a616",
     "ntu120_xsub": "ntu120_xsub-56163fac",
     "ntu60_strong": "ntu60_strong-bfa24af7",
@@ -28,6 +29,7 @@ ROW_IDS = {
     "2029f094 acadb976 b71d282f a45707a9 68f6bed7 069dddba",
     "demo_modalities": "8c1c323e dd4bcc63 87fbebee",
     "demo_pose_source": "ab510523 3971a8b5 bcf34776 3d4c86b3 94a9bd28",
+    "demo_pretrained": "d8177aa8 32c4c387 03c397c0 a7c25df0 acc8a5b4",  # rows from joints: before the digest is known
     "demo_table3": "97bea7b8 8c1c323e",
     "demo_table4": "4b176b97 0e901abb 5ac2e8ff 537eb223 8c1c323e",
     "demo_temporal": "3a092ea9 8c1c323e",

@@ -94,3 +94,24 @@ def test_a_model_is_not_told_joints_that_it_must_do_without_but_a_stored_run_of_
     assert spec_from_dict(spec.to_dict(), "stored") == spec
     with pytest.raises(UserError, match=said):
         preflight.check_spec(spec)
+
+
+LEARNED = ("model.pose=learned", "train.action_loss_weight=0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.action_loss_weight=0.5"], "train.action_loss_weight is 0.5, but model.pose is 'annotated'"),
+        ([*LEARNED, "data.select=last", "train.pose_loss_weight=0"], "nothing would be learned"),
+        ([*LEARNED, "data.select=validation"], "use data.select=last"),
+    ],
+)
+def test_losses_by_which_nothing_would_be_learned_or_chosen_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        preflight.check_losses(load_spec("demo", overrides))
+
+
+def test_the_joints_may_be_learned_without_the_actions_and_beside_them() -> None:
+    for overrides in ([*LEARNED, "data.select=last"], ["model.pose=learned", "train.action_loss_weight=0.5"], []):
+        preflight.check_losses(load_spec("demo", overrides))

@@ -51,12 +51,16 @@ def batch(clips: int = 4) -> Batch:
     )
 
 
-def trained(config: TrainConfig, ranks: Ranks = ALONE, steps: int = 2, share: slice = slice(None)) -> dict[str, torch.Tensor]:
+def trained(
+    config: TrainConfig, ranks: Ranks = ALONE, steps: int = 2, share: slice = slice(None), turn_labels: int = 0
+) -> dict[str, torch.Tensor]:
+    """The weights after some steps; each clip has the label of the clip `turn_labels` places before it."""
     torch.manual_seed(0)
     state = TrainingState(StarTransformer(MODEL).double(), config, CPU, "fp32")
     step = TrainStep(state, config, ranks, CPU, schedule_steps=10)
     for _ in range(steps):
-        step.gradients(batch().take(share))
+        given = batch()
+        step.gradients(dataclasses.replace(given, labels=np.roll(given.labels, turn_labels)).take(share))
         assert not step.apply()
     return state.model.state_dict()
 
@@ -77,6 +81,20 @@ def test_a_weight_of_zero_leaves_the_head_to_the_actions_and_forced_joints_leave
     assert largest_difference(start, trained(forced), "pose.") == 0
     assert largest_difference(start, trained(dataclasses.replace(forced, pose_teacher_forcing=0.0)), "pose.maps") > 0
     assert largest_difference(start, trained(dataclasses.replace(forced, pose_loss_weight=1.0)), "pose.maps") > 0
+
+
+def test_without_the_loss_of_the_actions_the_labels_do_not_count_and_the_layers_behind_the_joints_stay() -> None:
+    torch.manual_seed(0)
+    start = StarTransformer(MODEL).double().state_dict()
+    config = dataclasses.replace(CONFIG, action_loss_weight=0.0, weight_decay=0.0, accumulate=2)
+    joints_alone = trained(config)
+    assert largest_difference(joints_alone, trained(config, turn_labels=1)) == 0
+    assert largest_difference(start, joints_alone, "pose.maps") > 0
+    assert largest_difference(start, joints_alone, "backbone.layer1") > 0
+    assert largest_difference(start, joints_alone, "head.") == 0
+    actions_too = dataclasses.replace(config, action_loss_weight=0.5)
+    assert largest_difference(trained(actions_too), trained(actions_too, turn_labels=1)) > 0
+    assert largest_difference(start, trained(actions_too), "head.") > 0
 
 
 def test_the_loss_of_the_pose_falls_and_the_curve_shows_the_loss_of_the_actions_alone() -> None:

@@ -123,6 +123,19 @@ def test_many_settings_are_one_text_beside_a_base_what_differs_from_it(tmp_path:
     assert {"model.encoder", "train.mixup"} <= set(next(csv.reader(io.StringIO(render(plain, "csv")))))
 
 
+def test_a_table_shows_the_beginning_of_a_digest_and_csv_all_of_it(comparison: Comparison) -> None:
+    digests = [f"{number}" * 64 for number in range(len(comparison.rows))]
+    rows = [
+        replace(row, values={**row.values, "train.init_digest": digest})
+        for row, digest in zip(comparison.rows, digests, strict=True)
+    ]
+    started = replace(comparison, rows=tuple(rows), keys=("train.init_digest",))
+    for digest in digests:
+        assert digest[:12] in render(started, "markdown")
+        assert digest[:13] not in render(started, "markdown")
+        assert digest in render(started, "csv")
+
+
 def test_an_empty_column_is_left_out(comparison: Comparison) -> None:
     assert "paper" not in render(comparison, "markdown").split("\n\n")[1]
     with_paper = replace(comparison, rows=(replace(comparison.rows[0], paper=98.7), comparison.rows[1]))

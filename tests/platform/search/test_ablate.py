@@ -22,7 +22,7 @@ from starlab.platform.evaluation import one_run
 from starlab.platform.preflight import open_data
 from starlab.platform.runs.folder import RunFolder
 from starlab.platform.runs.journal import FILE, read_points
-from starlab.platform.runs.records import Result
+from starlab.platform.runs.records import InitialWeights, Result
 from starlab.platform.runs.search_records import AblationRecord
 from starlab.platform.search import ablate as ablating
 from starlab.platform.search.ablate import AblationResult, ablate
@@ -238,3 +238,17 @@ def test_the_command_ends_with_1_where_a_cell_failed_and_says_which(
 def test_what_is_stored_of_an_ablation_is_its_file(ablated: tuple[AblationResult, list[str]]) -> None:
     stored = json.loads((ablated[0].folder / "spec.json").read_text())
     assert [row["name"] for row in stored["rows"]] == ["none", "sincos"]
+
+
+def test_a_row_may_start_from_a_run_whose_weights_are_then_part_of_the_cell(trained: Path, runs: Path) -> None:
+    spec = spec_of(1)
+    started = replace(spec.rows[1], name="started", set={**spec.rows[1].set, "train.init_from": trained.name})
+    spec = replace(spec, rows=(spec.rows[1], started), reference="sincos")
+    first = ablate(spec, rows=["started"], runs=runs)
+    assert (first.failed, first.trained) == ({}, 1)
+    [cell] = [runs / cell.folder for cell in first.record.cells if cell.row == "started"]
+    weights = RunFolder(cell).require(InitialWeights)
+    assert weights.origin == trained.name
+    stored = {row["name"]: row["set"] for row in json.loads((first.folder / "spec.json").read_text())["rows"]}
+    assert stored["started"]["train.init_digest"] == weights.digest
+    assert ablate(spec, rows=["started"], runs=runs).trained == 0

@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from starlab.experiments.ablation import Row, load_ablation
 from starlab.experiments.spec import Spec, SpecError, load_spec, spec_from_dict
 from starlab.models.star import StarTransformer
 from starlab.platform.errors import UserError
 from starlab.platform.recipe.optimizer import make_optimizer
 from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import InitialWeights
-from starlab.platform.serving.initial_weights import digest_of, initial_lines, place_initial_weights, with_digest
+from starlab.platform.serving.initial_weights import digest_of, initial_lines, place_initial_weights, with_digest, with_digests
 from starlab.platform.serving.registry import load_model
+from starlab.platform.summary import result_lines
 from starlab.platform.trainer import RunResult, train
 from starlab.platform.worker.initial_weights import copy_weights
 
@@ -92,11 +94,28 @@ def test_a_run_that_has_its_weights_needs_their_origin_no_more(tmp_path: Path) -
     [
         ("nowhere.safetensors", "train.init_from is .*nowhere.safetensors, which cannot be read as safetensors"),
         ("no-such-run", "train.init_from is 'no-such-run': no run or experiment 'no-such-run'"),
+        ("demo_pretrain_joints", r"no run or experiment 'demo_pretrain_joints' .*: starlab train demo_pretrain_joints$"),
     ],
 )
 def test_a_model_that_does_not_exist_is_refused(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         with_digest(spec_from(name), tmp_path)
+
+
+def test_an_ablation_knows_the_digests_of_the_models_that_its_base_and_its_rows_start_from(tmp_path: Path) -> None:
+    digests = {}
+    for name in ("base", "row"):
+        state = small_model().state_dict()
+        save_file(state, tmp_path / f"{name}.safetensors")
+        digests[name] = digest_of(state)
+    read = load_ablation("demo_temporal", ["data.select=last", f"train.init_from={tmp_path / 'base.safetensors'}"])
+    own = {"train.init_from": str(tmp_path / "row.safetensors")}
+    rows = (Row(name="of the base"), Row(name="its own", set=own), Row(name="none", set={"train.init_from": None}))
+    filled = with_digests(dataclasses.replace(read, rows=rows), tmp_path)
+    found = [filled.spec_of(row, 0).train.init_digest for row in filled.rows]
+    assert found == [digests["base"], digests["row"], None]
+    (tmp_path / "row.safetensors").unlink()
+    assert with_digests(filled, tmp_path) == filled  # which a digest in the file is enough for
 
 
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
@@ -159,3 +178,28 @@ def test_a_run_starts_from_a_finished_one_and_frozen_weights_stay(run: RunResult
     assert {name.partition(".")[0] for name in record.new} == {"encoder", "decoder"}
     assert any("weights from" in line and "frozen" in line for line in said)
     assert record.digest == digest_of(origin)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_one_that_learned_the_joints_alone(run: RunResult, runs: Path) -> None:
+    spec = spec_from_dict(RunFolder(run.folder).read_json(SPEC), "run")
+    joints = dataclasses.replace(
+        spec,
+        name="joints",
+        data=dataclasses.replace(spec.data, select="last"),
+        model=dataclasses.replace(spec.model, pose="learned"),
+        train=dataclasses.replace(spec.train, action_loss_weight=0.0, epochs=1),
+    )
+    learned = train(joints, runs=runs)
+    said = "\n".join(result_lines(learned))
+    assert (
+        f"actions    not learned (train.action_loss_weight is 0); start another run from it: train.init_from={learned.run_id}"
+        in said
+    )
+    assert "joints     found" in said
+    assert "top-1" not in said
+    started = train(dataclasses.replace(spec, train=dataclasses.replace(spec.train, init_from="joints", epochs=1)), runs=runs)
+    record = RunFolder(started.folder).require(InitialWeights)
+    assert record.new == {}
+    assert {name.partition(".")[0] for name in record.unused} == {"pose"}
+    assert "test top-1" in "\n".join(result_lines(started))
