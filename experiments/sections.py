@@ -92,6 +92,11 @@ class TrainConfig:
     """Trace a few steps of rank 0 into the run's artifacts. Not part of the run's identity."""
 
     @property
+    def learns_actions(self) -> bool:
+        """Whether the loss of the actions counts."""
+        return self.action_loss_weight != 0
+
+    @property
     def trained_epochs(self) -> float:
         """Passes over the training part until the run ends."""
         return self.epochs if self.stop_after_epochs is None else self.stop_after_epochs

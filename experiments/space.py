@@ -27,6 +27,8 @@ _WHY_NOT = {
     "data.test_views": "only the test part is seen through it, and trials are compared on the validation part",
     "data.test_crop": "only the test part is seen through it, and trials are compared on the validation part",
     "data.max_unreadable_fraction": "it says when a run stops, which changes no result",
+    "train.init_from": "a search has one model that its trials start from; the rows of an ablation may have several",
+    "train.init_digest": "a search has one model that its trials start from; the rows of an ablation may have several",
     "train.profile": "it is not part of a run's identity, so all of its trials would be one run",
     "model.weights_path": "it says where a file is, which changes no result",
 }

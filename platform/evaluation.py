@@ -63,6 +63,8 @@ class EvaluationResult:
     """Position of this evaluation among all evaluations of the run's test part, from 1; 0 for the validation part."""
     folder: Path
     """Folder of this evaluation."""
+    learned_actions: bool
+    """False if the run learned the joints alone: its accuracies are those of guessing."""
     tracking_problem: str | None
     """Why MLflow is not up to date; None if it is."""
 
@@ -248,5 +250,6 @@ def _finish(task: EvaluationTask, part: str) -> EvaluationResult:
         clips=len(evaluation.labels),
         look=look,
         folder=task.target,
+        learned_actions=task.spec.train.learns_actions,
         tracking_problem=sender.problem,
     )

@@ -24,7 +24,7 @@ from starlab.platform.worker.calibration import FILE as VALIDATION
 
 KEPT = (
     *("global_batch", "optimizer", "ema", "seed", "precision", "backbone_lr_scale", "init_digest", "init_lr_scale"),
-    *("mixup", "cutmix"),
+    *("mixup", "cutmix", "action_loss_weight"),
 )
 """Keys of `train` that must stay as they were: they decide the stream, or what the optimizer's state means."""
 _PLACES = ("store", "source", "decode", "cache")

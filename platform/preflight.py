@@ -63,8 +63,8 @@ def check_losses(spec: Spec) -> None:
     said = f"train.action_loss_weight is {weight:g}"
     if weight != 1 and not learned:
         raise UserError(
-            f"{said}, but model.pose is {spec.model.pose!r}, so the actions' is the only loss: use train.action_loss_weight=1, "
-            "or train.lr for the size of a step, or model.pose=learned"
+            f"{said}, but model.pose is {spec.model.pose!r}, so the loss of the actions is the only one; use 1 "
+            "(train.lr sets the size of a step), or model.pose=learned"
         )
     if weight == 0 and spec.train.pose_loss_weight == 0:
         raise UserError(f"{said} and train.pose_loss_weight 0, so nothing would be learned; set one of them above 0")

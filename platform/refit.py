@@ -39,8 +39,10 @@ def refit(
         runs, fresh, say, live: As in `trainer.train`.
 
     Raises:
-        UserError: The spec does not select on the validation part. Others as in `trainer.train`.
+        UserError: The spec does not select on the validation part, or learns no actions. Others as in `trainer.train`.
     """
+    if not spec.train.learns_actions:
+        raise UserError("train.action_loss_weight is 0, so no action is learned by which a refit could choose the epoch; use 1")
     if spec.data.select != "validation":
         raise UserError(
             f"data.select is {spec.data.select!r}, so there is no epoch to choose on the validation part; "

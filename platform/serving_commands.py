@@ -49,7 +49,7 @@ def predict(
     from starlab.platform.serving.annotate import check_ending
     from starlab.platform.serving.predict import PredictRequest
     from starlab.platform.serving.recognise import Sampling
-    from starlab.platform.serving.recogniser import locate
+    from starlab.platform.serving.recogniser import locate_recogniser
     from starlab.platform.serving.video_input import find_videos
 
     sampling = Sampling(window_seconds=window, stride_seconds=stride, people=people)
@@ -63,7 +63,7 @@ def predict(
         )
     if video is not None and not several:
         check_ending(video)  # before joints are estimated
-    request = PredictRequest(place=locate(run, runs_folder(runs), _complain), joints=joints, sampling=sampling)
+    request = PredictRequest(place=locate_recogniser(run, runs_folder(runs), _complain), joints=joints, sampling=sampling)
     with ExitStack() as kept:
         if pose:
             from starlab.platform.pose_run import joints_for_prediction
@@ -148,7 +148,7 @@ def serve(
     """Serve a run's model until Ctrl-C, with a page to try it; STARLAB_SERVE_TOKEN sets a token: starlab serve demo-1a2b3c4d"""
     from starlab.platform.runs.folder import runs_folder
     from starlab.platform.serving.limits import TOKEN_VARIABLE, Limits
-    from starlab.platform.serving.recogniser import locate
+    from starlab.platform.serving.recogniser import locate_recogniser
     from starlab.platform.serving.served import ServeOptions, serve_until_asked_to_end
 
     limits = Limits(max_megabytes=max_megabytes, max_seconds=max_seconds, timeout_seconds=timeout_seconds)
@@ -160,7 +160,9 @@ def serve(
         batch=batch,
         replicas=replicas,
     )
-    serve_until_asked_to_end(locate(run, runs_folder(runs), _complain), options, lambda line: print(line, flush=True))
+    serve_until_asked_to_end(
+        locate_recogniser(run, runs_folder(runs), _complain), options, lambda line: print(line, flush=True)
+    )
 
 
 def _predict_one(request: PredictRequest, source: str, video: Path | None, *, quiet: bool) -> VideoPrediction:

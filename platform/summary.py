@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # Ray Tune and Optuna take a second and a half to import, bef
     from starlab.platform.evaluation import EvaluationResult
     from starlab.platform.search.search import SearchResult
 
+_NO_ACTIONS = "not learned (train.action_loss_weight is 0)"
 _SELECTED = {
     "validation": "validation",
     "test": "best checkpoint by the test part itself (optimistic)",
@@ -32,7 +33,7 @@ def result_lines(result: RunResult) -> list[str]:
     ]
     if not result.learned_actions:
         start = f"start another run from it: train.init_from={result.run_id}"
-        accuracy = [f"actions    not learned (train.action_loss_weight is 0); {start}  ({done})"]
+        accuracy = [f"actions    {_NO_ACTIONS}; {start}  ({done})"]
     return [
         *accuracy,
         *_joint_lines(metrics, TEST),
@@ -55,6 +56,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
         f"({result.clips} clips, checkpoint of step {result.step})",
         *_joint_lines(metrics, ""),
         *([look] if look else []),
+        *([] if result.learned_actions else [f"actions    {_NO_ACTIONS}: these accuracies are those of guessing"]),
         *(
             [f"MLflow     not up to date ({result.tracking_problem}); later: starlab sync {result.run_id}"]
             if result.tracking_problem

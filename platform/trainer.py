@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray.train import UserCallback
 
-from starlab.experiments.spec import Spec
+from starlab.experiments.spec import Spec, spec_from_dict
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.platform.attempt import train_to_end
@@ -245,5 +245,5 @@ def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str 
         mlflow_run_id=tracked.run_id if tracked else None,
         tracking_problem=problem,
         replayed_differently=count_differences(folder.path / FILE),
-        learned_actions=folder.read_json(SPEC)["train"].get("action_loss_weight") != 0,
+        learned_actions=spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC)).train.learns_actions,
     )

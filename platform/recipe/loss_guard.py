@@ -81,7 +81,7 @@ class LossGuard:
         """Copy the buffers before a forward pass, because a bad one leaves NaN in the running statistics of batch norm."""
         if self.config.on_bad_loss != "skip":
             return
-        if not self._buffers:  # once: to walk through all modules takes the host a part of every step
+        if not self._buffers:  # once: walking through all modules costs host time in every step
             self._buffers = list(model.buffers())
             self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
         if self._buffers:

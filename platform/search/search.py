@@ -25,7 +25,7 @@ from pathlib import Path
 
 from starlab.experiments.spec import SearchSpec
 from starlab.pipelines.clip import DataError
-from starlab.platform.errors import RunFailedError
+from starlab.platform.errors import RunFailedError, UserError
 from starlab.platform.package import code_hash, package_root
 from starlab.platform.preemption import close_unfinished
 from starlab.platform.preflight import check_spec, join_cluster, open_data, split_parts
@@ -173,8 +173,10 @@ def check_search(spec: SearchSpec) -> tuple[Objective, ...]:
     """Check what the types of a search cannot check, before anything is started. Returns its objectives.
 
     Raises:
-        UserError: no such sampler, objective or storage, or one that does not fit the others.
+        UserError: no such sampler, objective or storage, or one that does not fit the others; or no actions are learned.
     """
+    if not spec.base.train.learns_actions:
+        raise UserError("train.action_loss_weight is 0, so a search would compare actions that no trial learns; use 1")
     objectives = objectives_of(spec)
     make_sampler(spec.search.sampler, spec.search.seed, Space(spec.space), len(objectives))
     make_rungs(spec, objectives)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from starlab.experiments.ablation import AblationSpec, Row
-from starlab.experiments.catalog import experiment_names
+from starlab.experiments.catalog import experiment_names, read_experiment
 from starlab.experiments.spec import Spec
 from starlab.models.star import StarTransformer
 from starlab.models.state import fitting
 from starlab.platform.errors import UserError
-from starlab.platform.runs.folder import RunFolder
+from starlab.platform.runs.folder import SPEC, RunFolder
 from starlab.platform.runs.records import InitialWeights
 from starlab.platform.serving.recogniser import locate
 from starlab.platform.worker.initial_weights import FILE
@@ -67,9 +68,16 @@ def find_origin(name: str, runs: Path) -> Origin:
     try:
         found = locate(name, runs).load()
     except UserError as error:
-        train_it = f"; it is an experiment: starlab train {name}" if name in experiment_names() else ""
-        raise UserError(f"train.init_from is {name!r}: {error}{train_it}") from None
+        why = f"this experiment has no run under {runs} yet; train it first: starlab train {name}"
+        raise UserError(f"train.init_from is {name!r}: {why if _awaits_training(name, runs) else error}") from None
     return Origin(name, found.model.state_dict(), found.classes, found.spec.data.facts().skeleton.name)
+
+
+def _awaits_training(name: str, runs: Path) -> bool:
+    """Return whether this is a packaged experiment for `starlab train` that has no run."""
+    if name not in experiment_names() or any(runs.glob(f"{name}-*")):
+        return False
+    return not read_experiment(name).keys() & {"rows", "space"}
 
 
 def with_digest(spec: Spec, runs: Path) -> Spec:
@@ -84,22 +92,53 @@ def with_digest(spec: Spec, runs: Path) -> Spec:
 
 
 def with_digests(spec: AblationSpec, runs: Path) -> AblationSpec:
-    """Fill in `train.init_digest` in the base of an ablation and in each row that names a model of its own.
+    """Fill in `train.init_digest` of the base of an ablation, and of each row that names a model of its own.
+
+    If a model is not found any more, the digest that an earlier call of this ablation stored is taken, so that it goes on.
 
     Raises:
-        UserError: A model does not exist.
+        UserError: A model does not exist, or two rows are the same experiment because they start from the same weights.
     """
     found: dict[str, str] = {}
+
+    def digest(name: str) -> str:
+        if name not in found:
+            try:
+                found[name] = find_origin(name, runs).digest
+            except UserError as error:
+                stored = _stored_digests(spec.name, name, runs)
+                if len(stored) != 1:
+                    raise UserError(f"{error}; a row can name another model, in a copy of the experiment's file") from None
+                [found[name]] = stored
+        return found[name]
 
     def filled(row: Row) -> Row:
         if "train.init_from" not in row.set or "train.init_digest" in row.set:
             return row
         name = row.set["train.init_from"]
-        if name is not None and name not in found:
-            found[name] = find_origin(name, runs).digest
-        return replace(row, set={**row.set, "train.init_digest": None if name is None else found[name]})
+        return replace(row, set={**row.set, "train.init_digest": None if name is None else digest(name)})
 
-    return replace(spec, base=with_digest(spec.base, runs), rows=tuple(filled(row) for row in spec.rows))
+    base, train = spec.base, spec.base.train
+    if train.init_from is not None and train.init_digest is None:
+        base = replace(base, train=replace(train, init_digest=digest(train.init_from)))
+    full = replace(spec, base=base, rows=tuple(filled(row) for row in spec.rows))
+    names: dict[str, str] = {}
+    for row in full.rows:
+        other = names.setdefault(full.spec_of(row, full.seeds[0]).run_id(""), row.name)
+        if other != row.name:
+            raise UserError(f"{spec.name}: rows {other!r} and {row.name!r} start from the same weights and are one experiment")
+    return full
+
+
+def _stored_digests(ablation: str, origin: str, runs: Path) -> set[str]:
+    """Return the digests of a model that ablations of this name have stored with their base or a row."""
+    digests: set[str] = set()
+    for path in runs.glob(f"{ablation}-*/{SPEC}"):
+        stored = json.loads(path.read_text())
+        settings = [{f"train.{key}": value for key, value in stored["train"].items()}]
+        settings += [row["set"] for row in stored.get("rows", [])]
+        digests |= {one["train.init_digest"] for one in settings if one.get("train.init_from") == origin}
+    return digests - {None}
 
 
 def place_initial_weights(folder: RunFolder, spec: Spec, runs: Path) -> InitialWeights | None:

@@ -11,6 +11,7 @@ from starlab.platform.errors import UserError
 from starlab.platform.recipe.metrics import is_better
 from starlab.platform.runs.folder import SPEC, RunFolder, find_runs
 from starlab.platform.runs.records import FINGERPRINT, MlflowState
+from starlab.platform.serving.recogniser import refuse_without_actions
 from starlab.platform.tracking.mlflow_client import fail_fast
 from starlab.platform.tracking.sender import stored_uri
 
@@ -42,13 +43,14 @@ def promote(name: str, alias: str, runs: Path, say: Callable[[str], None] = lamb
         say: Called with a line about each run that cannot be read.
 
     Raises:
-        UserError: There is no such run, its model is not in MLflow, the runs of the experiment cannot be compared, or MLflow
-            does not accept the alias or does not answer.
+        UserError: There is no such run, it learned no actions, its model is not in MLflow, the runs of the experiment cannot be
+            compared, or MLflow does not accept the alias or does not answer.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     folder = _best(name, find_runs(runs, name, say))
+    refuse_without_actions(folder.path.name, spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC)))
     state = folder.read(MlflowState)
     if state is None or state.model_version is None:
         raise UserError(f"the model of {folder.path.name} is not in MLflow yet; send it with: starlab sync {folder.path.name}")

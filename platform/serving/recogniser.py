@@ -153,6 +153,30 @@ def locate(name: str, runs: Path, say: Callable[[str], None] = lambda _: None) -
     return Place(folder.path.name, folder.path, None)
 
 
+def locate_recogniser(name: str, runs: Path, say: Callable[[str], None] = lambda _: None) -> Place:
+    """Find the model that `name` means, as `locate`, to recognise actions with it.
+
+    Raises:
+        UserError: As `locate`; also if the model learned no actions.
+    """
+    place = locate(name, runs, say)
+    refuse_without_actions(place.name, place.card().spec)
+    return place
+
+
+def refuse_without_actions(name: str, spec: Spec) -> None:
+    """Refuse a model that learned the joints alone.
+
+    Raises:
+        UserError: `train.action_loss_weight` was 0.
+    """
+    if not spec.train.learns_actions:
+        raise UserError(
+            f"{name} learned no actions (train.action_loss_weight is 0), so it cannot recognise any; "
+            f"train a run that starts from it: starlab train EXPERIMENT train.init_from={name}"
+        )
+
+
 def _card_of_run(folder: RunFolder) -> ModelCard:
     spec, result = spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC)), folder.require(Result)
     return ModelCard(

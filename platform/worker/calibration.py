@@ -39,10 +39,11 @@ def calibrate(task: TrainTask, best: Mapping[str, float], test: Evaluation | Non
         test: Predictions of the test part; None if it was not evaluated.
 
     Returns:
-        None if nothing was held out, or if the kept predictions are missing or those of other weights.
+        None if nothing was held out, if no actions were learned, or if the kept predictions are missing or those of other
+        weights.
     """
     path = task.folder.artifacts / FILE
-    if not best or not path.is_file():
+    if not best or not task.spec.train.learns_actions or not path.is_file():
         return None
     _, evaluation, _ = read_predictions(path)
     if not math.isclose(evaluation.metrics()["loss"], best["loss"], rel_tol=1e-4, abs_tol=1e-6):

@@ -37,7 +37,8 @@ def import_from_checkout() -> None:
 
 
 def parts_of(bench: Bench, wanted: Sequence[str]) -> list[Part]:
-    """The parts in their order. Shares are those of a GPU, where compiling takes most of the time of the last two."""
+    """The parts in their order. Shares are those of a GPU, where compiling takes most of the time of the longest two."""
+    from gpu.batch_norm import batch_norm_rows
     from gpu.correctness import correctness_rows
     from gpu.gains import gain_rows
     from gpu.report import Part
@@ -49,7 +50,8 @@ def parts_of(bench: Bench, wanted: Sequence[str]) -> list[Part]:
         Part("card", 0.04, lambda: card_rows(bench)),
         Part("correctness", 0.16, lambda: correctness_rows(bench)),
         Part("shipped", 0.25, lambda: shipped_rows(bench)),
-        Part("gains", 0.37, lambda: gain_rows(bench)),
+        Part("gains", 0.33, lambda: gain_rows(bench)),
+        Part("batch-norm", 0.04, lambda: batch_norm_rows(bench)),
         Part("training", 0.13, lambda: training_rows(bench)),
         Part("profile", 0.05, lambda: profile_rows(bench)),
     ]

@@ -19,7 +19,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.nn.functional import scaled_dot_product_attention
 
 HERE = Path(__file__).parent
-PARTS = ["card", "correctness", "shipped", "gains", "training", "profile"]
+PARTS = ["card", "correctness", "shipped", "gains", "batch-norm", "training", "profile"]
 BARE = """
 import runpy, sys
 sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]

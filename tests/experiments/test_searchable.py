@@ -58,6 +58,7 @@ def test_a_space_over_a_protocol_is_refused(tmp_path: Path) -> None:
         ("{name: {choice: [a, b]}}", "where a run computes"),
         ("{data.store: {choice: [a, b]}}", "where the data are"),
         ("{data.decode: {choice: [cluster, worker]}}", "where clips are decoded"),
+        ("{train.init_from: {choice: [a, b]}}", "one model that its trials start from"),
         ("{data.test_crop: {float: [0.5, 0.9]}}", "only the test part"),
         ("{train.profile: {choice: [true, false]}}", "would be one run"),
     ],

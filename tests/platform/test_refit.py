@@ -122,6 +122,11 @@ def test_a_refit_without_selection_on_validation_is_refused(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_a_refit_of_a_run_that_learns_no_actions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no action is learned by which a refit could choose"):
+        refit(tiny("model.pose=learned", "train.action_loss_weight=0", "data.select=last"), runs=tmp_path)
+
+
 def test_nothing_held_out_needs_select_last() -> None:
     with pytest.raises(SpecError, match=r"use data\.select=last"):
         tiny("data.validation_fraction=0")

@@ -15,6 +15,8 @@ def figures(report: Report) -> list[Row]:
     for row in report.rows("card"):
         unit = "TFLOP/s" if "tflops" in row else "GB/s"
         add(table, row["what"], row.get("tflops", row.get("gb_per_second")), unit)
+    for row in report.rows("batch-norm"):
+        add(table, row["what"], row["maps"], "maps moved")
     checks = [
         row for part in report.parts for row in report.rows(part) if part in ("correctness", "gains") and "reached" in row
     ]

@@ -321,6 +321,12 @@ class _FreeFolders(TrialFolders):
         return self.search
 
 
+def test_a_search_whose_trials_learn_no_actions_is_refused(tmp_path: Path) -> None:
+    spec = search(tmp_path, LAYERS, "model.pose=learned", "train.action_loss_weight=0")
+    with pytest.raises(UserError, match="would compare actions that no trial learns"):
+        check_search(spec)
+
+
 def test_a_storage_that_cannot_be_opened_is_one_line_without_its_password(tmp_path: Path) -> None:
     for address in (
         "postgresql+psycopg2://me:pa55word@127.0.0.1:1/x",

@@ -87,6 +87,11 @@ def test_more_than_the_schedule_cannot_change(run: RunResult, runs: Path, change
         train(longer(run, **changes), runs=runs, extend=run.run_id)
 
 
+def test_whether_actions_are_learned_cannot_change(run: RunResult) -> None:
+    with pytest.raises(UserError, match=r"train.action_loss_weight is 0.0, but run .* has 1.0; --extend cannot change it"):
+        extended_spec(longer(run, action_loss_weight=0.0), RunFolder(run.folder))
+
+
 def test_another_model_and_other_data_are_refused(run: RunResult, runs: Path) -> None:
     spec = longer(run)
     with pytest.raises(UserError, match=r"model.layers is 2, but run .* has 1; --extend cannot change it"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,15 @@ from starlab.experiments.ablation import Row, load_ablation
 from starlab.experiments.spec import Spec, SpecError, load_spec, spec_from_dict
 from starlab.models.star import StarTransformer
 from starlab.platform.errors import UserError
+from starlab.platform.evaluation import evaluate_run
 from starlab.platform.recipe.optimizer import make_optimizer
 from starlab.platform.runs.folder import SPEC, RunFolder
-from starlab.platform.runs.records import InitialWeights
+from starlab.platform.runs.records import InitialWeights, Result
 from starlab.platform.serving.initial_weights import digest_of, initial_lines, place_initial_weights, with_digest, with_digests
+from starlab.platform.serving.promotion import promote
+from starlab.platform.serving.recogniser import locate, locate_recogniser
 from starlab.platform.serving.registry import load_model
-from starlab.platform.summary import result_lines
+from starlab.platform.summary import evaluation_lines, result_lines
 from starlab.platform.trainer import RunResult, train
 from starlab.platform.worker.initial_weights import copy_weights
 
@@ -94,7 +98,8 @@ def test_a_run_that_has_its_weights_needs_their_origin_no_more(tmp_path: Path) -
     [
         ("nowhere.safetensors", "train.init_from is .*nowhere.safetensors, which cannot be read as safetensors"),
         ("no-such-run", "train.init_from is 'no-such-run': no run or experiment 'no-such-run'"),
-        ("demo_pretrain_joints", r"no run or experiment 'demo_pretrain_joints' .*: starlab train demo_pretrain_joints$"),
+        ("demo_pretrain_joints", r"has no run under .* yet; train it first: starlab train demo_pretrain_joints$"),
+        ("demo_temporal", r"no run or experiment 'demo_temporal' .* start one with: starlab demo$"),
     ],
 )
 def test_a_model_that_does_not_exist_is_refused(tmp_path: Path, name: str, says: str) -> None:
@@ -116,6 +121,33 @@ def test_an_ablation_knows_the_digests_of_the_models_that_its_base_and_its_rows_
     assert found == [digests["base"], digests["row"], None]
     (tmp_path / "row.safetensors").unlink()
     assert with_digests(filled, tmp_path) == filled  # which a digest in the file is enough for
+
+
+def test_an_ablation_goes_on_with_the_digest_that_it_stored_when_the_model_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "row.safetensors"
+    save_file(small_model().state_dict(), path)
+    read = load_ablation("demo_temporal")
+    rows = (Row(name="none"), Row(name="started", set={"train.init_from": str(path)}))
+    spec = dataclasses.replace(read, rows=rows, reference="none")
+    filled = with_digests(spec, tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot be read .*; a row can name another model, in a copy of the experiment's file"):
+        with_digests(spec, tmp_path)
+    for number, stored in enumerate((filled.to_dict(), filled.base.to_dict())):
+        (tmp_path / f"demo_temporal-{number}").mkdir()
+        (tmp_path / f"demo_temporal-{number}" / SPEC).write_text(json.dumps(stored))
+    assert with_digests(spec, tmp_path) == filled
+
+
+def test_rows_that_start_from_the_same_weights_by_two_names_are_refused(tmp_path: Path) -> None:
+    rows = []
+    state = small_model().state_dict()
+    for name in ("one", "other"):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        rows.append(Row(name=name, set={"train.init_from": str(tmp_path / f"{name}.safetensors")}))
+    spec = dataclasses.replace(load_ablation("demo_temporal"), rows=tuple(rows), reference="one")
+    with pytest.raises(UserError, match=r"rows 'one' and 'other' start from the same weights"):
+        with_digests(spec, tmp_path)
 
 
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
@@ -198,6 +230,13 @@ def test_a_run_starts_from_one_that_learned_the_joints_alone(run: RunResult, run
     )
     assert "joints     found" in said
     assert "top-1" not in said
+    assert RunFolder(learned.folder).require(Result).calibration is None
+    assert locate("joints", runs).name == learned.run_id
+    for refused in (lambda: locate_recogniser("joints", runs), lambda: promote("joints", "best", runs)):
+        with pytest.raises(UserError, match=rf"{learned.run_id} learned no actions .* train.init_from={learned.run_id}"):
+            refused()
+    evaluated = "\n".join(evaluation_lines(evaluate_run("joints", part="validation", runs=runs)))
+    assert "actions    not learned (train.action_loss_weight is 0): these accuracies are those of guessing" in evaluated
     started = train(dataclasses.replace(spec, train=dataclasses.replace(spec.train, init_from="joints", epochs=1)), runs=runs)
     record = RunFolder(started.folder).require(InitialWeights)
     assert record.new == {}
