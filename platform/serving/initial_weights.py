@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,13 +131,13 @@ def with_digests(spec: AblationSpec, runs: Path) -> AblationSpec:
 
 def _stored_digests(ablation: str, origin: str, runs: Path) -> set[str]:
     """Return the digests of a model that ablations of this name have stored with their base or a row."""
-    digests: set[str] = set()
+    digests: set[str | None] = set()
     for path in runs.glob(f"{ablation}-*/{SPEC}"):
-        stored = json.loads(path.read_text())
-        settings = [{f"train.{key}": value for key, value in stored["train"].items()}]
+        stored = RunFolder(path.parent).read_json(SPEC)
+        settings = [{f"train.{key}": value for key, value in stored.get("train", {}).items()}]
         settings += [row["set"] for row in stored.get("rows", [])]
-        digests |= {one["train.init_digest"] for one in settings if one.get("train.init_from") == origin}
-    return digests - {None}
+        digests |= {one.get("train.init_digest") for one in settings if one.get("train.init_from") == origin}
+    return {digest for digest in digests if digest is not None}
 
 
 def place_initial_weights(folder: RunFolder, spec: Spec, runs: Path) -> InitialWeights | None:
