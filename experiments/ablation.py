@@ -107,6 +107,19 @@ class AblationSpec:
         spec = spec_from_dict(raw, f"{self.name}: row {row.name!r}")
         return replace(spec, tracking=self.base.tracking)  # with its password, which `to_dict` left out
 
+    def twins(self) -> tuple[str, str] | None:
+        """The names of two rows that are the same experiment; None if there are none.
+
+        Raises:
+            SpecError: as `spec_of`.
+        """
+        names: dict[str, str] = {}
+        for row in self.rows:
+            other = names.setdefault(self.spec_of(row, self.seeds[0]).run_id(""), row.name)
+            if other != row.name:
+                return other, row.name
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """The ablation in plain JSON types, without passwords, in the form of its YAML file."""
         rows = [{"name": row.name, "set": dict(row.set), "paper": row.paper} for row in self.rows]
@@ -199,7 +212,6 @@ def _seeds(seeds: int | tuple[int, ...], where: str) -> tuple[int, ...]:
 
 def _check_rows(spec: AblationSpec, where: str) -> None:
     names: set[str] = set()
-    same: dict[str, str] = {}
     for row in spec.rows:
         if row.name in names:
             raise SpecError(f"{where}: two rows have the name {row.name!r}; rename one of them")
@@ -208,16 +220,15 @@ def _check_rows(spec: AblationSpec, where: str) -> None:
             raise SpecError(f"{where}: row {row.name!r} sets train.seed, but every row runs at the same seeds; use seeds: […]")
         if "name" in row.set:
             raise SpecError(f"{where}: row {row.name!r} sets 'name', which is the ablation's; remove the key")
-        try:
-            identity = spec.spec_of(row, spec.seeds[0]).run_id("")
-        except SpecError as error:
-            raise SpecError(f"{where}: {str(error).removeprefix(f'{spec.name}: ')}") from None
-        if identity in same:
-            raise SpecError(
-                f"{where}: rows {same[identity]!r} and {row.name!r} are the same experiment; remove one, or change a key of "
-                "data, model or train in it"
-            )
-        same[identity] = row.name
+    try:
+        twins = spec.twins()
+    except SpecError as error:
+        raise SpecError(f"{where}: {str(error).removeprefix(f'{spec.name}: ')}") from None
+    if twins:
+        raise SpecError(
+            f"{where}: rows {twins[0]!r} and {twins[1]!r} are the same experiment; remove one, or change a key of "
+            "data, model or train in it"
+        )
     if spec.reference not in names:
         raise SpecError(f"{where}: reference is {spec.reference!r}, which is not a row; rows: {', '.join(sorted(names))}")
     for other in spec.published:

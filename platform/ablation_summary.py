@@ -60,8 +60,8 @@ def forecast_lines(spec: AblationSpec, names: Sequence[str] = (), runs: str | Pa
         DataError, UserError: As `ablate`.
     """
     root, rows = runs_folder(runs), select_rows(spec, names)
-    spec = with_digests(spec, root)
     check_ablation(spec)
+    spec = with_digests(spec, root)
     costs = {row.name: forecast(spec.spec_of(row, spec.seeds[0]), root) for row in rows}
     lines, problems = [f"claim      {spec.claim}"], [problem for cost in costs.values() for problem in cost.problems]
     sections = [spec.spec_of(row, spec.seeds[0]).data for row in spec.rows]

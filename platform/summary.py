@@ -26,14 +26,14 @@ def result_lines(result: RunResult) -> list[str]:
     """Test accuracy of each class and of all clips, the run's folder, the MLflow run and the command that shows it."""
     metrics = result.metrics
     done = "complete already" if result.was_complete else f"{result.seconds:.0f} s"
-    accuracy = [
-        *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
-        "",
-        f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, {_selected(result)}  ({done})",
-    ]
-    if not result.learned_actions:
-        start = f"start another run from it: train.init_from={result.run_id}"
-        accuracy = [f"actions    {_NO_ACTIONS}; {start}  ({done})"]
+    if result.learned_actions:
+        accuracy = [
+            *(f"  {name:<26}{recall:7.1%}" for name, recall in result.per_class.items()),
+            "",
+            f"test top-1 {metrics[TEST_TOP1]:.3f}, mean class {metrics[TEST_MEAN_CLASS]:.3f}, {_selected(result)}  ({done})",
+        ]
+    else:
+        accuracy = [f"actions    {_NO_ACTIONS}; start another run from it: train.init_from={result.run_id}  ({done})"]
     return [
         *accuracy,
         *_joint_lines(metrics, TEST),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray.train import UserCallback
 
-from starlab.experiments.spec import Spec, spec_from_dict
+from starlab.experiments.spec import Spec
 from starlab.pipelines.clip import ClipSource
 from starlab.pipelines.splits import Parts
 from starlab.platform.attempt import train_to_end
@@ -22,7 +22,7 @@ from starlab.platform.extension import extended_spec, extension_lines, seed_from
 from starlab.platform.preemption import RunPreemptedError, end_on_signal
 from starlab.platform.preflight import check_spec, is_complete, is_finished, join_cluster, open_data, open_data_while_ray_starts
 from starlab.platform.runs.events import EventPrinter
-from starlab.platform.runs.folder import SPEC, RunFolder, find_run, runs_folder
+from starlab.platform.runs.folder import RunFolder, find_run, runs_folder
 from starlab.platform.runs.journal import FILE, count_differences
 from starlab.platform.runs.lease import Lease
 from starlab.platform.runs.lifecycle import close_run, open_run
@@ -99,7 +99,7 @@ class RunResult:
     """Why MLflow is not up to date; None if it is."""
     replayed_differently: int
     """Number of points of the curve whose value differed when a restart computed them again; 0 if resume is exact."""
-    learned_actions: bool = True
+    learned_actions: bool
     """False if `train.action_loss_weight` is 0: its accuracies are those of guessing."""
 
 
@@ -202,7 +202,8 @@ def run_training(request: RunRequest, *, say: Callable[[str], None] = lambda _: 
             if not request.is_trial:
                 write_best_model(folder)
             close_run(folder, "FINISHED")
-    return _result(folder, (datetime.now(UTC) - began).total_seconds(), was_complete, sender.problem)
+    seconds = (datetime.now(UTC) - began).total_seconds()
+    return _result(folder, spec, seconds, was_complete, sender.problem)
 
 
 def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callable[[str], None], live: bool) -> None:
@@ -227,7 +228,7 @@ def _train(request: RunRequest, placement: Placement, lease: Lease, say: Callabl
         train_to_end(task, placement, request.callbacks, lease.advance)
 
 
-def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str | None) -> RunResult:
+def _result(folder: RunFolder, spec: Spec, seconds: float, was_complete: bool, problem: str | None) -> RunResult:
     result, tracked = folder.require(Result), folder.read(MlflowState)
     metrics = {f"{VAL}{name}": value for name, value in result.val.items()}
     metrics |= {f"{TEST}{name}": value for name, value in (result.test or {}).items()}
@@ -245,5 +246,5 @@ def _result(folder: RunFolder, seconds: float, was_complete: bool, problem: str 
         mlflow_run_id=tracked.run_id if tracked else None,
         tracking_problem=problem,
         replayed_differently=count_differences(folder.path / FILE),
-        learned_actions=spec_from_dict(folder.read_json(SPEC), str(folder.path / SPEC)).train.learns_actions,
+        learned_actions=spec.train.learns_actions,
     )

@@ -109,8 +109,8 @@ def ablate(
     if accept_code and fresh:
         raise UserError("--accept-code uses the cells of another version of the code and --fresh trains them again; give one")
     wanted = {row.name for row in select_rows(spec, rows)}
-    spec = with_digests(spec, root)
     check_ablation(spec)
+    spec = with_digests(spec, root)
     data = open_all_data(spec, root, say)
     first = plan_cells(spec, data, root, say)
     _refuse_other_code(first, wanted, accept_code or fresh)

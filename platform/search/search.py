@@ -100,10 +100,10 @@ def search(
     """
     began = time.monotonic()
     root = runs_folder(runs)
-    spec = replace(spec, base=with_digest(spec.base, root))
     for point in ({}, *spec.edges()):
         check_spec(spec.spec_of(point))
     objectives = check_search(spec)
+    spec = replace(spec, base=with_digest(spec.base, root))
     source, _ = open_data(spec.base, root, say)
     for point in spec.edges():
         if not split_parts(spec.spec_of(point), source).train:

@@ -121,11 +121,8 @@ def with_digests(spec: AblationSpec, runs: Path) -> AblationSpec:
     if train.init_from is not None and train.init_digest is None:
         base = replace(base, train=replace(train, init_digest=digest(train.init_from)))
     full = replace(spec, base=base, rows=tuple(filled(row) for row in spec.rows))
-    names: dict[str, str] = {}
-    for row in full.rows:
-        other = names.setdefault(full.spec_of(row, full.seeds[0]).run_id(""), row.name)
-        if other != row.name:
-            raise UserError(f"{spec.name}: rows {other!r} and {row.name!r} start from the same weights and are one experiment")
+    if twins := full.twins():
+        raise UserError(f"{spec.name}: rows {twins[0]!r} and {twins[1]!r} start from the same weights and are one experiment")
     return full
 
 

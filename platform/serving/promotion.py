@@ -43,8 +43,8 @@ def promote(name: str, alias: str, runs: Path, say: Callable[[str], None] = lamb
         say: Called with a line about each run that cannot be read.
 
     Raises:
-        UserError: There is no such run, it learned no actions, its model is not in MLflow, the runs of the experiment cannot be
-            compared, or MLflow does not accept the alias or does not answer.
+        UserError: The run does not exist, learned no actions, or has no model in MLflow; the runs of the experiment cannot be
+            compared; or MLflow rejects the alias or does not answer.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -37,7 +37,7 @@ def import_from_checkout() -> None:
 
 
 def parts_of(bench: Bench, wanted: Sequence[str]) -> list[Part]:
-    """The parts in their order. Shares are those of a GPU, where compiling takes most of the time of the longest two."""
+    """The parts in their order. Shares are those of a GPU, where the two longest parts mostly compile."""
     from gpu.batch_norm import batch_norm_rows
     from gpu.correctness import correctness_rows
     from gpu.gains import gain_rows

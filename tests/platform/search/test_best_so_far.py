@@ -141,6 +141,7 @@ def test_the_end_line_counts_the_failed_trials(tmp_path: Path) -> None:
         mlflow_run_id=None,
         tracking_problem=None,
         replayed_differently=0,
+        learned_actions=True,
     )
     trials = [Trial(run=f"t-{n}", values={}, val_top1=0.5, epochs=4, whole=True) for n in range(3)]
 
